@@ -1,0 +1,344 @@
+"""The manifest: one row for every input, what was decided about it and why.
+
+A published manifest is an immutable folder, local or on S3: `part-*.parquet` holds the rows, `manifest.json` says what
+they are and is written last, so that a folder without it does not count. `Manifest.open` reads one, `publish` writes
+one; nothing else in the project writes manifest Parquet.
+
+The columns are the contract between curation and everything after it (DESIGN.md): add columns as stages measure more,
+never rename one without raising `SCHEMA_VERSION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from curation import storage
+from curation.errors import UserError
+
+SCHEMA_VERSION = 1
+INFO_FILE = "manifest.json"
+LATEST_FILE = "latest.json"
+
+TIME = pa.timestamp("us", tz="UTC")
+RIGHTS = pa.list_(
+    pa.struct(
+        [
+            ("signal", pa.string()),
+            ("value", pa.string()),
+            ("where", pa.string()),
+            ("observed_at", TIME),
+            ("verdict", pa.string()),
+        ]
+    )
+)
+SAFETY = pa.list_(pa.struct([("concept", pa.string()), ("score", pa.float32())]))
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+class Decision(StrEnum):
+    """What became of an input."""
+
+    KEPT = "kept"
+    DROPPED = "dropped"
+    HELD = "held"
+    FAILED = "failed"
+
+
+class Verdict(StrEnum):
+    """What the rights evidence of a row adds up to."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    UNKNOWN = "unknown"
+    ERROR = "error"
+
+
+class Reason(StrEnum):
+    """Why an input was decided as it was. An HTTP refusal is `http_<status>` and stands in no list."""
+
+    PASSED = "passed"
+    # failed: the bytes or the pixels never came
+    NOT_FOUND = "not_found"
+    UNREADABLE = "unreadable"
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TRUNCATED = "truncated"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    REFUSED_ADDRESS = "refused_address"
+    DNS = "dns"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    # dropped or held, by policy
+    OPTED_OUT = "opted_out"
+    OPTED_OUT_NEAR_COPY = "opted_out_near_copy"
+    LICENCE_NOT_ALLOWED = "licence_not_allowed"
+    LICENCE_UNSTATED = "licence_unstated"
+    TOO_SMALL = "too_small"
+    UNSAFE = "unsafe"
+    DUPLICATE_EXACT = "duplicate_exact"
+    DUPLICATE_PIXEL = "duplicate_pixel"
+    DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
+
+
+def schema(embedding_dim: int) -> pa.Schema:
+    """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`."""
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("uri", pa.string()),
+            ("dataset", pa.string()),
+            ("host", pa.string()),
+            ("domain", pa.string()),
+            ("fetched_at", TIME),
+            ("bytes", pa.int64()),
+            ("format", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("pixel_hash", pa.string()),
+            ("phash", pa.uint64()),
+            ("title", pa.string()),
+            ("creator", pa.string()),
+            ("licence", pa.string()),
+            ("licence_url", pa.string()),
+            ("rights", RIGHTS),
+            ("rights_verdict", pa.string()),
+            ("caption", pa.string()),
+            ("caption_source", pa.string()),
+            ("embedding", pa.list_(pa.float16(), embedding_dim)),
+            ("safety", SAFETY),
+            ("duplicate_of", pa.string()),
+            ("duplicate_kind", pa.string()),
+            ("similarity", pa.float32()),
+            ("decision", pa.string()),
+            ("stage", pa.string()),
+            ("reason", pa.string()),
+            ("rule", pa.string()),
+            ("score", pa.float64()),
+            ("threshold", pa.float64()),
+            ("detail", pa.string()),
+            ("image", IMAGE),
+        ]
+    )
+
+
+class PartFile(BaseModel):
+    """One Parquet file of a manifest."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    rows: int
+    sha256: str
+
+
+class RightsSource(BaseModel):
+    """One list or service that was asked about rights, and the state of it that was read."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    path: str
+    sha256: str
+    entries: int
+    read_at: datetime
+
+
+class ClipInfo(BaseModel):
+    """Which CLIP model made the embeddings."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    dim: int
+
+
+class ManifestInfo(BaseModel):
+    """The contents of `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    parent_id: str | None = None
+    name: str
+    created_at: datetime
+    code_version: str
+    job: dict[str, Any]
+    clip: ClipInfo
+    rows: int
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    rights: list[RightsSource]
+    files: list[PartFile]
+
+
+class Manifest:
+    """A published manifest, open for reading."""
+
+    def __init__(self, uri: str, info: ManifestInfo) -> None:
+        self.uri = uri
+        self.info = info
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @classmethod
+    def open(cls, uri: str) -> Manifest:
+        """Opens a manifest's folder, or the newest one in a folder of manifests.
+
+        Raises:
+            UserError: when there is none, when it was never published whole, or when its schema is newer than ours.
+        """
+        if not storage.exists(storage.join(uri, INFO_FILE)) and storage.exists(storage.join(uri, LATEST_FILE)):
+            uri = storage.join(uri, json.loads(storage.read_bytes(storage.join(uri, LATEST_FILE)))["folder"])
+        try:
+            raw = json.loads(storage.read_bytes(storage.join(uri, INFO_FILE)))
+        except FileNotFoundError:
+            raise UserError(
+                f"no manifest at {uri}",
+                field="manifest",
+                remedy="give a folder that holds manifest.json (or latest.json); `cleanplate curate` makes one",
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{uri}/{INFO_FILE} is not JSON: {error}", field="manifest") from None
+        version = raw.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise UserError(
+                f"the manifest at {uri} has schema version {version}; this cleanplate reads up to {SCHEMA_VERSION}",
+                field="manifest",
+                remedy="upgrade cleanplate, or curate again with this version",
+            )
+        return cls(uri, ManifestInfo.model_validate(raw))
+
+    def batches(
+        self, columns: Sequence[str] | None = None, *, decision: Decision | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows in manifest order, a row group at a time; only those of `decision` when it is given."""
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "decision"]))
+        for part in self.info.files:
+            system, path = storage.filesystem(storage.join(self.uri, part.name))
+            with pq.ParquetFile(path, filesystem=system) as file:
+                for batch in file.iter_batches(columns=wanted):
+                    rows = batch
+                    if decision is not None:
+                        rows = rows.filter(pc.equal(rows["decision"], decision.value))
+                    yield rows if columns is None else rows.select(list(columns))
+
+    def table(self, columns: Sequence[str] | None = None, *, decision: Decision | None = None) -> pa.Table:
+        """`batches` as one table."""
+        chosen = schema(self.info.clip.dim)
+        if columns is not None:
+            chosen = pa.schema([chosen.field(name) for name in columns])
+        return pa.Table.from_batches(list(self.batches(columns, decision=decision)), schema=chosen)
+
+    def verify(self) -> None:
+        """Reads every file again and compares it with `manifest.json`.
+
+        Raises:
+            UserError: for a file that is missing or whose bytes are not those that were published.
+        """
+        for part in self.info.files:
+            name = storage.join(self.uri, part.name)
+            try:
+                found = hashlib.sha256(storage.read_bytes(name)).hexdigest()
+            except FileNotFoundError:
+                raise UserError(f"{name} is missing", field="manifest", remedy="restore it or curate again") from None
+            if found != part.sha256:
+                raise UserError(
+                    f"{name} is not what was published (sha256 {found[:12]}… instead of {part.sha256[:12]}…)",
+                    field="manifest",
+                    remedy="restore the file or curate again: a manifest is never edited",
+                )
+
+
+def write_part(uri: str, rows: pa.Table) -> tuple[PartFile, str]:
+    """Writes rows as one Parquet file; returns its entry for `manifest.json` and the digest of its rows."""
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd", row_group_size=4096, store_schema=True)
+    data = buffer.getvalue()
+    storage.write_bytes(uri, data)
+    name = uri.rsplit("/", 1)[-1]
+    return PartFile(name=name, rows=rows.num_rows, sha256=hashlib.sha256(data).hexdigest()), digest_rows(rows)
+
+
+def publish(staging: str, output: str, info: ManifestInfo) -> Manifest:
+    """Makes a staged folder of parts a manifest: `manifest.json` goes in last, then the folder gets its final name.
+
+    The same manifest published twice is the first one: its folder is left alone and the staged one is removed.
+    """
+    folder = f"m-{info.id[:16]}"
+    target = storage.join(output, folder)
+    text = info.model_dump_json(indent=2).encode()
+    if storage.exists(storage.join(target, INFO_FILE)):
+        storage.remove_tree(staging)
+    elif storage.is_remote(output):
+        # Objects cannot be renamed together: the parts go first, and manifest.json makes them count.
+        storage.move_tree(staging, target)
+        storage.write_bytes(storage.join(target, INFO_FILE), text)
+    else:
+        storage.write_bytes(storage.join(staging, INFO_FILE), text)
+        storage.move_tree(staging, target)
+    latest = {"folder": folder, "id": info.id}
+    storage.write_bytes(storage.join(output, LATEST_FILE), json.dumps(latest).encode())
+    return Manifest.open(target)
+
+
+def manifest_id(job: dict[str, Any], part_digests: Sequence[str]) -> str:
+    """The id: a hash of the schema version, the resolved job without paths and worker counts, and the rows."""
+    h = hashlib.sha256()
+    h.update(json.dumps([SCHEMA_VERSION, job, list(part_digests)], sort_keys=True).encode())
+    return h.hexdigest()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def digest_rows(rows: pa.Table) -> str:
+    """sha256 of the values of a table, whatever wrote it.
+
+    Chunking, slack bytes under nulls and Parquet settings have no influence; the times of observation (`fetched_at`,
+    `rights[].observed_at`) are left out, so that two runs that saw the same things agree.
+    """
+    h = hashlib.sha256()
+    for name in rows.column_names:
+        if name == "fetched_at":
+            continue
+        h.update(f"{name}:{rows.num_rows};".encode())
+        column = rows[name].combine_chunks()
+        _digest_array(h, column.chunk(0) if isinstance(column, pa.ChunkedArray) else column)
+    return h.hexdigest()
+
+
+def _digest_array(h: Any, array: pa.Array) -> None:
+    h.update(np.packbits(np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=bool)).tobytes())
+    kind = array.type
+    if pa.types.is_struct(kind):
+        for field, child in zip(kind, array.flatten(), strict=True):
+            if field.name != "observed_at":
+                _digest_array(h, child)
+    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        if pa.types.is_list(kind):
+            lengths = pc.fill_null(pc.list_value_length(array), 0)
+            h.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        _digest_array(h, array.flatten())
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        filled = pc.fill_null(array.cast(pa.binary()), b"")
+        h.update(pc.binary_length(filled).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        h.update(b"".join(filled.to_pylist()))
+    elif pa.types.is_timestamp(kind):
+        h.update(pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    else:
+        values = array.drop_null().to_numpy(zero_copy_only=False)
+        h.update(values.astype(values.dtype.newbyteorder("<")).tobytes())

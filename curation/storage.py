@@ -1,0 +1,130 @@
+"""Local folders and S3 buckets behind the same few calls.
+
+A path is a local path or an `s3://bucket/key` URI. The endpoint and the credentials of S3 come from the environment
+(`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`), never from a
+job file. A single-object write is atomic in both worlds: a rename here, a PUT there.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs as pafs
+
+from curation.errors import UserError
+
+
+def is_remote(uri: str) -> bool:
+    """True for `s3://…`: what is not a path of this machine."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of `uri` and the path inside it.
+
+    Raises:
+        UserError: for a scheme other than a local path, `file://` or `s3://`.
+    """
+    if uri.startswith("s3://"):
+        return _s3(), uri.removeprefix("s3://").rstrip("/")
+    if is_remote(uri):
+        scheme = urlsplit(uri).scheme
+        raise UserError(f"no storage of the kind {scheme}://", remedy="use a local path or s3://bucket/key")
+    return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
+
+
+@lru_cache(maxsize=1)
+def _s3() -> pafs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    retries = pafs.AwsStandardS3RetryStrategy(max_attempts=5)
+    if endpoint is None:
+        return pafs.S3FileSystem(retry_strategy=retries)
+    parts = urlsplit(endpoint)
+    return pafs.S3FileSystem(
+        endpoint_override=parts.netloc,
+        scheme=parts.scheme,
+        region=os.environ.get("AWS_REGION", "us-east-1"),
+        retry_strategy=retries,
+    )
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/part`, for either kind of path."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a folder (on S3: any key below it) is there."""
+    system, path = filesystem(uri)
+    return bool(system.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def is_dir(uri: str) -> bool:
+    system, path = filesystem(uri)
+    return bool(system.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def list_files(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    """The files below a folder in name order; an absent folder has none."""
+    system, path = filesystem(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    return sorted((i for i in system.get_file_info(selector) if i.is_file), key=lambda i: i.path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError or OSError."""
+    system, path = filesystem(uri)
+    with system.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes the file whole or not at all; folders above it are made."""
+    if uri.startswith("s3://"):
+        system, path = filesystem(uri)
+        with system.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
+        return
+    target = Path(filesystem(uri)[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def move_tree(source: str, target: str) -> None:
+    """Moves a folder to a name that must not be taken: one rename locally, a copy of every object on S3.
+
+    Raises:
+        FileExistsError: when a local `target` is there already.
+    """
+    system, path = filesystem(source)
+    if isinstance(system, pafs.LocalFileSystem):
+        os.makedirs(os.path.dirname(filesystem(target)[1]), exist_ok=True)
+        try:
+            os.rename(path, filesystem(target)[1])
+        except OSError as error:
+            if exists(target):
+                raise FileExistsError(target) from error
+            raise
+        return
+    for info in list_files(source, recursive=True):
+        system.copy_file(info.path, filesystem(join(target, info.path.removeprefix(path + "/")))[1])
+    system.delete_dir(path)
+
+
+def remove_tree(uri: str) -> None:
+    """Removes a folder and everything below it; an absent one is fine."""
+    system, path = filesystem(uri)
+    if exists(uri):
+        system.delete_dir(path)
