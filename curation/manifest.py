@@ -77,6 +77,7 @@ class Reason(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     UNSUPPORTED_FORMAT = "unsupported_format"
     TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
     TOO_MANY_PIXELS = "too_many_pixels"
     REFUSED_ADDRESS = "refused_address"
     DNS = "dns"
@@ -110,6 +111,7 @@ def schema(embedding_dim: int) -> pa.Schema:
             ("height", pa.int32()),
             ("pixel_hash", pa.string()),
             ("phash", pa.uint64()),
+            ("colour_layout", pa.binary()),
             ("title", pa.string()),
             ("creator", pa.string()),
             ("licence", pa.string()),

@@ -1,0 +1,199 @@
+"""Fetching the original bytes of inputs: local files, S3 objects and URLs.
+
+Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. A URL is
+refused before any request when it leads to a private, loopback or link-local address, redirects included, unless the job
+allows it: a list of URLs from strangers must not make a cluster probe its own network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from pyarrow import fs as pafs
+from pydantic import BaseModel, ConfigDict, Field
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import Reason, now
+
+_MAX_REDIRECTS = 5
+_RETRY_STATUS = {500, 502, 503, 504}
+
+
+class FetchConfig(BaseModel):
+    """How bytes are fetched, and what is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int = Field(64 * 2**20, ge=1, description="a larger file fails as too_large")
+    timeout_s: float = Field(30, gt=0, description="for connecting, and for each wait on a URL's data, in seconds")
+    total_timeout_s: float = Field(120, gt=0, description="for one URL from first to last byte, in seconds")
+    retries: int = Field(2, ge=0, le=10, description="after a timeout, a broken connection or a 5xx; never a refusal")
+    connections: int = Field(16, ge=1, le=1024, description="URLs that one worker fetches at a time")
+    allow_private: bool = Field(False, description="admit private, loopback and link-local addresses")
+    user_agent: str = Field("cleanplate/0.1", description="say who is asking, and where you can be reached")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes of an input, or why there are none."""
+
+    data: bytes | None
+    at: datetime | None = None  # a file's modification time; for a URL, when it was asked
+    reason: str | None = None
+    detail: str | None = None
+
+
+class _Failure(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Fetcher:
+    """Fetches locations, URLs several at a time."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self._config = config
+
+    def __call__(self, locations: Sequence[str]) -> list[Fetched]:
+        """The bytes at each location, in order."""
+        if any(location.startswith(("http://", "https://")) for location in locations):
+            return list(self._threads.map(self._fetch, locations))
+        return [self._fetch(location) for location in locations]
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._config.connections)
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        limits = httpx.Limits(max_connections=self._config.connections)
+        headers = {"User-Agent": self._config.user_agent, "Accept": "image/*,*/*;q=0.1"}
+        return httpx.Client(timeout=self._config.timeout_s, limits=limits, headers=headers, trust_env=False)
+
+    def _fetch(self, location: str) -> Fetched:
+        try:
+            if location.startswith(("http://", "https://")):
+                return Fetched(self._retried(lambda: self._url(location)), now())
+            return self._file(location)
+        except _Failure as failure:
+            return Fetched(None, None, failure.reason, failure.detail)
+
+    def _file(self, location: str) -> Fetched:
+        try:
+            system, path = storage.filesystem(location)
+            info = system.get_file_info(path)
+            if info.type == pafs.FileType.NotFound or not location:
+                raise _Failure(Reason.NOT_FOUND, "no file there")
+            if not info.is_file:
+                raise _Failure(Reason.UNREADABLE, "not a regular file")
+            if info.size > self._config.max_bytes:
+                raise _Failure(Reason.TOO_LARGE, f"{info.size} bytes")
+            data = storage.read_bytes(location)
+        except UserError as error:
+            raise _Failure(Reason.UNREADABLE, error.message) from None
+        except FileNotFoundError:
+            raise _Failure(Reason.NOT_FOUND, "no file there") from None
+        except OSError as error:
+            raise _Failure(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
+        return Fetched(data, info.mtime)
+
+    def _retried(self, attempt: Callable[[], bytes]) -> bytes:
+        for delay in [0.5 * 2**n for n in range(self._config.retries)]:
+            try:
+                return attempt()
+            except _Failure as failure:
+                status = failure.reason.removeprefix("http_")
+                passing = failure.reason in (Reason.TIMEOUT, Reason.CONNECTION) or (
+                    status.isdigit() and int(status) in _RETRY_STATUS
+                )
+                if not passing:
+                    raise
+                time.sleep(delay)
+        return attempt()
+
+    def _url(self, url: str) -> bytes:
+        deadline = time.monotonic() + self._config.total_timeout_s
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._admit(url)
+            try:
+                with self._client.stream("GET", url) as response:
+                    if response.is_redirect:
+                        url = urljoin(url, response.headers.get("location", ""))
+                        continue
+                    if response.status_code != 200:
+                        raise _Failure(f"http_{response.status_code}", url)
+                    return self._body(response, deadline)
+            except httpx.TimeoutException:
+                raise _Failure(Reason.TIMEOUT, url) from None
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+                raise _Failure(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
+        raise _Failure(Reason.CONNECTION, f"more than {_MAX_REDIRECTS} redirects")
+
+    def _body(self, response: httpx.Response, deadline: float) -> bytes:
+        parts, size = [], 0
+        for part in response.iter_bytes():
+            size += len(part)
+            if size > self._config.max_bytes:
+                raise _Failure(Reason.TOO_LARGE, f"more than {self._config.max_bytes} bytes")
+            if time.monotonic() > deadline:
+                raise _Failure(Reason.TIMEOUT, f"not complete after {self._config.total_timeout_s:g} s")
+            parts.append(part)
+        return b"".join(parts)
+
+    def _admit(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise _Failure(Reason.REFUSED_ADDRESS, f"not an http(s) URL: {url}")
+        try:
+            found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError, ValueError):
+            raise _Failure(Reason.DNS, parts.hostname) from None
+        if self._config.allow_private:
+            return
+        for *_, address in found:
+            if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+                raise _Failure(Reason.REFUSED_ADDRESS, f"{parts.hostname} is {address[0]}")
+
+
+def row_id(uri: str, data: bytes | None) -> str:
+    """The manifest's `id`: sha256 of the bytes, or of `uri:` and the uri where the bytes never came."""
+    return hashlib.sha256(data if data is not None else f"uri:{uri}".encode()).hexdigest()
+
+
+def host_and_domain(uri: str) -> tuple[str | None, str | None]:
+    """A URL's host and its registrable domain by the Public Suffix List; both None for a file."""
+    if not uri.startswith(("http://", "https://")):
+        return None, None
+    try:
+        host = urlsplit(uri).hostname
+    except ValueError:
+        return None, None
+    if not host:
+        return None, None
+    return host, _suffixes()(host).top_domain_under_public_suffix or host
+
+
+_extract: Any = None
+
+
+def _suffixes() -> Any:
+    global _extract
+    if _extract is None:
+        import tldextract
+
+        # The list that the package ships: curation must not depend on what a download says today.
+        _extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    return _extract

@@ -1,0 +1,197 @@
+"""Where inputs are listed: a folder of pictures, or a table of paths and URLs.
+
+A source turns into one Arrow table with a row for every input, in a stated order, whatever the inputs later turn out
+to be. It reads names and metadata only; bytes are fetched by `fetch`.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import TIME
+
+INPUTS = pa.schema(
+    [
+        ("uri", pa.string()),  # its name in the manifest: relative inside a local folder, else the full URL
+        ("location", pa.string()),  # where its bytes are
+        ("dataset", pa.string()),
+        ("size", pa.int64()),  # of local and S3 files: with `modified` it tells a changed file from the old one
+        ("modified", TIME),
+        ("title", pa.string()),
+        ("creator", pa.string()),
+        ("licence", pa.string()),
+        ("licence_url", pa.string()),
+        ("metadata", pa.map_(pa.string(), pa.string())),  # every other column of the metadata table, as text
+    ]
+)
+STATED = ("title", "creator", "licence", "licence_url")
+_ALIASES = {"license": "licence", "license_url": "licence_url", "author": "creator"}
+
+
+class Source(Protocol):
+    """A listing of inputs."""
+
+    def inputs(self) -> pa.Table:
+        """The inputs with the columns of `INPUTS`.
+
+        Raises:
+            UserError: when the listing itself cannot be read.
+        """
+        ...
+
+
+class FolderSource(BaseModel):
+    """Every file below a folder, in name order; hidden files and the metadata table itself are not inputs.
+
+    A row of the metadata table that names a file which is not there is an input too, and fails as `not_found`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field(description="folder or s3:// prefix with the pictures")
+    metadata: str | None = Field(
+        None, description="CSV or Parquet table with `path` (below the folder), title, creator, licence, licence_url, …"
+    )
+    dataset: str = Field("folder", description="name of the collection, for the manifest's `dataset` column")
+
+    def inputs(self) -> pa.Table:
+        if not storage.is_dir(self.path):
+            raise UserError(
+                f"no folder at {self.path}", field="source.path", remedy="give the folder that holds the pictures"
+            )
+        root = storage.filesystem(self.path)[1]
+        remote = storage.is_remote(self.path)
+        table_path = None if self.metadata is None else storage.filesystem(self.metadata)[1]
+        files = {
+            name: info
+            for info in storage.list_files(self.path, recursive=True)
+            if not any(part.startswith(".") for part in (name := info.path[len(root) :].lstrip("/")).split("/"))
+            and info.path != table_path
+        }
+        rows = {} if self.metadata is None else _rows_by_path(self.metadata, "source.metadata")
+        names = sorted(files.keys() | rows.keys())
+        if not names:
+            raise UserError(f"the folder {self.path} is empty", field="source.path", remedy="put pictures into it")
+        return _table(
+            {
+                "uri": storage.join(self.path, name) if remote else name,
+                "location": storage.join(self.path if remote else root, name),
+                "dataset": self.dataset,
+                "size": files[name].size if name in files else None,
+                "modified": files[name].mtime if name in files else None,
+                **rows.get(name, {}),
+            }
+            for name in names
+        )
+
+
+class TableSource(BaseModel):
+    """A CSV, TSV or Parquet table with a column of URLs (`http(s)://`, `s3://`) or local paths, in table order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["table"] = "table"
+    path: str = Field(description="the table, local or s3://")
+    column: str | None = Field(None, description="column with the locations; `url`, `uri` or `path` when not given")
+    dataset: str = Field("table", description="name of the collection, for the manifest's `dataset` column")
+
+    def inputs(self) -> pa.Table:
+        table = read_table(self.path, "source.path")
+        column = self.column or next((c for c in ("url", "uri", "path") if c in table.column_names), None)
+        if column is None or column not in table.column_names:
+            raise UserError(
+                f"the table has no column {self.column or 'url, uri or path'}; it has {', '.join(table.column_names)}",
+                field="source.column",
+                remedy="name the column that holds the locations",
+            )
+        if table.num_rows == 0:
+            raise UserError(f"the table {self.path} has no rows", field="source.path", remedy="list some inputs in it")
+        folder = self.path.rpartition("/")[0]
+        rows = []
+        for row in table.to_pylist():
+            uri = str(row.pop(column) or "")
+            local = not storage.is_remote(uri) and not uri.startswith("/")
+            location = storage.join(folder, uri) if local and folder else uri
+            rows.append({"uri": uri, "location": location, "dataset": self.dataset, **_stated(row)})
+        return _table(rows)
+
+
+SourceConfig = Annotated[FolderSource | TableSource, Field(discriminator="kind")]
+
+
+def read_table(path: str, field: str) -> pa.Table:
+    """A CSV, TSV or Parquet file with every column of a CSV as text.
+
+    Raises:
+        UserError: naming `field`, when the file is absent or is not such a table.
+    """
+    try:
+        data = storage.read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"no table at {path}", field=field, remedy="give a .csv, .tsv or .parquet file") from None
+    try:
+        if path.endswith((".parquet", ".pq")):
+            return pq.read_table(io.BytesIO(data))
+        delimiter = "\t" if path.endswith(".tsv") else ","
+        parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        names = pacsv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
+        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+        return pacsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} cannot be read as a table: {error}", field=field, remedy="check its header and its quoting"
+        ) from None
+
+
+def _rows_by_path(path: str, field: str) -> dict[str, dict[str, Any]]:
+    table = read_table(path, field)
+    if "path" not in table.column_names:
+        raise UserError(
+            f"{path} has no column `path`; it has {', '.join(table.column_names)}",
+            field=field,
+            remedy="add a column `path` with each picture's place below the folder",
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    for row in table.to_pylist():
+        name = str(row.pop("path") or "").removeprefix("./")
+        if name in rows:
+            raise UserError(f"{path} names {name} twice", field=field, remedy="keep one row for each picture")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{path} names {name}, outside the folder", field=field, remedy="use paths below it")
+        rows[name] = _stated(row)
+    return rows
+
+
+def _stated(row: dict[str, Any]) -> dict[str, Any]:
+    """Splits a metadata row into the manifest's own columns and the rest."""
+    stated: dict[str, Any] = {}
+    rest = []
+    for name, value in row.items():
+        if value is None or value == "":
+            continue
+        column = _ALIASES.get(name.lower(), name.lower())
+        if column in STATED:
+            stated.setdefault(column, str(value))
+        else:
+            rest.append((column, str(value)))
+    return {**stated, "metadata": rest}
+
+
+def _table(rows: Any) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=INPUTS)
+
+
+def reconcile(inputs: pa.Table, rows: pa.Table) -> None:
+    """Checks that the manifest's rows are the inputs, one for one and in order. Raises AssertionError."""
+    if not pc.all(pc.equal(inputs["uri"].combine_chunks(), rows["uri"].combine_chunks())).as_py():
+        raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")

@@ -1,0 +1,62 @@
+"""The only place that calls `ray.init`.
+
+A command that was submitted to a cluster, or that finds `RAY_ADDRESS`, joins that cluster; any other starts its own,
+on this machine and for its own lifetime. Both have token authentication on: Ray's control plane runs whatever code it
+is sent, and it does not listen on loopback alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def connect(*, cpus: int = 1, gpus: float = 0, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
+    """A Ray cluster for the duration of a `with` block.
+
+    Args:
+        cpus: logical CPUs that the command needs at once; a local cluster gets at least as many.
+        gpus: GPUs that the command needs at once; only asked of, never invented for, a cluster.
+        runtime_env: what every worker needs beside this checkout's packages.
+    """
+    _quiet()
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        # Ray's sockets live below the folder, and a socket's path is limited to 107 characters.
+        options["_temp_dir"] = f"/tmp/cleanplate-{os.getuid()}"
+        options["include_dashboard"] = False
+        options["num_cpus"] = max(cpus, os.cpu_count() or 1)
+    ray.init(runtime_env=runtime_env, **options)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Settings that Ray reads when it is imported or when a worker starts."""
+    for name, value in {
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,19 @@
+"""What all tests share: no model hub, and one Ray cluster a session for those that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster of four logical CPUs, the one that commands run in this process join too."""
+    from pipelines.cluster import connect
+
+    with connect(cpus=4):
+        yield
