@@ -1,0 +1,15 @@
+"""Training: from a manifest's kept rows to a bundle, a model that serving can rebuild and anyone can check.
+
+What is here: the job (`job`), the mathematics (`schedules`, `objective`, `randomness`, `ema`, `sampling`), the network
+and its conditioning (`unet`, `text`), the data in memory (`data`), the loop (`loop`) with its checkpoints
+(`checkpoint`), the contract with serving (`bundle`, `card`), MLflow (`tracking`) and the Ray Train glue (`launch`).
+
+May import: `curation.manifest`, `curation.errors`, `curation.storage`, `curation.torchvision_ops`, and nothing else of
+ours. Only `launch` knows Ray and only `tracking` knows MLflow; the mathematics and the loop run in a plain process.
+`bundle`, `sampling`, `text`, `unet`, `schedules`, `objective` and `tracking` are what serving uses.
+
+To add a noise schedule: a config class with `kind` and `betas()` in `schedules.py`, and its name in the union there.
+To add a prediction type: a branch in each conversion of `objective.py`. To add a U-Net preset: a row in the table of
+`unet.py`. To add a sampler: its name in `sampling.SAMPLERS` and a branch in `sampling._solver`. Anything random: a
+purpose in `randomness.Purpose`, never a generator with a state.
+"""

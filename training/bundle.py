@@ -1,0 +1,256 @@
+"""The bundle: what training hands to serving. A folder, self-contained, in diffusers' layout, without a pickle.
+
+    unet/                 config.json, diffusion_pytorch_model.safetensors: the EMA weights, a plain diffusers model
+    scheduler/            scheduler_config.json: a DDIMScheduler with the schedule as explicit betas
+    text_encoder/         the text tower's folder (`training.text`)
+    self_test.png         what the model drew when it was written
+    README.md             the model card
+    cleanplate.json       `BundleInfo`, written last: a folder without it is no bundle
+
+The first three load without our code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from curation.errors import UserError
+from training.card import model_card
+from training.objective import Prediction
+from training.sampling import SamplingParams, sample
+from training.text import TextEncoder
+
+SCHEMA_VERSION = 1
+INFO_FILE = "cleanplate.json"
+CAPTION_CAP = 2000
+
+
+class SelfTest(BaseModel):
+    """A picture drawn when the bundle was written: whoever loads it can draw it again."""
+
+    model_config = ConfigDict(frozen=True)
+    prompt: str
+    seed: int
+    params: SamplingParams
+    sha256: str = Field(description="of the picture's uint8 pixels (H, W, 3)")
+
+
+class BundleInfo(BaseModel):
+    """The contents of `cleanplate.json`: what the model is, what it was made from, and what is in the folder."""
+
+    model_config = ConfigDict(frozen=True)
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    manifest_id: str
+    training_set_digest: str = Field(description="sha256 over the sorted ids of the rows trained on")
+    training_rows: int
+    licences: dict[str, int] = Field(description="rows trained on, by stated licence; 'unstated' where there was none")
+    takedown_ledger_version: str | None = None
+    config_sha256: str
+    job: dict[str, Any]
+    images_seen: int
+    state_sha256: str
+    metrics: dict[str, float]
+    image_size: int
+    patch_size: int
+    prediction: Prediction
+    channel_mean: tuple[float, float, float] = Field(description="of the training pictures, in [-1, 1]")
+    channel_std: tuple[float, float, float]
+    text_encoder: str = Field(description="the CLIP that the text tower was taken from")
+    captions: list[str] = Field(description=f"distinct training captions, sorted, at most {CAPTION_CAP}")
+    sampling: SamplingParams = Field(description="how to draw with this model when nothing else is said")
+    self_test: SelfTest | None = None
+    parameters: int
+    libraries: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file, by its path")
+
+
+class DiffusionModel:
+    """A model rebuilt from a bundle, ready for `training.sampling.sample`.
+
+    Attributes:
+        info: what stands in the bundle's `cleanplate.json`.
+        unet: diffusers' `UNet2DConditionModel`, in evaluation mode.
+        text: the text encoder.
+        betas: float64 (T,), the noise schedule.
+        prediction: what the U-Net predicts.
+        image_size, patch_size: pixels of a picture's side; factor of the space-to-depth stem.
+    """
+
+    def __init__(
+        self, *, unet: Any, text: TextEncoder, betas: np.ndarray, prediction: Prediction, image_size: int,
+        patch_size: int, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        self.device = torch.device(device)
+        self.unet = unet
+        self.text = text
+        self.betas = betas
+        self.prediction = prediction
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self._info: BundleInfo | None = None
+
+    @property
+    def info(self) -> BundleInfo:
+        """Raises RuntimeError for a model that is still being trained and has no bundle."""
+        if self._info is None:
+            raise RuntimeError("this model was not loaded from a bundle")
+        return self._info
+
+    @info.setter
+    def info(self, info: BundleInfo) -> None:
+        self._info = info
+
+    def self_test(self) -> bool:
+        """Draws the self-test picture again: whether its bytes are those of the machine that wrote the bundle.
+
+        False on other hardware is no fault: floating-point sums differ in their last bits between machines.
+        """
+        test = self.info.self_test
+        return test is None or _picture_digest(draw_self_test(self, test)) == test.sha256
+
+
+def draw_self_test(model: DiffusionModel, test: SelfTest) -> np.ndarray:
+    """The self-test picture, uint8 (H, W, 3)."""
+    picture: np.ndarray = sample(model, [test.prompt], [test.seed], test.params)[0]
+    return picture
+
+
+def _picture_digest(picture: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) -> BundleInfo:
+    """Writes a bundle; `model.text.folder` is copied into it. All or nothing: the folder appears when it is whole.
+
+    An older bundle of the same name is replaced. Returns `info` with the self-test and the files filled in.
+    """
+    target = Path(folder)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    staging.mkdir(parents=True)
+    try:
+        model.unet.save_pretrained(staging / "unet", safe_serialization=True)
+        _scheduler(model).save_pretrained(staging / "scheduler")
+        shutil.copytree(model.text.folder, staging / "text_encoder")
+        info = info.model_copy(update={"self_test": _write_self_test(staging, model, info)})
+        (staging / "README.md").write_text(model_card(info), encoding="utf-8")
+        info = info.model_copy(update={"files": _digests(staging)})
+        (staging / INFO_FILE).write_text(info.model_dump_json(indent=2), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return info
+
+
+def _scheduler(model: DiffusionModel) -> Any:
+    import diffusers
+
+    return diffusers.DDIMScheduler(
+        num_train_timesteps=len(model.betas),
+        trained_betas=model.betas.tolist(),
+        prediction_type=model.prediction,
+        clip_sample=True,
+        timestep_spacing="trailing",
+    )
+
+
+def _write_self_test(staging: Path, model: DiffusionModel, info: BundleInfo) -> SelfTest:
+    from PIL import Image
+
+    prompt = info.captions[0] if info.captions else ""
+    test = SelfTest(prompt=prompt, seed=0, params=info.sampling.model_copy(update={"steps": 4}), sha256="")
+    picture = draw_self_test(model, test)
+    Image.fromarray(picture).save(staging / "self_test.png")
+    return test.model_copy(update={"sha256": _picture_digest(picture)})
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INFO_FILE)
+    return {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_info(folder: str | Path) -> BundleInfo:
+    """The bundle's description, without its weights.
+
+    Raises:
+        UserError: no bundle there, a damaged one, or one of a newer schema.
+    """
+    path = Path(folder) / INFO_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw.get("schema_version") if isinstance(raw, Mapping) else None
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise UserError(
+                f"the bundle at {folder} has schema version {version}; this cleanplate reads up to {SCHEMA_VERSION}",
+                field="model",
+                remedy="upgrade cleanplate, or train with this version",
+            )
+        return BundleInfo.model_validate(raw)
+    except OSError:
+        raise UserError(
+            f"no bundle at {folder}: {INFO_FILE} is missing",
+            field="model",
+            remedy="give a bundle's folder or models:/NAME@alias; `cleanplate train` makes bundles",
+        ) from None
+    except (ValueError, ValidationError) as error:
+        raise UserError(f"{path} is damaged: {error}", field="model", remedy=_RESTORE) from None
+
+
+_RESTORE = "restore the folder from where it came, or train or download it again"
+
+
+def verify(folder: str | Path, info: BundleInfo) -> None:
+    """Compares every file with the sha256 it was written with.
+
+    Raises:
+        UserError: a file is missing or was changed.
+    """
+    for name, expected in info.files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise UserError(f"the bundle at {folder} is torn: {name} is missing", field="model", remedy=_RESTORE)
+        if _file_digest(path) != expected:
+            raise UserError(f"the bundle at {folder} is damaged: {name} was changed", field="model", remedy=_RESTORE)
+
+
+def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
+    """Rebuilds a model from a bundle, after checking every file.
+
+    Raises:
+        UserError: no bundle there, a torn or damaged one, or one of a newer schema.
+    """
+    import diffusers
+
+    info = read_info(folder)
+    verify(folder, info)
+    config = json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())
+    unet = diffusers.UNet2DConditionModel.from_pretrained(
+        str(folder), subfolder="unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    )
+    model = DiffusionModel(
+        unet=unet.to(device).eval().requires_grad_(False),
+        text=TextEncoder(Path(folder) / "text_encoder", device),
+        betas=np.asarray(config["trained_betas"], dtype=np.float64),
+        prediction=info.prediction,
+        image_size=info.image_size,
+        patch_size=info.patch_size,
+        device=device,
+    )
+    model.info = info
+    return model

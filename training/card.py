@@ -1,0 +1,79 @@
+"""The model card that stands in every bundle as README.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.bundle import BundleInfo
+
+# Below this many pictures, a model of this kind has seen each one so often that it draws them from memory.
+_BY_HEART = 10_000
+
+
+def model_card(info: BundleInfo) -> str:
+    """Markdown: what the model is, what it was trained on, how to use it and what not to expect."""
+    licences = "\n".join(f"| {name} | {count} |" for name, count in sorted(info.licences.items()))
+    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(info.metrics.items()))
+    repeats = info.images_seen / max(info.training_rows, 1)
+    return f"""# {info.name}
+
+A text-conditional diffusion model for pictures of {info.image_size} x {info.image_size} pixels, trained by cleanplate.
+{info.parameters / 1e6:.2f} million parameters; predicts `{info.prediction}`; the weights are a moving average.
+
+## What it was trained on
+
+{info.training_rows} pictures, each seen {repeats:.1f} times on average ({info.images_seen} in all).
+
+| | |
+|---|---|
+| manifest | `{info.manifest_id}` |
+| training set (sha256 over the sorted ids) | `{info.training_set_digest}` |
+| takedown ledger | {info.takedown_ledger_version or "none applied"} |
+| configuration | `{info.config_sha256}` |
+| text encoder | {info.text_encoder}, frozen |
+
+The manifest names every picture, where it came from, its licence, and why it was kept.
+
+| licence as stated | pictures |
+|---|---|
+{licences}
+
+## What to know before you use it
+
+{_memorisation(info.training_rows, repeats)}
+- It knows the captions and the style of its training set; other prompts give what the text encoder takes them for.
+- The licences above are those of the training pictures. Whether a generated one needs attribution is for you to judge.
+- Nothing was measured here about bias, and no safety filter is part of the weights.
+
+## How to draw with it
+
+```python
+from training.bundle import load_bundle
+from training.sampling import sample
+pictures = sample(load_bundle("."), ["{_example(info)}"], [0], load_bundle(".").info.sampling)   # uint8 (1, H, W, 3)
+```
+
+`UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` and `DDIMScheduler.from_pretrained(folder,
+subfolder="scheduler")` of diffusers load it without our code. The U-Net works on `pixel_unshuffle(picture,
+{info.patch_size})` of pictures in [-1, 1] and attends to the token states of `text_encoder/` with their mask.
+
+## Measured in training
+
+| | |
+|---|---|
+{metrics}
+"""
+
+
+def _memorisation(rows: int, repeats: float) -> str:
+    if rows < _BY_HEART:
+        return (
+            f"- **It knows its training pictures by heart.** With {rows} pictures seen {repeats:.0f} times each, it\n"
+            "  redraws them rather than invents new ones. Treat what it draws as copies of the training set."
+        )
+    return "- It may redraw single training pictures; compare what it draws with the manifest before you publish it."
+
+
+def _example(info: BundleInfo) -> str:
+    return (info.captions[0] if info.captions else "a picture").replace('"', "'")

@@ -1,0 +1,147 @@
+"""The train job: everything a user says about how a manifest becomes a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from training.schedules import CosineSchedule, ScheduleConfig
+from training.unet import UnetConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LossConfig(_Config):
+    """Mean squared error of the prediction."""
+
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="min-SNR weighting (Hang et al. 2023), 5 is usual; null: unweighted"
+    )
+
+
+class OptimizerConfig(_Config):
+    """AdamW. The learning rate is a function of the images seen, so neither batch size nor workers stretch it."""
+
+    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the two running moments")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="decoupled weight decay")
+    warmup_images: int = Field(1000, ge=0, description="images over which the learning rate rises from 0")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="cosine falls to 0 at the end of the budget")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("both must be at least 0 and below 1")
+        return betas
+
+
+class EmaConfig(_Config):
+    """The moving average of the weights, which is what the bundle holds."""
+
+    decay: float = Field(0.995, ge=0, lt=1, description="how much of the average is kept at each step")
+    warmup: bool = Field(True, description="begin with a short memory: decay is at most (1 + step) / (10 + step)")
+
+
+class SampleConfig(_Config):
+    """Grids of pictures drawn while training, and how the finished model is drawn with by default."""
+
+    prompts: tuple[str, ...] = Field((), max_length=64, description="one column each; none: eight training captions")
+    every: int | None = Field(None, ge=1, description="images between two grids; null: one grid, at the end")
+    steps: int = Field(20, ge=1, le=1000, description="solver steps")
+    guidance_scale: float = Field(2.5, ge=0, le=50, description="classifier-free guidance")
+    sampler: Literal["ddim", "pndm", "dpmsolver++", "ddpm"] = Field("ddim", description="the solver")
+
+
+class TrackingConfig(_Config):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = Field(
+        None, description="tracking server; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
+    )
+    experiment: str = Field("cleanplate", min_length=1, description="MLflow experiment")
+
+
+class TrainJob(_Config):
+    """`kind: train`: a manifest in, a bundle out. The defaults are a recipe for recognisable pictures on a CPU."""
+
+    kind: Literal["train"] = "train"
+    name: str = Field("model", description="a short name; it begins the run's folder")
+    manifest: str = Field(description="a manifest's folder, or a folder of manifests (its newest); local or s3://")
+    output: str = Field(description="folder or s3:// prefix for run folders, e.g. runs/drawings/training")
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="side of the pictures; null: as in the manifest, and nothing else is accepted"
+    )
+    patch_size: int = Field(2, ge=1, le=16, description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64")
+    unet: UnetConfig = Field(UnetConfig(), description="the network")
+    schedule: ScheduleConfig = Field(CosineSchedule(), description="how noise is added")
+    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
+        "v_prediction",
+        description="what the network predicts; at small budgets v learns colours and captions far sooner than epsilon",
+    )
+    loss: LossConfig = Field(LossConfig(), description="the objective's weighting")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their caption")
+    flip: bool = Field(False, description="mirror half of the samples; wrong for letters, arrows and flags")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its learning rate")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of the global batch")
+    ema: EmaConfig = Field(EmaConfig(), description="moving average of the weights")
+    images: int = Field(40_000, ge=1, description="budget in images seen; rounded up to whole batches")
+    batch_size: int = Field(32, ge=1, description="samples of one step over all workers together")
+    accumulation: int = Field(
+        1, ge=1, description="parts that a worker's share of a batch is computed in, to save memory"
+    )
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast; weights and optimizer stay fp32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    workers: int = Field(1, ge=0, le=4096, description="Ray Train workers; 0 trains in this process without Ray")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
+    max_failures: int = Field(
+        1, ge=-1, description="worker failures that are retried from the last checkpoint; -1: all"
+    )
+    sample: SampleConfig = Field(SampleConfig(), description="grids, and the model's default way to be drawn with")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+    seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, order, timesteps, noise, dropout and flips")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
+            raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
+        return name
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainJob:
+        parts = max(self.workers, 1) * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by workers x accumulation = {parts}: "
+                f"use batch_size {-(-self.batch_size // parts) * parts}"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole budget."""
+        return -(-self.images // self.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """What of the job the trained weights depend on: not paths, workers, how memory is saved or what is logged."""
+        return self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+
+    def config_sha256(self, manifest_id: str) -> str:
+        """The hash of `identity` and the manifest: equal hashes train the same model."""
+        text = json.dumps([self.identity(), manifest_id], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+_NOT_IDENTITY = {
+    "kind", "name", "manifest", "output", "accumulation", "gradient_checkpointing", "checkpoint_every",
+    "keep_checkpoints", "workers", "gpus_per_worker", "max_failures", "sample", "tracking",
+}  # fmt: skip

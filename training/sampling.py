@@ -1,0 +1,227 @@
+"""Sampling: from prompts and seeds to pictures, with diffusers' solvers.
+
+Every random number is a pure function of the picture's seed, and by default every picture is computed alone, so the
+same (prompt, negative prompt, seed, parameters) gives the same bytes in any company, on one machine and thread count.
+
+Whatever the network predicts is turned into a clean picture, clipped to the range of pixels, and only then given to the
+solver; so the solvers need no prediction type and clipping works for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training import objective
+from training.objective import Prediction
+from training.randomness import Purpose, normal
+from training.schedules import alphas_cumprod
+from training.unet import to_pictures
+
+if TYPE_CHECKING:
+    from training.bundle import DiffusionModel
+
+Sampler = Literal["ddim", "pndm", "dpmsolver++", "ddpm"]
+SAMPLERS: tuple[Sampler, ...] = ("ddim", "pndm", "dpmsolver++", "ddpm")
+
+# Multistep solvers extrapolate in noise and blow up where almost no signal is left, so they start at this half log-SNR:
+# the value diffusers' documentation gives for the cosine schedule.
+_MULTISTEP_LOWEST_HALF_LOG_SNR = -5.1
+
+# (xt (N, C, H, W), timestep) -> the network's output, guidance already applied
+Predict = Callable[[Tensor, int], Tensor]
+OnStep = Callable[[int, int], None]
+
+
+class SamplingParams(BaseModel):
+    """How a picture is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: int = Field(20, ge=1, le=1000, description="solver steps; more is slower and usually better")
+    guidance_scale: float = Field(
+        2.5, ge=0, le=50, description="classifier-free guidance (Ho & Salimans 2022); at 1 and below it is off"
+    )
+    sampler: Sampler = Field("ddim", description="ddim and dpmsolver++ and pndm are deterministic, ddpm adds noise")
+
+
+@torch.inference_mode()
+def sample(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    params: SamplingParams,
+    *,
+    negative_prompts: Sequence[str] | None = None,
+    on_step: OnStep | None = None,
+    exact: bool = True,
+) -> np.ndarray:
+    """Draws one picture per prompt.
+
+    Args:
+        negative_prompts: what guidance steers away from, one per prompt; empty prompts by default.
+        on_step: called with (steps done, steps in all) over the whole call.
+        exact: one picture at a time, so that its bytes do not depend on the others. False runs all in one batch:
+            faster, equal up to rounding.
+
+    Returns:
+        uint8 (N, H, W, 3).
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    if not len(prompts) == len(seeds) == len(negative_prompts):
+        raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative_prompts)} negative prompts")
+    size = model.image_size
+    groups = [[i] for i in range(len(prompts))] if exact else [list(range(len(prompts)))]
+    pictures = np.zeros((len(prompts), size, size, 3), np.uint8)
+    for number, group in enumerate(groups if prompts else []):
+        predict = _guided(
+            model, [prompts[i] for i in group], [negative_prompts[i] for i in group], params.guidance_scale
+        )
+        patches = model.patch_size
+        x0 = integrate(
+            predict,
+            [seeds[i] for i in group],
+            (3 * patches**2, size // patches, size // patches),
+            betas=model.betas,
+            prediction=model.prediction,
+            sampler=params.sampler,
+            steps=params.steps,
+            device=model.device,
+            on_step=_overall(on_step, number, len(groups)),
+        )
+        pictures[group] = to_uint8(x0, patches)
+    return pictures
+
+
+def to_uint8(patches: Tensor, patch_size: int) -> np.ndarray:
+    """Clean patches in [-1, 1], (N, 3 p^2, H/p, W/p), as uint8 pictures (N, H, W, 3)."""
+    pixels = ((to_pictures(patches.float(), patch_size).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def _overall(on_step: OnStep | None, group: int, groups: int) -> OnStep | None:
+    if on_step is None:
+        return None
+    return lambda done, total: on_step(group * total + done, groups * total)
+
+
+def _guided(model: DiffusionModel, prompts: list[str], negatives: list[str], scale: float) -> Predict:
+    """The U-Net on fixed prompts; conditional and unconditional rows go through it as one batch."""
+    guided = scale > 1
+    states, mask = model.text.encode([*prompts, *negatives] if guided else prompts)
+    states, mask = states.to(model.device), mask.to(model.device)
+    count = len(prompts)
+
+    def predict(xt: Tensor, t: int) -> Tensor:
+        doubled = torch.cat([xt, xt]) if guided else xt
+        steps = torch.full((len(doubled),), t, dtype=torch.int64, device=xt.device)
+        output: Tensor = model.unet(doubled, steps, states, encoder_attention_mask=mask, return_dict=False)[0]
+        if not guided:
+            return output
+        conditional, unconditional = output[:count], output[count:]
+        return unconditional + scale * (conditional - unconditional)
+
+    return predict
+
+
+def integrate(
+    predict: Predict,
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    *,
+    betas: np.ndarray,
+    prediction: Prediction,
+    sampler: Sampler,
+    steps: int,
+    device: torch.device | str = "cpu",
+    clip: float | None = 1.0,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Runs a solver from noise to clean patches, float32 (N, *shape).
+
+    Args:
+        predict: the network, or any denoiser of that form.
+        seeds: one per row; all randomness of the row follows from it.
+        betas: float64 (T,), the training schedule.
+        clip: the clean picture's range at every step; None for no clipping.
+    """
+    grid = timestep_grid(betas, sampler, steps)
+    abar_of = alphas_cumprod(betas)[grid]
+    solver = _solver(sampler, abar_of)
+    # diffusers keeps single precision, in which the variance of a step out of almost pure noise comes out negative
+    solver.alphas_cumprod = torch.from_numpy(abar_of)
+    solver.set_timesteps(len(grid), device=device)
+    index = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64, device=device)
+    x = normal(0, Purpose.SAMPLE_NOISE, index, shape)
+    total = len(solver.timesteps)
+    for number, level in enumerate(solver.timesteps.tolist()):
+        abar = torch.full((len(x),), float(abar_of[level]), dtype=torch.float64, device=device)
+        x0 = objective.to_x0(prediction, predict(x, int(grid[level])).float(), x, abar)
+        if clip is not None:
+            x0 = x0.clamp(-clip, clip)
+        if sampler == "ddpm":
+            noise = normal(0, Purpose.SAMPLE_STEP, index, shape, step=number)
+            x = solver.step(x0, level, x, eta=1.0, variance_noise=noise).prev_sample
+        elif sampler == "pndm":
+            x = solver.step(objective.to_epsilon("sample", x0, x, abar), level, x).prev_sample
+        else:
+            x = solver.step(x0, level, x).prev_sample
+        if on_step is not None:
+            on_step(number + 1, total)
+    return x
+
+
+def timestep_grid(betas: np.ndarray, sampler: Sampler, steps: int) -> np.ndarray:
+    """The timesteps that a solver visits, int64 ascending, evenly spaced and with the noisiest usable one at the end.
+
+    (Lin et al. 2023, arXiv 2305.08891, table 2, "trailing".) At most as many as there are usable noise levels.
+    """
+    abar = alphas_cumprod(betas)
+    usable = len(abar)
+    if sampler in ("pndm", "dpmsolver++"):
+        half_log_snr = 0.5 * np.log(abar / (1 - abar))
+        usable = max(1, int((half_log_snr >= _MULTISTEP_LOWEST_HALF_LOG_SNR).sum()))
+    count = min(steps, usable)
+    return np.round(np.arange(1, count + 1) * (usable / count)).astype(np.int64) - 1
+
+
+def _int64(seed: int) -> int:
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _solver(sampler: Sampler, abar: np.ndarray) -> Any:
+    """A new solver (they hold the state of one run) that knows only the visited noise levels.
+
+    Over the whole schedule diffusers steps by the rounded-down T // steps, which does not meet the timesteps it lists
+    unless T divides; over the visited levels the stride is 1 and exact.
+    """
+    import diffusers
+
+    levels: dict[str, Any] = {
+        "num_train_timesteps": len(abar),
+        "trained_betas": 1 - abar / np.concatenate([[1.0], abar[:-1]]),
+        "timestep_spacing": "trailing",
+    }
+    if sampler in ("ddim", "ddpm"):
+        # DDIM with eta = 1 is the ancestral sampler of DDPM (Song et al. 2020, arXiv 2010.02502, equation 16) on any
+        # subset of the steps; and unlike DDPMScheduler it takes the noise from outside.
+        return diffusers.DDIMScheduler(**levels, prediction_type="sample", clip_sample=False)
+    if sampler == "pndm":
+        # takes no `sample` predictions: `integrate` hands it the noise that the clipped picture implies
+        return diffusers.PNDMScheduler(**levels, prediction_type="epsilon", skip_prk_steps=True, set_alpha_to_one=True)
+    return diffusers.DPMSolverMultistepScheduler(
+        **levels,
+        prediction_type="sample",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+    )

@@ -1,0 +1,417 @@
+"""MLflow: runs and the model registry. The only file that imports it.
+
+One process writes: the driver. Workers never speak to the tracking server; they hand their points to the driver.
+A bundle is registered through MLflow's logged-model calls, which store the folder as it is: no flavour, no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from curation.errors import UserError
+from training.bundle import INFO_FILE, BundleInfo, read_info, verify
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_URI = "sqlite:///runs/mlflow.db"
+DEFAULT_EXPERIMENT = "cleanplate"
+DEFAULT_ALIAS = "champion"
+_TAG = "cleanplate."
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+class ModelVersion(BaseModel):
+    """A registered version of a model, or a bundle's folder taken as it is (`name="local"`, `version="0"`)."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    version: str
+    alias: str | None
+    model_id: str | None
+    run_id: str | None
+    tags: dict[str, str]
+    bundle: str
+
+
+class Point(BaseModel):
+    """What was measured up to a number of images seen; `images` is MLflow's step."""
+
+    model_config = ConfigDict(frozen=True)
+    images: int
+    time: float
+    values: dict[str, float]
+
+
+def tracking_uri(given: str | None) -> str:
+    """The tracking server: the given one, else `MLFLOW_TRACKING_URI`, else SQLite in ./runs."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def _client(given: str | None) -> tuple[MlflowClient, Path | None]:
+    """A client, and where artifacts go when the store is SQLite (MLflow's default would be the working directory).
+
+    Raises:
+        UserError: a URI that this MLflow does not take.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import: no calls home from a rights tool
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri, artifacts = tracking_uri(given), None
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        database.parent.mkdir(parents=True, exist_ok=True)
+        uri, artifacts = f"sqlite:///{database}", database.parent / "mlartifacts"
+    try:
+        # the registry looks logged models up in the global store, whatever the client was made with
+        mlflow.set_tracking_uri(uri)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), artifacts
+    except MlflowException as error:
+        raise UserError(
+            f"MLflow does not take the tracking URI {uri}: {error.message}",
+            field="tracking.uri",
+            remedy="use sqlite:///path/to/mlflow.db or the http(s) address of a tracking server",
+        ) from None
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment {name} was deleted",
+                field="tracking.experiment",
+                remedy=f"restore it (mlflow experiments restore -x {found.experiment_id}) or name another one",
+            )
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, None if artifacts is None else (artifacts / name).as_uri()))
+    except MlflowException:
+        created = client.get_experiment_by_name(name)  # somebody else was quicker
+        if created is None:
+            raise
+        return str(created.experiment_id)
+
+
+class Run:
+    """A run that the driver owns. A restarted job finds its run again and adds to it."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+        history = client.get_metric_history(run_id, "loss")
+        self._logged = max((metric.step for metric in history), default=-1)
+
+    @classmethod
+    def start(
+        cls, name: str, *, uri: str | None, experiment: str, known_run_id: str | None, tags: Mapping[str, str]
+    ) -> Run:
+        """Continues `known_run_id` if the server has it, else makes a new run.
+
+        Raises:
+            UserError: a tracking URI that MLflow does not take, or a deleted experiment.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client, artifacts = _client(uri)
+        if known_run_id is not None:
+            try:
+                if client.get_run(known_run_id).info.lifecycle_stage == "active":
+                    client.update_run(known_run_id, status="RUNNING")
+                    return cls(client, known_run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        experiment_id = _experiment(client, experiment, artifacts)
+        run = client.create_run(experiment_id, run_name=name, tags={_TAG + key: v for key, v in tags.items()})
+        return cls(client, run.info.run_id)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Logs a nested mapping as dotted parameters; those that the run has already are left alone."""
+        from mlflow.entities import Param
+
+        have = self._client.get_run(self.run_id).data.params
+        flat = [Param(key, str(value)[:6000]) for key, value in _flat(values) if key not in have]
+        for start in range(0, len(flat), 100):
+            self._client.log_batch(self.run_id, params=flat[start : start + 100])
+
+    def dataset(self, *, name: str, uri: str, digest: str) -> None:
+        """Names a manifest as the run's training data."""
+        from mlflow.data.dataset_source_registry import resolve_dataset_source
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        inputs = self._client.get_run(self.run_id).inputs
+        if inputs is not None and inputs.dataset_inputs:
+            return
+        meta: Any = MetaDataset  # typed as abstract, though it is not
+        data = meta(resolve_dataset_source(uri), name=name, digest=digest[:36])  # 36: the store's column
+        tags = [InputTag("mlflow.data.context", "training")]
+        self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), tags)])
+
+    def log(self, points: Sequence[Point]) -> None:
+        """Logs points that the run does not have yet.
+
+        After a restart the loop goes through the images since the last checkpoint again and measures the same; what
+        stands in the run already is therefore left out, and no curve doubles back.
+        """
+        from mlflow.entities import Metric
+
+        new = sorted((point for point in points if point.images > self._logged), key=lambda point: point.images)
+        metrics = [
+            Metric(key, value, int(point.time * 1000), point.images)
+            for point in new
+            for key, value in point.values.items()
+        ]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        if new:
+            self._logged = new[-1].images
+
+    def artifact(self, path: str | Path, folder: str) -> None:
+        """Uploads a file into a folder of the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def finish(self, status: Literal["FINISHED", "FAILED"], tags: Mapping[str, str] | None = None) -> None:
+        """Ends the run."""
+        for key, value in (tags or {}).items():
+            self._client.set_tag(self.run_id, _TAG + key, value)
+        self._client.set_terminated(self.run_id, status)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
+
+
+def register(
+    bundle: str,
+    name: str,
+    *,
+    alias: str | None = DEFAULT_ALIAS,
+    tracking_uri: str | None = None,
+    run_id: str | None = None,
+    extra_tags: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """Makes a bundle a version of the registered model `name` and points `alias` at it.
+
+    The same bundle registered twice is one version; the alias is then moved to it.
+
+    Raises:
+        UserError: no whole bundle there, or a name or alias that MLflow does not take.
+    """
+    _check_name(name, alias)
+    info = read_info(bundle)
+    verify(bundle, info)
+    client, artifacts = _client(tracking_uri)
+    digest = _bundle_digest(bundle)
+    found = _version_with(client, name, digest)
+    if found is None:
+        run_id = _existing_run(client, run_id)
+        tags = {_TAG + key: value for key, value in {**_tags(info, digest), **(extra_tags or {})}.items()}
+        found = _create_version(client, artifacts, bundle, name, run_id, tags)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, found.version)
+    return _describe(found, alias, bundle)
+
+
+def _check_name(name: str, alias: str | None) -> None:
+    if not _NAME.fullmatch(name) or name == "local":
+        raise UserError(
+            f"{name!r} is no name for a model",
+            field="name",
+            remedy="use letters, digits, '.', '_' and '-'; 'local' is taken",
+        )
+    if alias is not None and (not re.fullmatch(r"[a-z][a-z0-9_-]{0,99}", alias) or re.fullmatch(r"v\d+|latest", alias)):
+        raise UserError(
+            f"{alias!r} is no alias",
+            field="alias",
+            remedy="use lower-case letters, digits, '_' and '-', beginning with a letter; not v1 or latest",
+        )
+
+
+def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
+    return {
+        "bundle_sha256": digest,
+        "manifest_id": info.manifest_id,
+        "training_set_digest": info.training_set_digest,
+        "training_rows": str(info.training_rows),
+        "config_sha256": info.config_sha256,
+        "state_sha256": info.state_sha256,
+        "images_seen": str(info.images_seen),
+        "takedown_ledger_version": info.takedown_ledger_version or "none",
+    }
+
+
+def _bundle_digest(bundle: str) -> str:
+    """sha256 of `cleanplate.json`, which holds the sha256 of every other file."""
+    return hashlib.sha256((Path(bundle) / INFO_FILE).read_bytes()).hexdigest()
+
+
+def _existing_run(client: MlflowClient, run_id: str | None) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    if run_id is not None:
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            raise UserError(
+                f"the tracking server has no run {run_id}: {error.message}",
+                field="run_id",
+                remedy="register with the tracking URI that the run was logged to, or leave the run out",
+            ) from None
+    return run_id
+
+
+def _create_version(
+    client: MlflowClient, artifacts: Path | None, bundle: str, name: str, run_id: str | None, tags: dict[str, str]
+) -> Any:
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        experiment_id = _experiment(client, DEFAULT_EXPERIMENT, artifacts)
+    else:
+        experiment_id = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment_id, name, source_run_id=run_id, tags=tags, model_type="diffusion")
+    client.log_model_artifacts(model.model_id, bundle)
+    client.finalize_logged_model(model.model_id, "READY")
+    if run_id is not None:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # MLflow does not lead from a version back to its logged model: the tag does
+    tags = {**tags, _TAG + "model_id": model.model_id}
+    return client.create_model_version(
+        name, source=f"models:/{model.model_id}", run_id=run_id, tags=tags, model_id=model.model_id
+    )
+
+
+def _version_with(client: MlflowClient, name: str, digest: str) -> Any | None:
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(_TAG + "bundle_sha256") == digest:
+            return version
+    return None
+
+
+def _describe(version: Any, alias: str | None, bundle: str) -> ModelVersion:
+    tags = {key.removeprefix(_TAG): value for key, value in version.tags.items()}
+    return ModelVersion(
+        name=version.name,
+        version=str(version.version),
+        alias=alias,
+        model_id=tags.get("model_id"),
+        run_id=version.run_id or None,
+        tags=tags,
+        bundle=bundle,
+    )
+
+
+def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = None) -> ModelVersion:
+    """The bundle behind a name, as a local folder.
+
+    Args:
+        model: `models:/NAME@alias`, `models:/NAME/3`, `NAME` (its champion), or a bundle's folder.
+        cache: where downloaded bundles are kept; `$XDG_CACHE_HOME/cleanplate/models` by default. A version is
+            immutable, so it is downloaded once.
+
+    Raises:
+        UserError: no such model, version or alias, or its bundle is damaged.
+    """
+    if not model.startswith("models:/") and (Path(model) / INFO_FILE).is_file():
+        info = read_info(model)
+        tags = _tags(info, _bundle_digest(model))
+        folder = str(Path(model).absolute())
+        return ModelVersion(name="local", version="0", alias=None, model_id=None, run_id=None, tags=tags, bundle=folder)
+    name, version, alias = _parse(model)
+    client, _ = _client(tracking_uri)
+    found = _look_up(client, name, version, alias)
+    described = _describe(found, alias, "")
+    root = Path(cache) if cache is not None else _default_cache()
+    return described.model_copy(update={"bundle": _download(client, described, found.source, root)})
+
+
+def _parse(model: str) -> tuple[str, str | None, str | None]:
+    match = re.fullmatch(r"(?:models:/)?([^/@:]+)(?:@([^/@]+)|/(\d+))?", model)
+    if match is None or not _NAME.fullmatch(match[1]):
+        looks_like_path = "/" in model and not model.startswith("models:/")
+        raise UserError(
+            f"no bundle at {model}" if looks_like_path else f"{model!r} names no model",
+            field="model",
+            remedy="use models:/NAME@alias, models:/NAME/VERSION, NAME, or the folder of a bundle",
+        )
+    name, alias, version = match.groups()
+    return name, version, alias if alias or version else DEFAULT_ALIAS
+
+
+def _look_up(client: MlflowClient, name: str, version: str | None, alias: str | None) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if version is not None:
+            return client.get_model_version(name, version)
+        return client.get_model_version_by_alias(name, str(alias))
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+            raise
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException:
+        known = ", ".join(sorted(found.name for found in client.search_registered_models(max_results=20)))
+        raise UserError(
+            f"no model is registered as {name}",
+            field="model",
+            remedy=f"register one with `cleanplate register`; registered here: {known or 'none'}",
+        ) from None
+    aliases = ", ".join(sorted(registered.aliases)) or "none"
+    what = f"version {version}" if version is not None else f"alias {alias}"
+    raise UserError(f"{name} has no {what}", field="model", remedy=f"its aliases: {aliases}; or name a version")
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cleanplate" / "models"
+
+
+def _download(client: MlflowClient, version: ModelVersion, source: str, root: Path) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    # named after the contents: two servers may both have a version 1 of one name
+    target = root / f"{version.name}-{version.version}-{version.tags.get('bundle_sha256', version.model_id)}"[:200]
+    if not (target / INFO_FILE).is_file():
+        staging = root / f".{uuid.uuid4().hex[:8]}.partial"
+        staging.mkdir(parents=True)
+        uri = client.tracking_uri
+        try:
+            download_artifacts(source, dst_path=str(staging), tracking_uri=uri, registry_uri=uri)
+            verify(staging, read_info(staging))
+            shutil.rmtree(target, ignore_errors=True)
+            staging.rename(target)
+        except OSError:
+            if not (target / INFO_FILE).is_file():  # else another process put the same bundle there meanwhile
+                raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return str(target)
