@@ -1,8 +1,8 @@
 """Fetching the original bytes of inputs: local files, S3 objects and URLs.
 
-Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. A URL is
-refused before any request when it leads to a private, loopback or link-local address, redirects included, unless the job
-allows it: a list of URLs from strangers must not make a cluster probe its own network.
+Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. A URL
+is refused before any request when it leads to a private, loopback or link-local address, redirects included, unless the
+job allows it: a list of URLs from strangers must not make a cluster probe its own network.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Fetched:
     detail: str | None = None
 
 
-class _Failure(Exception):
+class FetchError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
@@ -88,7 +88,7 @@ class Fetcher:
             if location.startswith(("http://", "https://")):
                 return Fetched(self._retried(lambda: self._url(location)), now())
             return self._file(location)
-        except _Failure as failure:
+        except FetchError as failure:
             return Fetched(None, None, failure.reason, failure.detail)
 
     def _file(self, location: str) -> Fetched:
@@ -96,25 +96,25 @@ class Fetcher:
             system, path = storage.filesystem(location)
             info = system.get_file_info(path)
             if info.type == pafs.FileType.NotFound or not location:
-                raise _Failure(Reason.NOT_FOUND, "no file there")
+                raise FetchError(Reason.NOT_FOUND, "no file there")
             if not info.is_file:
-                raise _Failure(Reason.UNREADABLE, "not a regular file")
+                raise FetchError(Reason.UNREADABLE, "not a regular file")
             if info.size > self._config.max_bytes:
-                raise _Failure(Reason.TOO_LARGE, f"{info.size} bytes")
+                raise FetchError(Reason.TOO_LARGE, f"{info.size} bytes")
             data = storage.read_bytes(location)
         except UserError as error:
-            raise _Failure(Reason.UNREADABLE, error.message) from None
+            raise FetchError(Reason.UNREADABLE, error.message) from None
         except FileNotFoundError:
-            raise _Failure(Reason.NOT_FOUND, "no file there") from None
+            raise FetchError(Reason.NOT_FOUND, "no file there") from None
         except OSError as error:
-            raise _Failure(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
+            raise FetchError(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
         return Fetched(data, info.mtime)
 
     def _retried(self, attempt: Callable[[], bytes]) -> bytes:
         for delay in [0.5 * 2**n for n in range(self._config.retries)]:
             try:
                 return attempt()
-            except _Failure as failure:
+            except FetchError as failure:
                 status = failure.reason.removeprefix("http_")
                 passing = failure.reason in (Reason.TIMEOUT, Reason.CONNECTION) or (
                     status.isdigit() and int(status) in _RETRY_STATUS
@@ -134,38 +134,38 @@ class Fetcher:
                         url = urljoin(url, response.headers.get("location", ""))
                         continue
                     if response.status_code != 200:
-                        raise _Failure(f"http_{response.status_code}", url)
+                        raise FetchError(f"http_{response.status_code}", url)
                     return self._body(response, deadline)
             except httpx.TimeoutException:
-                raise _Failure(Reason.TIMEOUT, url) from None
+                raise FetchError(Reason.TIMEOUT, url) from None
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                raise _Failure(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
-        raise _Failure(Reason.CONNECTION, f"more than {_MAX_REDIRECTS} redirects")
+                raise FetchError(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
+        raise FetchError(Reason.CONNECTION, f"more than {_MAX_REDIRECTS} redirects")
 
     def _body(self, response: httpx.Response, deadline: float) -> bytes:
         parts, size = [], 0
         for part in response.iter_bytes():
             size += len(part)
             if size > self._config.max_bytes:
-                raise _Failure(Reason.TOO_LARGE, f"more than {self._config.max_bytes} bytes")
+                raise FetchError(Reason.TOO_LARGE, f"more than {self._config.max_bytes} bytes")
             if time.monotonic() > deadline:
-                raise _Failure(Reason.TIMEOUT, f"not complete after {self._config.total_timeout_s:g} s")
+                raise FetchError(Reason.TIMEOUT, f"not complete after {self._config.total_timeout_s:g} s")
             parts.append(part)
         return b"".join(parts)
 
     def _admit(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _Failure(Reason.REFUSED_ADDRESS, f"not an http(s) URL: {url}")
+            raise FetchError(Reason.REFUSED_ADDRESS, f"not an http(s) URL: {url}")
         try:
             found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError, ValueError):
-            raise _Failure(Reason.DNS, parts.hostname) from None
+            raise FetchError(Reason.DNS, parts.hostname) from None
         if self._config.allow_private:
             return
         for *_, address in found:
             if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-                raise _Failure(Reason.REFUSED_ADDRESS, f"{parts.hostname} is {address[0]}")
+                raise FetchError(Reason.REFUSED_ADDRESS, f"{parts.hostname} is {address[0]}")
 
 
 def row_id(uri: str, data: bytes | None) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.manifest import Reason
@@ -74,7 +74,7 @@ def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE) -> D
             return _decode(data, config, min_side)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(Reason.NOT_AN_IMAGE, _looks_like(data)) from None
     except Image.DecompressionBombError as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from None
@@ -136,14 +136,14 @@ def encode(image: Image.Image) -> bytes:
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """sha256 of size and RGB pixels, hex: equal for a file and its copy with other metadata or another lossless coat."""
+    """sha256 of size and RGB pixels, hex: the same for a copy with other metadata or in another lossless format."""
     h = hashlib.sha256(f"{image.width}x{image.height};".encode())
     h.update(image.tobytes())
     return h.hexdigest()
 
 
 def phash(image: Image.Image) -> int:
-    """64-bit perceptual hash: signs of the 8x8 lowest DCT-II coefficients of luma against their median (Zauner 2010)."""
+    """64-bit perceptual hash: the 8x8 lowest DCT-II coefficients of luma against their median (Zauner 2010)."""
     luma = np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BOX), dtype=np.float64)
     basis = _dct_basis()
     low = (basis @ luma @ basis.T).ravel()

@@ -73,6 +73,6 @@ class CurateJob(BaseModel):
             "fetch": self.fetch.model_dump(mode="json", exclude={"connections", "timeout_s"}),
             "images": self.images.model_dump(mode="json", exclude={"min_side"}),
             "image_size": self.image_size,
-            "clip": self.clip.model_dump(mode="json", exclude={"device"}),
+            "clip": [self.clip.name(), self.clip.precision, self.clip.batch_size],
             "concepts": sorted(self.safety.concepts),
         }

@@ -70,6 +70,7 @@ class Reason(StrEnum):
 
     PASSED = "passed"
     # failed: the bytes or the pixels never came
+    NOT_ASKED = "not_asked"
     NOT_FOUND = "not_found"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
@@ -96,7 +97,11 @@ class Reason(StrEnum):
 
 
 def schema(embedding_dim: int) -> pa.Schema:
-    """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`."""
+    """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`.
+
+    A row without a picture has an embedding of zeros: Parquet readers of Arrow cannot read back a null in a
+    fixed-size list, and zeros are near nothing.
+    """
     return pa.schema(
         [
             ("id", pa.string()),

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from curation.clip import Clip
+from curation.clip import Clip, ClipConfig
 from curation.errors import UserError
 
 
@@ -34,40 +34,36 @@ class SafetyConfig(BaseModel):
                 raise ValueError(f"the threshold of {name} is {threshold}; a cosine lies between -1 and 1")
         return concepts
 
-    def build(self, clip: Clip) -> SafetyScorer:
-        """Embeds the concepts.
+    def resolve(self, clip: ClipConfig) -> dict[str, float]:
+        """Every concept with its threshold: the job's, or else the one the model was calibrated with.
 
         Raises:
-            UserError: when a concept has no threshold, in the job or in the model's calibration.
+            UserError: when a concept has neither.
         """
-        return SafetyScorer(self, clip)
-
-
-class SafetyScorer:
-    """Scores embeddings against the concepts of a config.
-
-    Attributes:
-        names: the C concepts, in name order.
-        thresholds: (C,) float32, cosine at which a concept counts as present.
-    """
-
-    def __init__(self, config: SafetyConfig, clip: Clip) -> None:
-        self.names = sorted(config.concepts)
-        vectors = np.zeros((len(self.names), clip.dim), np.float32)
-        self.thresholds = np.zeros(len(self.names), np.float32)
-        for i, name in enumerate(self.names):
-            vectors[i], calibrated = clip.concept(name)
-            chosen = config.concepts[name]
-            threshold = chosen if chosen is not None else calibrated
-            if threshold is None:
+        calibrated = clip.calibrated()
+        resolved = {}
+        for name, threshold in sorted(self.concepts.items()):
+            if threshold is None and name not in calibrated:
                 raise UserError(
-                    f"{clip.name} has no calibrated threshold for {name}",
+                    f"{clip.name()} has no calibrated threshold for {name}",
                     field=f"safety.concepts.{name}",
                     remedy="give a cosine between -1 and 1",
                 )
-            self.thresholds[i] = threshold
-        self._vectors = vectors
+            resolved[name] = calibrated[name] if threshold is None else threshold
+        return resolved
+
+
+class SafetyScorer:
+    """Scores embeddings against concepts.
+
+    Attributes:
+        thresholds: the C concepts in name order, each with the cosine at which it counts as present.
+    """
+
+    def __init__(self, thresholds: dict[str, float], clip: Clip) -> None:
+        self.thresholds = thresholds
+        self._vectors = np.array([clip.concept(name)[0] for name in thresholds], np.float32).reshape(-1, clip.dim)
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
-        """(N, dim) unit vectors to (N, C) float32 cosines, each row computed alone so that neighbours change no bit."""
-        return np.stack([self._vectors @ e for e in embeddings]) if len(embeddings) else np.zeros((0, len(self.names)))
+        """(N, dim) unit vectors to (N, C) float32 cosines, each row alone so that its neighbours change no bit."""
+        return np.array([self._vectors @ e for e in embeddings], np.float32).reshape(len(embeddings), -1)
