@@ -1,0 +1,209 @@
+"""What goes over the wire: OpenAI's Images API, its error shape, and the fields this server adds.
+
+The added request fields are named as vLLM-Omni and SGLang name theirs (`negative_prompt`, `num_inference_steps`,
+`guidance_scale`, `seed`), plus `sampler`; users of the OpenAI client send them with `extra_body`. An unknown field is
+refused. A field of OpenAI's that this server cannot honour is refused too (`serving.admission`), never ignored: the
+exceptions are `user` and `safety_identifier`, which ask for nothing, and `moderation`, which cannot loosen the
+operator's policy.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_SEED = 2**53 - 10
+"""The largest seed of a request: image k of at most ten has seed + k, and JSON's numbers are exact up to 2^53."""
+
+SamplerName = Literal["ddim", "pndm", "dpmsolver++", "ddpm"]
+ImageFormat = Literal["png", "jpeg", "webp"]
+FinishReason = Literal["stop", "content_filtered"]
+
+
+class GenerationRequest(BaseModel):
+    """The body of `POST /v1/images/generations`. Absent and null both mean: the server's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    prompt: str = Field(min_length=1, max_length=32_000)
+    model: str | None = Field(None, max_length=256)
+    n: int | None = Field(None, ge=1, le=10)
+    size: str | None = Field(None, max_length=32)
+    """`auto`, or `WIDTHxHEIGHT` in pixels: the size the model was trained at."""
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    output_format: ImageFormat | None = None
+    output_compression: int | None = Field(None, ge=0, le=100)
+    """JPEG's or WebP's quality, 0 to 100."""
+    response_format: Literal["b64_json", "url"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    stream: bool | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
+    user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+
+    negative_prompt: str | None = Field(None, max_length=32_000)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0)
+    """Classifier-free guidance: 1 follows the caption as trained, more follows it harder."""
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """The first image's seed; image k has seed + k. Drawn and returned when absent."""
+    sampler: SamplerName | None = None
+
+
+class ConceptScore(BaseModel):
+    """How near a picture is to a safety concept; at or above `threshold` the operator's policy acts."""
+
+    model_config = ConfigDict(frozen=True)
+    concept: str
+    score: float
+    threshold: float
+
+
+class ImageDatum(BaseModel):
+    """One picture of the answer. A withheld one has no `b64_json`; `finish_reason` and `safety` say why."""
+
+    model_config = ConfigDict(frozen=True)
+    b64_json: str | None
+    revised_prompt: str | None = None
+    seed: int
+    finish_reason: FinishReason
+    safety: list[ConceptScore] = []
+
+    def picture(self) -> bytes | None:
+        """The encoded picture, None when it was withheld."""
+        return None if self.b64_json is None else base64.b64decode(self.b64_json)
+
+
+class Timings(BaseModel):
+    """Where a request's time went, in milliseconds, for all its images together."""
+
+    model_config = ConfigDict(frozen=True)
+    queue_ms: float = 0.0
+    sample_ms: float
+    guard_ms: float
+    encode_ms: float
+
+
+class GenerationResponse(BaseModel):
+    """The answer: OpenAI's fields, and what it takes to make the same pictures again."""
+
+    model_config = ConfigDict(frozen=True)
+    created: int
+    data: list[ImageDatum]
+    background: Literal["opaque"] = "opaque"
+    output_format: ImageFormat
+    size: str
+    model: str
+    model_version: str
+    manifest_id: str
+    steps: int
+    sampler: SamplerName
+    guidance_scale: float
+    timings: Timings
+
+
+class ModelEntry(BaseModel):
+    """A served model, in the shape of OpenAI's model list, with where it comes from."""
+
+    model_config = ConfigDict(frozen=True)
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "cleanplate"
+    version: str
+    alias: str | None
+    manifest_id: str
+    size: str
+    steps: int
+    guidance_scale: float
+    sampler: SamplerName
+    """What a request that does not say gets."""
+
+
+class ModelList(BaseModel):
+    """The body of `GET /v1/models`."""
+
+    model_config = ConfigDict(frozen=True)
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class Health(BaseModel):
+    """The body of the two health endpoints when all is well."""
+
+    model_config = ConfigDict(frozen=True)
+    status: Literal["live", "ready"]
+    model: str | None = None
+    version: str | None = None
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error object: `param` names the request's field, clients branch on `code`."""
+
+    model_config = ConfigDict(frozen=True)
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every 4xx and 5xx."""
+
+    model_config = ConfigDict(frozen=True)
+    error: ErrorDetail
+
+
+class RequestError(Exception):
+    """A request that gets no pictures, with the HTTP status and the body that say why.
+
+    Args:
+        message: what is wrong and what would be right, in one or two sentences.
+        status: HTTP status, 400 to 599.
+        param: the request's field.
+        code: a stable word for programs.
+        retry_after_s: when trying again makes sense, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> ErrorBody:
+        return ErrorBody(
+            error=ErrorDetail(message=self.message, type=error_type(self.status), param=self.param, code=self.code)
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., RequestError], tuple[Any, ...]]:
+        # Exceptions with keyword-only arguments do not survive pickling by default; these cross Ray.
+        return (_rebuild, (self.message, self.status, self.param, self.code, self.retry_after_s))
+
+
+def _rebuild(
+    message: str, status: int, param: str | None, code: str | None, retry_after_s: float | None
+) -> RequestError:
+    return RequestError(message, status=status, param=param, code=code, retry_after_s=retry_after_s)
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `type` for an HTTP status."""
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"

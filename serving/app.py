@@ -1,0 +1,205 @@
+"""The Ray Serve application.
+
+`build` is the import path of Serve's own tools (`serve run serving.app:build model=models:/drawings@champion`, or
+`import_path: serving.app:build` with `args:` in a config file); `run` deploys a job on the Ray cluster that this
+process is connected to, and `stop` takes it down.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from curation.errors import UserError
+from serving.job import ServeJob, plan
+from serving.replica import Sampler, SamplerHandle
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+SAMPLER = "sampler"
+GATEWAY = "gateway"
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+def build(args: ServeJob) -> serve.Application:
+    """The application of a job: a gateway in front of the sampler's replicas."""
+    sampler: Any = serve.deployment(
+        Sampler,
+        name=SAMPLER,
+        num_replicas=args.replicas,
+        ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
+        # The replica counts its queue itself (serving.replica); what it refuses, and `describe`, must get through.
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_ongoing_requests,
+        max_constructor_retry_count=2,
+        logging_config=_QUIET,
+    )
+
+    def asgi() -> FastAPI:
+        # Runs in the gateway's replica, where the sampler's handle can be had.
+        from serving.gateway import create_app
+
+        handle = serve.get_deployment_handle(SAMPLER, app_name=serve.get_replica_context().app_name)
+        return create_app(SamplerHandle(handle), args)
+
+    gateway: Any = serve.deployment(
+        serve.ingress(asgi)(),
+        name=GATEWAY,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_ongoing_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
+        logging_config=_QUIET,
+    )
+    application: serve.Application = gateway.bind(sampler.bind(args))
+    return application
+
+
+def check(job: ServeJob) -> None:
+    """Finds what would keep the application from starting, before it is started.
+
+    Raises:
+        UserError: a model, alias or CLIP model that is not there, or more CPUs or GPUs than the cluster has.
+    """
+    from training.tracking import resolve
+
+    resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
+    if job.safety.concepts:
+        job.clip.check()
+        job.safety.resolve(job.clip)
+    needed, there = plan(job), ray.cluster_resources()
+    for resource, field in (("CPU", "cpus"), ("GPU", "gpus")):
+        if needed[field] > there.get(resource, 0.0):
+            raise UserError(
+                f"{job.replicas} replicas need {needed[field]:g} {resource}s, the cluster has "
+                f"{there.get(resource, 0.0):g}",
+                field=f"{field}_per_replica",
+                remedy=f"lower replicas or {field}_per_replica, or use a larger cluster",
+            )
+
+
+def run(job: ServeJob, *, blocking: bool = False, ready_timeout_s: float = 120.0) -> str:
+    """Deploys the job on the Ray cluster this process is connected to and waits until it answers.
+
+    Args:
+        job: what to serve.
+        blocking: stay until interrupted, then take the application down.
+        ready_timeout_s: seconds to wait for readiness after Serve has started the replicas.
+
+    Returns:
+        The URL that `/v1/…` is appended to.
+
+    Raises:
+        UserError: as `check`, a port that is taken, or replicas that cannot load the model.
+    """
+    job = _rooted(job)
+    check(job)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if not _serve_runs():
+        _check_port(job)
+    serve.start(
+        http_options=HTTPOptions(
+            host=job.host,
+            port=job.port,
+            # The gateway answers 504 by itself; this one only ends what the gateway could not.
+            request_timeout_s=job.request_timeout_s + 30,
+            keep_alive_timeout_s=60,
+        ),
+        logging_config=_QUIET,
+    )
+    try:
+        serve.run(build(job), name=job.name, route_prefix=job.route_prefix)
+    except RuntimeError as error:
+        stop(job)
+        raise UserError(
+            f"the replicas did not start: {_reason(str(error))}", field="model", remedy="mend that and serve again"
+        ) from error
+    _await_ready(job, ready_timeout_s)
+    if blocking:
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            stop(job)
+    return job.url
+
+
+def stop(job: ServeJob) -> None:
+    """Takes the application down, and Serve with it when it was the last one."""
+    serve.delete(job.name)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def _rooted(job: ServeJob) -> ServeJob:
+    """The job with its relative paths made absolute: a replica may run in another folder than the driver."""
+    from training.tracking import tracking_uri
+
+    uri, model = tracking_uri(job.tracking_uri), job.model
+    if uri.startswith("sqlite:///"):
+        uri = "sqlite:///" + os.path.abspath(uri.removeprefix("sqlite:///"))
+    if os.path.isdir(model):
+        model = os.path.abspath(model)
+    cache = None if job.cache is None else os.path.abspath(job.cache)
+    return job.model_copy(update={"tracking_uri": uri, "model": model, "cache": cache})
+
+
+def _serve_runs() -> bool:
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _check_port(job: ServeJob) -> None:
+    """Raises UserError when something else listens already; Serve itself would only log it and retry."""
+    family = socket.AF_INET6 if ":" in job.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((job.host, job.port))
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {job.host}:{job.port} ({error.strerror})",
+                field="port",
+                remedy="end what listens there, or give another port",
+            ) from error
+
+
+def _await_ready(job: ServeJob, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    reason = "no answer"
+    with httpx.Client(timeout=10, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                answer = client.get(f"{job.url}/v1/health/ready")
+                if answer.status_code == 200:
+                    return
+                reason = f"status {answer.status_code}"
+            except httpx.TransportError as error:
+                reason = str(error)
+            time.sleep(0.1)
+    stop(job)
+    raise UserError(
+        f"nothing became ready at {job.url} within {timeout_s:g} s ({reason})",
+        field="port",
+        remedy="if Serve runs in this cluster already, it keeps its first host and port: serve there, or shut it down",
+    )
+
+
+def _reason(message: str) -> str:
+    """The one line of Serve's report that says why: the last one that is not a traceback's frame."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    found = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]
+    return (found or lines)[-1]

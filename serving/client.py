@@ -1,0 +1,58 @@
+"""A small client of the endpoint, for `cleanplate generate --server` and the demo. Any OpenAI client does as well."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import ValidationError
+
+from curation.errors import UserError
+from serving.api import ErrorBody, GenerationResponse
+
+
+def generate(url: str, prompt: str, *, timeout_s: float = 300.0, **fields: Any) -> GenerationResponse:
+    """Asks a server for pictures; `response.data[k].picture()` is the k-th one's bytes.
+
+    Args:
+        url: the server, with or without `/v1`: `http://127.0.0.1:8000`.
+        prompt: what to draw.
+        timeout_s: seconds to wait for the answer.
+        fields: more fields of `serving.api.GenerationRequest`, by name; None leaves one to the server.
+
+    Raises:
+        UserError: nothing listens there, what listens is no cleanplate server, or it refused or failed.
+    """
+    body = {"prompt": prompt, **{name: value for name, value in fields.items() if value is not None}}
+    base = url.rstrip("/").removesuffix("/v1")
+    if urlsplit(base).scheme not in ("http", "https"):
+        raise UserError(f"{url} is not a URL", field="server", remedy="write it as http://HOST:PORT")
+    try:
+        answer = httpx.post(f"{base}/v1/images/generations", json=body, timeout=timeout_s)
+    except httpx.TimeoutException:
+        raise UserError(
+            f"{base} did not answer within {timeout_s:g} s", field="server", remedy="ask for fewer images or steps"
+        ) from None
+    except httpx.TransportError as error:
+        raise UserError(
+            f"cannot reach {base} ({error})",
+            field="server",
+            remedy="start one with `cleanplate serve JOB.yaml`, or leave the server out to generate from the registry",
+        ) from None
+    return _read(base, answer)
+
+
+def _read(base: str, answer: httpx.Response) -> GenerationResponse:
+    try:
+        if answer.status_code == 200:
+            return GenerationResponse.model_validate_json(answer.content)
+        error = ErrorBody.model_validate_json(answer.content).error
+    except ValidationError:
+        raise UserError(
+            f"{base} answered {answer.status_code}, but not as a cleanplate server does",
+            field="server",
+            remedy="check the address",
+        ) from None
+    wait = answer.headers.get("retry-after")
+    raise UserError(error.message, field=error.param, remedy=f"try again in {wait} s" if wait else None)

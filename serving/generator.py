@@ -1,0 +1,194 @@
+"""Pictures from a request, in a plain process: the replica runs this, and so does `cleanplate generate` by itself.
+
+The same seed gives the same bytes. A picture depends on the model, its prompts, its seed, steps, guidance and sampler,
+and on nothing else: not on the other images of the request, nor on other requests; and an encoder's settings are fixed.
+(Between machines or numbers of CPU threads the last bits of the arithmetic may differ, and then so may the bytes.)
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from serving import guard
+from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
+from serving.api import FinishReason, GenerationRequest, GenerationResponse, ImageDatum, ImageFormat, Timings
+from serving.guard import Guard, Verdict
+from serving.job import ServeJob
+from training.bundle import DiffusionModel, load_bundle
+from training.sampling import SAMPLERS, SamplingParams, sample, timestep_grid
+from training.tracking import ModelVersion, resolve
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: whoever asked for the pictures has gone
+    """Raised out of the sampling when `stop` says so."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One encoded picture, or none when the guard withheld it."""
+
+    data: bytes | None
+    seed: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of a request."""
+
+    pictures: tuple[Picture, ...]
+    plan: Plan
+    card: ModelCard
+    timings: Timings
+    created: int
+
+    def queued(self, seconds: float) -> Generation:
+        """The same with the time that it waited before its turn."""
+        return replace(self, timings=self.timings.model_copy(update={"queue_ms": round(seconds * 1e3, 2)}))
+
+    def response(self) -> GenerationResponse:
+        """The answer as it goes over the wire."""
+        return GenerationResponse(
+            created=self.created,
+            data=[_datum(picture) for picture in self.pictures],
+            output_format=self.plan.output_format,
+            size=self.card.size,
+            model=self.card.name,
+            model_version=self.card.version,
+            manifest_id=self.card.manifest_id,
+            steps=self.plan.steps,
+            sampler=self.plan.sampler,
+            guidance_scale=self.plan.guidance_scale,
+            timings=self.timings,
+        )
+
+
+class Generator:
+    """One model version with its guard and the operator's limits. Not for two threads at once.
+
+    Args:
+        version: which version of the registry `model` is.
+        model: the rebuilt model, on its device.
+        guard: looks at finished pictures; None lets all pass.
+        limits: what a request may ask for.
+        defaults: what a silent request gets; None: what the bundle says.
+    """
+
+    def __init__(
+        self,
+        version: ModelVersion,
+        model: DiffusionModel,
+        guard: Guard | None,
+        limits: Limits,
+        defaults: SamplingDefaults | None = None,
+    ) -> None:
+        self._model = model
+        self._guard = guard
+        self._limits = limits
+        levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in SAMPLERS)
+        silent = defaults or SamplingDefaults.model_validate(model.info.sampling.model_dump())
+        # A bundle knows nothing of this server's limits; asking for nothing must not be refused.
+        silent = silent.model_copy(update={"steps": min(silent.steps, limits.max_steps, levels)})
+        self.card = ModelCard(
+            name=version.name,
+            version=str(version.version),
+            alias=version.alias,
+            manifest_id=model.info.manifest_id,
+            image_size=model.image_size,
+            noise_levels=levels,
+            defaults=silent,
+            loaded_at=int(time.time()),
+        )
+
+    def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
+        """Samples, checks and encodes a request's pictures.
+
+        Args:
+            request: as it came; checked here again, whoever checked it before.
+            stop: asked after every denoising step; True gives the request up.
+
+        Raises:
+            RequestError: when the request asks for what is not to be had.
+            Stopped: when `stop` said so.
+        """
+        plan = admit(request, self.card, self._limits)
+
+        def on_step(*_: Any) -> None:
+            if stop():
+                raise Stopped
+
+        begun = time.perf_counter()
+        count = len(plan.seeds)
+        pixels = sample(
+            self._model,
+            [plan.prompt] * count,
+            plan.seeds,
+            SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler),
+            negative_prompts=None if plan.negative_prompt is None else [plan.negative_prompt] * count,
+            on_step=on_step,
+        )
+        sampled = time.perf_counter()
+        images = [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
+        passed = Verdict(withheld=False, scores=[])
+        verdicts = self._guard.check(images) if self._guard else [passed] * count
+        guarded = time.perf_counter()
+        pictures = tuple(
+            Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
+            for image, seed, verdict in zip(images, plan.seeds, verdicts, strict=True)
+        )
+        timings = Timings(
+            sample_ms=_ms(sampled - begun),
+            guard_ms=_ms(guarded - sampled),
+            encode_ms=_ms(time.perf_counter() - guarded),
+        )
+        return Generation(pictures, plan, self.card, timings, created=int(time.time()))
+
+
+def load(job: ServeJob) -> Generator:
+    """The generator of a job: its model from the registry or from a folder, on the device it asks for.
+
+    Raises:
+        UserError: a model, an alias or a CLIP model that is not there.
+    """
+    version = resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
+    model = load_bundle(version.bundle, device=job.device)
+    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults)
+
+
+def encode(image: Image.Image, output_format: ImageFormat, compression: int) -> bytes:
+    """An RGB picture as a file; equal pixels give equal bytes.
+
+    Args:
+        compression: JPEG's or WebP's quality, 0 to 100; WebP at 100 is lossless. PNG always is.
+    """
+    settings: dict[str, Any] = {
+        "png": {"compress_level": 6},
+        # Small drawings have hard edges in colour: subsampling it would smear them.
+        "jpeg": {"quality": compression, "subsampling": 0},
+        "webp": {"quality": compression, "lossless": compression == 100, "method": 4},
+    }[output_format]
+    buffer = io.BytesIO()
+    image.save(buffer, format=output_format, **settings)
+    return buffer.getvalue()
+
+
+def _datum(picture: Picture) -> ImageDatum:
+    reason: FinishReason = "stop" if picture.data is not None else "content_filtered"
+    return ImageDatum(
+        b64_json=None if picture.data is None else base64.b64encode(picture.data).decode(),
+        seed=picture.seed,
+        finish_reason=reason,
+        safety=picture.verdict.scores,
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 2)

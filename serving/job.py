@@ -1,0 +1,94 @@
+"""The serve job: everything a user says about how a registered model answers requests."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from curation.clip import ClipConfig
+from curation.safety import SafetyConfig
+from serving.admission import Limits, SamplingDefaults
+
+
+class ServeJob(BaseModel):
+    """`kind: serve`: a model version in the registry, answering on HTTP. Also the `args` of a Serve config file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["serve"] = "serve"
+    name: str = Field("cleanplate", description="the Ray Serve application's name")
+    model: str = Field(description='"models:/NAME@alias", "models:/NAME/3", or a bundle\'s folder')
+    tracking_uri: str | None = Field(None, description="where the MLflow registry is; null: MLflow's default")
+    cache: str | None = Field(None, description="folder for downloaded bundles; null: the user's cache folder")
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=1, le=65_535, description="port to listen on")
+    route_prefix: str = Field("/", pattern=r"^/([\w.-]+(/[\w.-]+)*)?$", description="path that the API is below")
+
+    replicas: int = Field(1, ge=1, description="processes that hold the model; each samples one request at a time")
+    cpus_per_replica: float = Field(1.0, gt=0, description="logical CPUs of a replica")
+    gpus_per_replica: float = Field(0.0, ge=0, description="GPUs, or a fraction of one, of a replica; 0 samples on CPU")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a replica; null: cpus_per_replica, rounded up")
+
+    limits: Limits = Field(Limits(), description="what one request may ask for at most")
+    defaults: SamplingDefaults | None = Field(None, description="what a request does not say; null: the bundle's own")
+    safety: SafetyConfig = Field(SafetyConfig(), description="concepts that withhold a finished picture")
+    clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
+
+    max_queued_requests: int = Field(16, ge=0, description="requests that wait at a replica; one more is answered 429")
+    max_ongoing_requests: int = Field(
+        256, ge=8, description="requests of every kind that the gateway holds open at once"
+    )
+    request_timeout_s: float = Field(120.0, gt=0, description="seconds until a request is given up with a 504")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
+            raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
+        return name
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> ServeJob:
+        if self.defaults is None:
+            return self
+        if self.defaults.steps > self.limits.max_steps:
+            raise ValueError("defaults.steps is over limits.max_steps")
+        if self.defaults.guidance_scale > self.limits.max_guidance_scale:
+            raise ValueError("defaults.guidance_scale is over limits.max_guidance_scale")
+        return self
+
+    @property
+    def cpu_threads(self) -> int:
+        return self.threads or math.ceil(self.cpus_per_replica)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_replica > 0 else "cpu"
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches the API: what `/v1/…` is appended to."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.route_prefix.rstrip('/')}"
+
+
+def plan(job: ServeJob) -> dict[str, Any]:
+    """What `cleanplate serve --dry-run` prints beside the job: what Ray will be asked for, and where it will answer."""
+    return {
+        "url": f"{job.url}/v1/images/generations",
+        "deployments": {
+            "gateway": {"replicas": 1, "cpus": 0.0, "gpus": 0.0},
+            "sampler": {
+                "replicas": job.replicas,
+                "cpus": job.cpus_per_replica,
+                "gpus": job.gpus_per_replica,
+                "threads": job.cpu_threads,
+            },
+        },
+        "cpus": job.replicas * job.cpus_per_replica,
+        "gpus": job.replicas * job.gpus_per_replica,
+    }

@@ -1,0 +1,144 @@
+"""Same seed, same bytes; every format decodes; the guard takes only what it must."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curation.clip import ClipConfig
+from curation.safety import SafetyConfig
+from serving import guard
+from serving.admission import Limits
+from serving.api import GenerationRequest, RequestError
+from serving.generator import Generation, Generator, Stopped, encode
+from training.bundle import DiffusionModel
+from training.sampling import SAMPLERS
+from training.tracking import ModelVersion
+
+
+@pytest.fixture(scope="module")
+def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
+    return Generator(version, model, None, Limits())
+
+
+def ask(generator: Generator, **fields: Any) -> Generation:
+    return generator.generate(GenerationRequest(**{"prompt": "a red apple", "num_inference_steps": 2, **fields}))
+
+
+def files(generation: Generation) -> list[bytes | None]:
+    return [picture.data for picture in generation.pictures]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_same_bytes_alone_or_in_company(generator: Generator, sampler: str) -> None:
+    together = files(ask(generator, seed=5, n=3, sampler=sampler))
+    alone = [files(ask(generator, seed=seed, sampler=sampler))[0] for seed in (5, 6, 7)]
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"prompt": "a blue boat"}, {"negative_prompt": "red"}])
+def test_another_request_gives_another_picture(generator: Generator, change: dict[str, Any]) -> None:
+    assert files(ask(generator, **{"seed": 1, **change})) != files(ask(generator, seed=1))
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_every_format_decodes_at_the_models_size(generator: Generator, output_format: str) -> None:
+    generation = ask(generator, seed=1, output_format=output_format)
+    (data,) = files(generation)
+    assert data is not None
+    with Image.open(io.BytesIO(data)) as picture:
+        assert (picture.format, picture.size, picture.mode) == (output_format.upper(), (16, 16), "RGB")
+    assert generation.response().data[0].picture() == data
+
+
+def test_lossless_files_hold_the_very_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for output_format in ("png", "webp"):
+        with Image.open(io.BytesIO(encode(Image.fromarray(pixels), output_format, 100))) as picture:
+            assert np.array_equal(np.asarray(picture.convert("RGB")), pixels)
+
+
+def test_the_answer_says_how_to_make_the_picture_again(generator: Generator) -> None:
+    response = ask(generator, n=2).response()
+    assert (response.model, response.model_version, response.manifest_id) == ("tiny", "3", "m" * 64)
+    assert (response.steps, response.sampler, response.guidance_scale, response.size) == (2, "ddim", 2.0, "16x16")
+    again = ask(generator, seed=response.data[1].seed)
+    assert again.pictures[0].data == response.data[1].picture()
+
+
+def test_a_silent_request_takes_the_bundles_own_steps_within_the_limit(
+    version: ModelVersion, model: DiffusionModel
+) -> None:
+    assert Generator(version, model, None, Limits()).card.defaults.steps == 3
+    assert Generator(version, model, None, Limits(max_steps=2)).card.defaults.steps == 2
+
+
+def test_stopping_costs_at_most_the_step_under_way(generator: Generator) -> None:
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(Stopped):
+        generator.generate(GenerationRequest(prompt="a", num_inference_steps=10), stop=stop)
+    assert len(asked) == 3
+
+
+def test_the_generator_checks_what_nobody_checked_before(generator: Generator) -> None:
+    with pytest.raises(RequestError, match="16x16"):
+        ask(generator, size="64x64")
+
+
+class TestGuard:
+    """With a real CLIP of random weights: its scores mean nothing, but they differ from picture to picture."""
+
+    @pytest.fixture(scope="class")
+    def pictures(self, generator: Generator) -> Sequence[Image.Image]:
+        made = files(ask(generator, seed=1, n=4))
+        return [Image.open(io.BytesIO(data)).convert("RGB") for data in made if data is not None]
+
+    @staticmethod
+    def scores(clip: ClipConfig, pictures: Sequence[Image.Image]) -> list[float]:
+        watching = guard.build(SafetyConfig(concepts={"weapon": 0.99}, action="flag"), clip)
+        assert watching is not None
+        return [verdict.scores[0].score for verdict in watching.check(pictures)]
+
+    def test_without_concepts_there_is_no_guard(self) -> None:
+        assert guard.build(SafetyConfig(), ClipConfig(model="./not/there")) is None
+
+    def test_only_the_offending_picture_is_withheld(
+        self, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig, pictures: Sequence[Image.Image]
+    ) -> None:
+        scores = self.scores(tiny_clip, pictures)
+        worst = int(np.argmax(scores))
+        threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
+        watching = guard.build(SafetyConfig(concepts={"weapon": threshold}), tiny_clip)
+        response = ask(Generator(version, model, watching, Limits()), seed=1, n=4).response()
+        for k, datum in enumerate(response.data):
+            assert datum.safety[0].concept == "weapon"
+            assert datum.safety[0].score == pytest.approx(scores[k], abs=1e-3)
+            assert (datum.b64_json is None) == (k == worst)
+            assert datum.finish_reason == ("content_filtered" if k == worst else "stop")
+
+    def test_flag_withholds_nothing_and_says_what_it_saw(
+        self, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig
+    ) -> None:
+        watching = guard.build(SafetyConfig(concepts={"weapon": -0.99}, action="flag"), tiny_clip)
+        (datum,) = ask(Generator(version, model, watching, Limits()), seed=1).response().data
+        assert datum.b64_json is not None
+        assert datum.safety[0].score > datum.safety[0].threshold
+
+    def test_a_verdict_does_not_depend_on_the_neighbours(
+        self, tiny_clip: ClipConfig, pictures: Sequence[Image.Image]
+    ) -> None:
+        watching = guard.build(SafetyConfig(concepts={"weapon": 0.5, "nudity": 0.5}), tiny_clip)
+        assert watching is not None
+        together = watching.check(pictures)
+        assert together == [watching.check([picture])[0] for picture in pictures]
