@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -88,12 +89,11 @@ def check(job: ServeJob) -> None:
             )
 
 
-def run(job: ServeJob, *, blocking: bool = False, ready_timeout_s: float = 120.0) -> str:
+def run(job: ServeJob, *, ready_timeout_s: float = 120.0) -> str:
     """Deploys the job on the Ray cluster this process is connected to and waits until it answers.
 
     Args:
         job: what to serve.
-        blocking: stay until interrupted, then take the application down.
         ready_timeout_s: seconds to wait for readiness after Serve has started the replicas.
 
     Returns:
@@ -105,6 +105,8 @@ def run(job: ServeJob, *, blocking: bool = False, ready_timeout_s: float = 120.0
     job = _rooted(job)
     check(job)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if _serve_runs() and not serve.status().applications:
+        serve.shutdown()  # left from an earlier job, with that one's host and port
     if not _serve_runs():
         _check_port(job)
     serve.start(
@@ -120,25 +122,18 @@ def run(job: ServeJob, *, blocking: bool = False, ready_timeout_s: float = 120.0
     try:
         serve.run(build(job), name=job.name, route_prefix=job.route_prefix)
     except RuntimeError as error:
+        reason = _reason(job, str(error))
         stop(job)
         raise UserError(
-            f"the replicas did not start: {_reason(str(error))}", field="model", remedy="mend that and serve again"
+            f"the replicas did not start: {reason}", field="model", remedy="mend that and serve again"
         ) from error
     _await_ready(job, ready_timeout_s)
-    if blocking:
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            stop(job)
     return job.url
 
 
 def stop(job: ServeJob) -> None:
-    """Takes the application down, and Serve with it when it was the last one."""
+    """Takes the application down. Serve itself stays with its cluster, for `run` to find and replace."""
     serve.delete(job.name)
-    if not serve.status().applications:
-        serve.shutdown()
 
 
 def _rooted(job: ServeJob) -> ServeJob:
@@ -198,8 +193,9 @@ def _await_ready(job: ServeJob, timeout_s: float) -> None:
     )
 
 
-def _reason(message: str) -> str:
-    """The one line of Serve's report that says why: the last one that is not a traceback's frame."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    found = [line for line in lines if "Error" in line and not line.startswith(("File ", "ray::", "raise "))]
-    return (found or lines)[-1]
+def _reason(job: ServeJob, message: str) -> str:
+    """Why the replicas did not start: the exception at the end of the traceback that Serve keeps of one."""
+    deployments = serve.status().applications[job.name].deployments
+    lines = [line.strip() for state in deployments.values() for line in state.message.splitlines()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return raised[-1] if raised else message

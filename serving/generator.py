@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from curation import torchvision_ops
 from serving import guard
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import FinishReason, GenerationRequest, GenerationResponse, ImageDatum, ImageFormat, Timings
@@ -158,6 +159,7 @@ def load(job: ServeJob) -> Generator:
     Raises:
         UserError: a model, an alias or a CLIP model that is not there.
     """
+    torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
     version = resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
     model = load_bundle(version.bundle, device=job.device)
     return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults)

@@ -1,0 +1,176 @@
+"""The whole of it: a version in a real registry, Ray Serve, HTTP, the OpenAI client."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from curation.errors import UserError
+from serving import client
+from serving.job import ServeJob
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def job(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeJob:
+    """A job whose model is registered in an SQLite registry of its own."""
+    from training.tracking import register
+
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    register(str(bundle), "tiny", alias="champion", tracking_uri=uri)
+    return ServeJob(
+        model="models:/tiny@champion",
+        tracking_uri=uri,
+        cache=str(folder / "cache"),
+        port=free_port(),
+        max_queued_requests=1,
+        request_timeout_s=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def url(job: ServeJob, ray_cluster: None) -> Iterator[str]:
+    from serving import app
+
+    yield app.run(job)
+    app.stop(job)
+
+
+def test_the_openai_client_gets_the_same_bytes_twice(url: str) -> None:
+    import openai
+
+    with openai.OpenAI(api_key="none", base_url=f"{url}/v1", max_retries=0) as api:
+        answers = [
+            api.images.generate(
+                prompt="a red apple",
+                model="tiny",
+                n=2,
+                size="auto",
+                extra_body={"seed": 7, "num_inference_steps": 2, "sampler": "dpmsolver++", "guidance_scale": 3.0},
+            )
+            for _ in range(2)
+        ]
+        assert [model.id for model in api.models.list()] == ["tiny"]
+        assert api.models.retrieve("tiny").owned_by == "cleanplate"
+        with pytest.raises(openai.BadRequestError) as refused:
+            api.images.generate(prompt="a", size="1024x1024")
+        assert (refused.value.param, refused.value.code) == ("size", "unsupported_value")
+        with pytest.raises(openai.NotFoundError):
+            api.images.generate(prompt="a", model="dall-e-3")
+    pictures = [[datum.b64_json for datum in answer.data or []] for answer in answers]
+    assert pictures[0] == pictures[1]
+    assert len(set(pictures[0])) == 2
+    with Image.open(io.BytesIO(base64.b64decode(pictures[0][0] or ""))) as picture:
+        assert picture.size == (16, 16)
+
+
+def test_the_server_and_the_plain_process_make_the_same_picture(url: str, job: ServeJob) -> None:
+    import torch
+
+    from serving.api import GenerationRequest
+    from serving.generator import load
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.cpu_threads)
+    try:
+        here = load(job).generate(GenerationRequest(prompt="a boat", seed=3, num_inference_steps=2))
+    finally:
+        torch.set_num_threads(threads)
+    there = client.generate(url, "a boat", seed=3, num_inference_steps=2)
+    assert there.data[0].picture() == here.pictures[0].data
+    assert (there.model, there.model_version) == ("tiny", "1")
+
+
+def test_health_and_models(url: str) -> None:
+    assert httpx.get(f"{url}/v1/health/live").json()["status"] == "live"
+    assert httpx.get(f"{url}/v1/health/ready").json() == {"status": "ready", "model": "tiny", "version": "1"}
+    (entry,) = httpx.get(f"{url}/v1/models").json()["data"]
+    assert (entry["version"], entry["alias"], entry["manifest_id"]) == ("1", "champion", "m" * 64)
+
+
+def test_bad_bodies_are_answered_in_shape_through_the_proxy(url: str) -> None:
+    for answer, status in (
+        (httpx.post(f"{url}/v1/images/generations", content=b"{"), 400),
+        (httpx.post(f"{url}/v1/images/generations", json={"prompt": "a", "colour": "red"}), 400),
+        (httpx.post(f"{url}/v1/images/generations", content=b" " * 300_000), 413),
+        (httpx.get(f"{url}/v1/images/generations"), 405),
+        (httpx.get(f"{url}/v1/nothing"), 404),
+    ):
+        assert answer.status_code == status
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_one_request_too_many_is_told_when_to_come_again(url: str) -> None:
+    """One is sampled and one waits: of six at once at least three must be refused, and at least two served."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        body = {"prompt": "a", "num_inference_steps": 100}
+        answers.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=60))
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = sorted(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 2
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.json()["error"]["code"] == "overloaded"
+
+
+def test_a_client_that_leaves_frees_the_sampler(url: str) -> None:
+    long = {"prompt": "a", "num_inference_steps": 100, "n": 10}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/images/generations", json=long, timeout=0.5)
+    # Ten pictures of a hundred steps take far longer than the next request may wait.
+    answer = client.generate(url, "a", num_inference_steps=1, timeout_s=30)
+    assert answer.timings.queue_ms < 5_000
+
+
+@pytest.mark.parametrize("model", ["models:/tiny@challenger", "models:/tiny/9", "models:/nobody@champion", "./nowhere"])
+def test_a_model_that_is_not_there_is_said_before_serve_starts(job: ServeJob, ray_cluster: None, model: str) -> None:
+    from serving import app
+
+    with pytest.raises(UserError) as caught:
+        app.run(job.model_copy(update={"model": model, "name": "other"}))
+    assert caught.value.field == "model"
+
+
+def test_replicas_that_cannot_load_the_model_say_why(url: str, job: ServeJob, bundle: Path, tmp_path: Path) -> None:
+    """A second application, below its own path, on the Serve that runs already."""
+    from serving import app
+
+    torn = tmp_path / "torn"
+    shutil.copytree(bundle, torn)
+    (torn / "self_test.png").write_bytes(b"changed")
+    with pytest.raises(UserError, match=r"did not start: .*self_test\.png was changed"):
+        app.run(job.model_copy(update={"model": str(torn), "name": "torn", "route_prefix": "/torn"}))
+    assert httpx.get(f"{url}/v1/health/ready").status_code == 200
+
+
+def test_more_cpus_than_there_are_is_said_before_serve_starts(job: ServeJob, ray_cluster: None) -> None:
+    from serving import app
+
+    with pytest.raises(UserError, match="500 CPUs"):
+        app.run(job.model_copy(update={"replicas": 500}))

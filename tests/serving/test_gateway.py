@@ -1,0 +1,249 @@
+"""The HTTP face, through ASGI, in front of a real generator that runs in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.admission import Limits, ModelCard
+from serving.api import GenerationRequest, GenerationResponse, RequestError
+from serving.gateway import create_app
+from serving.generator import Generation, Generator
+from serving.job import ServeJob
+from training.bundle import DiffusionModel
+from training.tracking import ModelVersion
+
+JOB = ServeJob(model="models:/tiny@champion", limits=Limits(max_steps=8, max_body_bytes=4096))
+
+
+class LocalBackend:
+    """A backend without a cluster: the generator, called where it stands. `before` runs ahead of every generation."""
+
+    def __init__(self, generator: Generator, before: Callable[[], Any] | None = None) -> None:
+        self.generator = generator
+        self.before = before
+        self.asked = 0
+
+    async def describe(self) -> ModelCard:
+        return self.generator.card
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        self.asked += 1
+        if self.before is not None:
+            await self.before()
+        return self.generator.generate(request)
+
+
+@pytest.fixture(scope="module")
+def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
+    return Generator(version, model, None, JOB.limits)
+
+
+@asynccontextmanager
+async def client_of(backend: Any, job: ServeJob = JOB) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_app(backend, job))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def send(backend: Any, method: str, path: str, job: ServeJob = JOB, **request: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with client_of(backend, job) as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(once())
+
+
+def post(backend: Any, body: Any, job: ServeJob = JOB) -> httpx.Response:
+    return send(backend, "POST", "/v1/images/generations", job, json=body)
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The error object, whose shape is checked for every refusal of these tests."""
+    body: dict[str, dict[str, Any]] = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return body["error"]
+
+
+def test_the_same_request_gets_the_same_bytes(generator: Generator) -> None:
+    body = {"prompt": "a red apple", "n": 2, "seed": 4, "num_inference_steps": 2}
+    first, second = (post(LocalBackend(generator), body) for _ in range(2))
+    assert first.status_code == 200
+    assert first.json()["data"] == second.json()["data"]
+    parsed = GenerationResponse.model_validate_json(first.content)
+    assert [datum.seed for datum in parsed.data] == [4, 5]
+    assert all((datum.picture() or b"").startswith(b"\x89PNG") for datum in parsed.data)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "code"),
+    [
+        ({}, 400, "prompt", "missing_required_parameter"),
+        ([], 400, None, "invalid_json"),
+        ("a", 400, None, "invalid_json"),
+        ({"prompt": 3}, 400, "prompt", "invalid_value"),
+        ({"prompt": "a", "n": 0}, 400, "n", "invalid_value"),
+        ({"prompt": "a", "n": 11}, 400, "n", "invalid_value"),
+        ({"prompt": "a", "output": "/etc/passwd"}, 400, "output", "unknown_parameter"),
+        ({"prompt": "a", "sampler": "euler"}, 400, "sampler", "invalid_value"),
+        ({"prompt": "a", "num_inference_steps": 9}, 400, "num_inference_steps", "over_limit"),
+        ({"prompt": "a", "size": "1024x1024"}, 400, "size", "unsupported_value"),
+        ({"prompt": "a", "stream": True}, 400, "stream", "unsupported_value"),
+        ({"prompt": "a", "response_format": "url"}, 400, "response_format", "unsupported_value"),
+        ({"prompt": "a", "model": "dall-e-3"}, 404, "model", "model_not_found"),
+        ({"prompt": "x" * 5000}, 413, None, "body_too_large"),
+    ],
+)
+def test_a_bad_body_is_refused_before_it_queues(
+    generator: Generator, body: Any, status: int, param: str | None, code: str
+) -> None:
+    backend = LocalBackend(generator)
+    answer = post(backend, body)
+    error = error_of(answer)
+    assert (answer.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert backend.asked == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\xff\xfe",
+        b'{"prompt": "a", "guidance_scale": NaN}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "\\ud800": 1}',
+        b'{"prompt": "a", "seed": 1' + b"0" * 3000 + b"}",
+        b"[" * 4000,
+        b'{"prompt":' * 300,
+    ],
+)
+def test_no_body_is_so_broken_that_the_server_fails(generator: Generator, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = send(LocalBackend(generator), "POST", "/v1/images/generations", content=content, headers=headers)
+    error_of(answer)
+    assert answer.status_code == 400
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(generator: Generator) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(100):
+            yield b"x" * 100
+
+    answer = send(LocalBackend(generator), "POST", "/v1/images/generations", content=chunks())
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "body_too_large"
+
+
+def test_a_body_of_another_type_is_told_which_is_wanted(generator: Generator) -> None:
+    answer = send(LocalBackend(generator), "POST", "/v1/images/generations", data={"prompt": "a"})
+    assert answer.status_code == 400
+    assert "application/json" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "unknown_url"),
+        ("GET", "/v1/images/generations", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models/dall-e-3", 404, "model_not_found"),
+    ],
+)
+def test_unknown_ways_are_answered_in_the_same_shape(
+    generator: Generator, method: str, path: str, status: int, code: str
+) -> None:
+    answer = send(LocalBackend(generator), method, path)
+    assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+
+
+def test_the_model_list_says_which_version_and_manifest(generator: Generator) -> None:
+    listed = send(LocalBackend(generator), "GET", "/v1/models").json()
+    assert listed["object"] == "list"
+    (entry,) = listed["data"]
+    assert (entry["id"], entry["object"], entry["version"], entry["alias"]) == ("tiny", "model", "3", "champion")
+    assert (entry["manifest_id"], entry["size"]) == ("m" * 64, "16x16")
+    for name in ("tiny", "tiny@champion", "tiny/3"):
+        assert send(LocalBackend(generator), "GET", f"/v1/models/{name}").json() == entry
+
+
+def test_too_many_requests_are_told_when_to_come_again(generator: Generator) -> None:
+    async def full() -> None:
+        raise RequestError("full", status=429, code="overloaded", retry_after_s=2.2)
+
+    answer = post(LocalBackend(generator, full), {"prompt": "a"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert error_of(answer)["type"] == "rate_limit_error"
+
+
+def test_a_request_that_takes_too_long_is_given_up(generator: Generator) -> None:
+    given_up = asyncio.Event()
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    answer = post(LocalBackend(generator, never), {"prompt": "a"}, JOB.model_copy(update={"request_timeout_s": 0.05}))
+    assert (answer.status_code, error_of(answer)["code"]) == (504, "timeout")
+    assert given_up.is_set()
+
+
+def test_a_defect_is_a_500_that_tells_nothing_of_the_inside(generator: Generator) -> None:
+    async def defect() -> None:
+        raise ZeroDivisionError("secret path /srv/models")
+
+    answer = post(LocalBackend(generator, defect), {"prompt": "a"})
+    error = error_of(answer)
+    assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "internal")
+    assert "secret" not in json.dumps(error)
+
+
+def test_health_is_the_gateways_own_and_readiness_the_models(generator: Generator) -> None:
+    class Dead(LocalBackend):
+        async def describe(self) -> ModelCard:
+            raise RequestError("gone", status=503, code="sampler_unavailable", retry_after_s=5)
+
+    ready = send(LocalBackend(generator), "GET", "/v1/health/ready")
+    assert ready.json() == {"status": "ready", "model": "tiny", "version": "3"}
+    assert send(Dead(generator), "GET", "/v1/health/live").status_code == 200
+    answer = send(Dead(generator), "GET", "/v1/health/ready")
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "sampler_unavailable")
+
+
+def test_a_new_model_is_not_refused_by_the_card_of_the_old_one(generator: Generator) -> None:
+    class Moving(LocalBackend):
+        """First a model of another size stands behind the alias, then this one."""
+
+        describes = 0
+
+        async def describe(self) -> ModelCard:
+            self.describes += 1
+            card = await super().describe()
+            return card.model_copy(update={"image_size": 64}) if self.describes == 1 else card
+
+    async def twice() -> list[int]:
+        async with client_of(Moving(generator)) as client:
+            bodies = [{"prompt": "a", "size": size, "num_inference_steps": 1} for size in ("auto", "16x16")]
+            return [(await client.post("/v1/images/generations", json=body)).status_code for body in bodies]
+
+    assert asyncio.run(twice()) == [200, 200]
+
+
+def test_the_schema_describes_the_request(generator: Generator) -> None:
+    schema = send(LocalBackend(generator), "GET", "/openapi.json").json()
+    fields = schema["components"]["schemas"]["GenerationRequest"]
+    assert fields["additionalProperties"] is False
+    assert {"prompt", "n", "seed", "num_inference_steps", "guidance_scale", "sampler"} <= fields["properties"].keys()
