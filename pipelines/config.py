@@ -1,0 +1,172 @@
+"""Job files: YAML in, a checked and frozen job out.
+
+Every mistake is found here, before anything starts, and told with the field's name and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from curation.errors import UserError
+
+KINDS = ("curate", "train", "register", "serve")
+STDIN = "-"
+
+
+def model_of(kind: str) -> type[BaseModel]:
+    """The job model of a verb; each is imported when it is asked for, so that `--help` stays quick."""
+    if kind == "curate":
+        from curation.job import CurateJob
+
+        return CurateJob
+    if kind == "train":
+        from training.job import TrainJob
+
+        return TrainJob
+    if kind == "register":
+        from pipelines.register import RegisterJob
+
+        return RegisterJob
+    from serving.job import ServeJob
+
+    return ServeJob
+
+
+def load_job(path: str, overrides: Sequence[str] = (), *, kind: str | None = None) -> Any:
+    """Reads a job file, applies `a.b=value` overrides and checks the result.
+
+    Args:
+        path: the YAML file, or `-` for standard input.
+        overrides: dotted fields with YAML values; list elements by number (`optout.0.path=x.csv`).
+        kind: the verb that wants the job; a file of another kind is refused.
+
+    Raises:
+        UserError: for anything wrong with the file, the overrides or the job.
+    """
+    raw = _read(path)
+    for override in overrides:
+        _apply(raw, override)
+    found = raw.get("kind", kind)
+    if found not in KINDS:
+        raise UserError(f"no job of the kind {found!r}", field="kind", remedy=f"use one of {', '.join(KINDS)}")
+    if kind is not None and found != kind:
+        raise UserError(
+            f"{path} is a {found} job", field="kind", remedy=f"run `cleanplate {found} {path}`, or give a {kind} job"
+        )
+    return check(raw, found)
+
+
+def check(raw: dict[str, Any], kind: str) -> Any:
+    """Validates a job's raw fields. Raises UserError naming the first field that is wrong, and counting the others."""
+    model = model_of(kind)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        # Pydantic puts the tag of a discriminated union into the path; a user's file has no such level.
+        path = [str(part) for part in first["loc"]]
+        field = ".".join(_without_tags(path, raw))
+        others = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(_message(first) + others, field=field or kind, remedy=_remedy(first, model, path)) from None
+
+
+def to_yaml(job: BaseModel) -> str:
+    """The resolved job, every default filled in."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        text = sys.stdin.read() if path == STDIN else Path(path).read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"no job file at {path}", field="job", remedy="give a YAML file; see pipelines/jobs/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no YAML file: {error}", field="job", remedy="mend the file") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no fields", field="job", remedy="write `field: value` lines") from None
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise UserError(f"{override!r} sets nothing", field="--set", remedy="write --set a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r} is no YAML value: {error}", field=f"--set {name}", remedy="quote it") from None
+    *parents, last = name.split(".")
+    node: Any = raw
+    for part in parents:
+        node = _child(node, part, name)
+    if isinstance(node, list):
+        _child(node, last, name)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, name: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise UserError(f"the list has no element {part}", field=f"--set {name}", remedy=f"0 to {len(node) - 1}")
+        return node[int(part)]
+    if not isinstance(node.get(part), dict | list):
+        node[part] = {}
+    return node[part]
+
+
+def _without_tags(path: list[str], raw: Any) -> list[str]:
+    field, node = [], raw
+    for part in path:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        field.append(part)
+        if isinstance(node, dict):
+            node = node.get(part)
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+    return field
+
+
+def _message(problem: Any) -> str:
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        return "there is no such field"
+    if kind == "missing":
+        return "this field is required"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    value = problem.get("input")
+    return text if isinstance(value, dict | list) or repr(value) in text else f"{text}, not {value!r}"
+
+
+def _remedy(problem: Any, model: type[BaseModel], path: list[str]) -> str:
+    if problem["type"] == "extra_forbidden":
+        known = _fields(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"did you mean {near[0]}?" if near else f"remove it; the fields here are {', '.join(known)}"
+    return "add it" if problem["type"] == "missing" else "correct the value"
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields at a place in a job, read off the model's JSON schema."""
+    schema = model.model_json_schema()
+    nodes = [schema]
+    for part in path:
+        nodes = [child for node in nodes for child in _children(schema, node, part)]
+    return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
+
+
+def _children(schema: dict[str, Any], node: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    found = node.get("properties", {}).get(part) or node.get("items") or node
+    options = [found, *found.get("anyOf", []), *found.get("oneOf", []), *found.get("allOf", [])]
+    return [schema["$defs"][o["$ref"].rsplit("/", 1)[-1]] if "$ref" in o else o for o in options]

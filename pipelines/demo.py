@@ -1,0 +1,284 @@
+"""`cleanplate demo`: the whole road on real drawings, as a person would walk it, in one go.
+
+Every step is the verb of its name with the job file that ships beside it (`jobs/demo-*.yaml`), so what works here works
+from the command line. Rerunning resumes: a finished step is found and not repeated.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel
+
+from curation.errors import UserError
+from pipelines import config, curate, register, serve, train
+from pipelines.pictures import PROMPTS, prepare
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from curation.manifest import Manifest
+
+SEEDS = (0, 1, 2, 3)
+_JOBS = ("curate", "train", "register", "serve")
+_STEPS = 6
+
+
+class DemoResult(BaseModel):
+    """What `summary.json` says."""
+
+    inputs: int
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    manifest: str
+    manifest_id: str
+    images_seen: int
+    mlflow_run: str
+    model: str
+    model_version: str
+    bundle: str
+    endpoint: str
+    answers: list[dict[str, Any]]
+    retrieval_top1: float  # share of the pictures whose own prompt CLIP ranks first among the twelve; chance is 1/12
+    seconds: dict[str, float]
+    grid: str
+    summary: str
+
+
+def run(out: str, sets: list[str]) -> DemoResult:
+    """Runs the demo into a folder.
+
+    Args:
+        out: the folder, made when absent.
+        sets: overrides of the demo's jobs, `JOB.a.b=value` with JOB one of curate, train, register, serve.
+
+    Raises:
+        UserError: for a bad override, or when the extra `demo` is not installed.
+    """
+    from pipelines.cluster import connect
+
+    folder = Path(out)
+    overrides = _by_job(sets)
+    clock = _Clock()
+    with clock.step("prepare", "rendering OpenMoji drawings, and breaking a few files"):
+        pictures = _prepare(folder)
+    # One more than the two workers: Ray Serve's replica comes up while nothing else runs, but needs a CPU to be named.
+    with connect(cpus=3):
+        with clock.step("curate", f"curating {pictures.files} files"):
+            curate_job = _job(
+                "curate",
+                overrides,
+                {
+                    "source.path": str(pictures.folder),
+                    "source.metadata": str(pictures.metadata),
+                    "optout.0.path": str(pictures.optout),
+                    "output": str(folder / "manifests"),
+                },
+            )
+            curated = curate.run(curate_job)
+        with clock.step("train", "training on what was kept"):
+            paths = {"manifest": curated.manifest, "output": str(folder / "training")}
+            trained = train.run(_job("train", overrides, paths))
+        with clock.step("register", "making it a model version"):
+            paths = {"bundle": trained.bundle, "run_id": trained.run_id}
+            version = register.run(_job("register", overrides, paths))
+        serve_job = _job("serve", overrides, {"model": f"models:/{version.name}@{version.alias}"})
+        with clock.step("serve", "bringing the endpoint up, and asking it for twelve prompts"):
+            begun = time.monotonic()
+            with serve.endpoint(serve_job) as url:
+                clock.seconds["endpoint_start"] = round(time.monotonic() - begun, 2)
+                answers, drawn = _ask(url)
+    with clock.step("judge", "ranking the prompts with CLIP, and drawing the grid"):
+        from curation.manifest import Manifest
+
+        manifest = Manifest.open(curated.manifest)
+        top1, nearest = _judge(curate_job, manifest, drawn)
+        grid = folder / "grid.png"
+        _draw_grid(grid, drawn, nearest, _caption(manifest, trained.images_seen))
+    result = DemoResult(
+        inputs=curated.rows,
+        counts=curated.counts,
+        reasons=curated.reasons,
+        manifest=curated.manifest,
+        manifest_id=curated.id,
+        images_seen=trained.images_seen,
+        mlflow_run=trained.run_id,
+        model=version.name,
+        model_version=version.version,
+        bundle=trained.bundle,
+        endpoint=serve_job.url,
+        answers=answers,
+        retrieval_top1=top1,
+        seconds=clock.seconds | {"total": round(time.monotonic() - clock.begun, 2)},
+        grid=str(grid),
+        summary=str(folder / "summary.json"),
+    )
+    Path(result.summary).write_text(json.dumps(result.model_dump(), indent=2) + "\n")
+    return result
+
+
+def summary(result: DemoResult) -> list[str]:
+    """The result for a person."""
+    counts = ", ".join(f"{n} {decision}" for decision, n in result.counts.items())
+    drawn = len(PROMPTS) * len(SEEDS)
+    jobs = Path(__file__).parent / "jobs"
+    return [
+        "",
+        f"{result.inputs} inputs = {counts}",
+        f"CLIP ranks the right prompt first for {result.retrieval_top1:.0%} of {drawn} pictures (chance: 8%)",
+        f"whole demo: {result.seconds['total']:.0f} s",
+        "",
+        f"open      {result.grid}",
+        f"numbers   {result.summary}",
+        f"rows      cleanplate inspect {result.manifest}",
+        "one more  cleanplate generate 'red apple' --seed 3 --out apple.png",
+        f"endpoint  cleanplate serve {jobs.relative_to(Path.cwd()) if jobs.is_relative_to(Path.cwd()) else jobs}"
+        f"/demo-serve.yaml, then",
+        f"          curl {result.endpoint}/v1/images/generations -H 'Content-Type: application/json' "
+        f'-d \'{{"prompt": "red apple", "seed": 3}}\'',
+        "runs      mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
+    ]
+
+
+class _Clock:
+    """Announces the steps and keeps their seconds."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str, doing: str) -> Iterator[None]:
+        at = time.monotonic()
+        number = sum(step != "endpoint_start" for step in self.seconds) + 1
+        print(f"[{number}/{_STEPS}] {name}: {doing}", file=sys.stderr, flush=True)
+        yield
+        self.seconds[name] = round(time.monotonic() - at, 2)
+
+
+def _by_job(sets: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {name: [] for name in _JOBS}
+    for override in sets:
+        job, separator, rest = override.partition(".")
+        if job not in found or not separator:
+            raise UserError(
+                f"{override!r} names no job of the demo", field="--set", remedy=f"begin with one of {', '.join(_JOBS)}"
+            )
+        found[job].append(rest)
+    return found
+
+
+def _job(kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> Any:
+    file = Path(__file__).parent / "jobs" / f"demo-{kind}.yaml"
+    given = [f"{name}={yaml.safe_dump(value, default_style='"').strip()}" for name, value in paths.items()]
+    return config.load_job(str(file), [*given, *overrides[kind]], kind=kind)
+
+
+def _prepare(folder: Path) -> Any:
+    try:
+        return prepare(folder)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed", field="demo", remedy='install the extra: pip install -e ".[demo]"'
+        ) from None
+
+
+def _ask(url: str) -> tuple[list[dict[str, Any]], dict[str, list[Image.Image]]]:
+    """Every prompt once, with as many pictures as there are seeds; what the endpoint said, and what it drew."""
+    from PIL import Image
+
+    from pipelines.progress import progress
+    from serving.client import generate
+
+    answers: list[dict[str, Any]] = []
+    drawn: dict[str, list[Image.Image]] = {}
+    with progress("prompts") as report:
+        for done, prompt in enumerate(PROMPTS):
+            report("generate", done, len(PROMPTS))
+            answer = generate(url, prompt, n=len(SEEDS), seed=SEEDS[0])
+            data = [datum.picture() for datum in answer.data]
+            drawn[prompt] = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in data if picture is not None]
+            said = answer.model_dump(mode="json", exclude={"data"})
+            said["images"] = [datum.model_dump(mode="json", exclude={"b64_json"}) for datum in answer.data]
+            answers.append({"prompt": prompt, **said})
+        report("generate", len(PROMPTS), len(PROMPTS))
+    return answers, drawn
+
+
+def _judge(
+    job: Any, manifest: Manifest, drawn: dict[str, list[Image.Image]]
+) -> tuple[float, dict[str, tuple[str, Image.Image]]]:
+    """CLIP's top-1 share among the prompts, and for each prompt the training picture nearest to what was drawn."""
+    import numpy as np
+    from PIL import Image
+
+    clip = job.clip.build()
+    rows = manifest.table(["caption", "embedding", "image"], decision=_kept())
+    training = np.stack(rows["embedding"].to_numpy()).astype(np.float32)
+    texts = clip.embed_texts(list(drawn))
+    right = total = 0
+    nearest = {}
+    for index, (prompt, pictures) in enumerate(drawn.items()):
+        if not pictures:
+            continue
+        embeddings = clip.embed_images(np.stack([clip.prepare(picture) for picture in pictures]))
+        right += int((np.argmax(embeddings @ texts.T, axis=1) == index).sum())
+        total += len(pictures)
+        row = rows.slice(int(np.argmax(training @ embeddings.mean(axis=0))), 1).to_pylist()[0]
+        nearest[prompt] = (row["caption"], Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+    return right / max(total, 1), nearest
+
+
+def _kept() -> Any:
+    from curation.manifest import Decision
+
+    return Decision.KEPT
+
+
+def _caption(manifest: Manifest, images_seen: int) -> str:
+    kept = manifest.info.counts["kept"]
+    return (
+        f"A model of {kept} OpenMoji drawings (CC BY-SA 4.0), {images_seen:,} images seen. It is this small that it "
+        "knows its drawings by heart: compare with the nearest training picture, framed."
+    )
+
+
+def _draw_grid(
+    path: Path, drawn: dict[str, list[Image.Image]], nearest: dict[str, tuple[str, Image.Image]], caption: str
+) -> None:
+    """Two columns of prompts; each row is a prompt, its pictures by seed, and the nearest training picture framed."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    cell, gap, label, head, columns = 96, 8, 26, 64, 2
+    width = (len(SEEDS) + 1) * (cell + gap) + 3 * gap
+    height = cell + label + 2 * gap
+    rows = -(-len(drawn) // columns)
+    sheet = Image.new("RGB", (columns * width + gap, head + rows * height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text(
+        (2 * gap, gap), "cleanplate demo: twelve prompts, four seeds", fill="black", font=ImageFont.load_default(20)
+    )
+    pen.text((2 * gap, gap + 28), caption, fill="#555555", font=ImageFont.load_default(12))
+    font, small = ImageFont.load_default(16), ImageFont.load_default(11)
+    for index, (prompt, pictures) in enumerate(drawn.items()):
+        x = (index // rows) * width + 2 * gap
+        y = head + (index % rows) * height
+        pen.text((x, y + 2), prompt, fill="black", font=font)
+        y += label
+        for number, picture in enumerate(pictures):
+            sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (x + number * (cell + gap), y))
+        if prompt in nearest:
+            title, picture = nearest[prompt]
+            at = x + len(SEEDS) * (cell + gap) + gap
+            pen.text((at, y - 16), f"nearest: {title}"[:18], fill="#555555", font=small)
+            sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (at, y))
+            pen.rectangle((at - 2, y - 2, at + cell + 1, y + cell + 1), outline="#888888")
+    sheet.save(path)

@@ -1,0 +1,104 @@
+"""`cleanplate generate`: pictures from a prompt, by a running endpoint or straight from the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from pydantic import BaseModel
+
+from curation.errors import UserError
+
+if TYPE_CHECKING:
+    from serving.api import GenerationResponse
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+class Generated(BaseModel):
+    """What came of a prompt."""
+
+    prompt: str
+    files: list[str]
+    seeds: list[int]
+    withheld: list[dict[str, Any]]
+    model: str
+    model_version: str
+    source: str  # the endpoint's URL, or "registry"
+
+
+def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, model: str | None) -> Generated:
+    """Generates and writes pictures.
+
+    Args:
+        prompt: what to draw.
+        out: the file; with several pictures a number goes before its suffix.
+        fields: more fields of the request (`n`, `seed`, `guidance_scale`, …); None leaves one to the model.
+        server: the endpoint; when it is not given, a server on this machine is used if one answers and serves the
+            model, else the registry.
+        model: `models:/NAME@alias`, a name or a bundle's folder, for the registry.
+
+    Raises:
+        UserError: for a bad request, a model that is not there, or a server that was named and does not answer.
+    """
+    target = Path(out)
+    suffix = target.suffix.lower().removeprefix(".") or "png"
+    output_format = {"jpg": "jpeg"}.get(suffix, suffix)
+    if output_format not in ("png", "jpeg", "webp"):
+        raise UserError(f"no pictures are written as .{suffix}", field="--out", remedy="use .png, .jpg or .webp")
+    request = {name: value for name, value in fields.items() if value is not None} | {"output_format": output_format}
+    if server is None and model is None and _answers(DEFAULT_SERVER):
+        server = DEFAULT_SERVER
+    if server is not None:
+        from serving.client import generate
+
+        response = generate(server, prompt, **request)
+    else:
+        response = _from_registry(prompt, request, model)
+    files, seeds, withheld = [], [], []
+    for index, datum in enumerate(response.data):
+        data = datum.picture()
+        if data is None:
+            withheld.append(datum.model_dump(mode="json", exclude={"b64_json"}))
+            continue
+        name = target if len(response.data) == 1 else target.with_stem(f"{target.stem}-{index}")
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(data)
+        files.append(str(name))
+        seeds.append(datum.seed)
+    return Generated(
+        prompt=prompt,
+        files=files,
+        seeds=seeds,
+        withheld=withheld,
+        model=response.model,
+        model_version=response.model_version,
+        source=server or "registry",
+    )
+
+
+def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> GenerationResponse:
+    from serving.api import GenerationRequest
+    from serving.generator import load
+    from serving.job import ServeJob
+    from training.tracking import only_model
+
+    job = ServeJob(model=model or f"models:/{only_model()}@champion")
+    checked = GenerationRequest.model_validate({"prompt": prompt, **request})
+    generator = load(job)
+    return generator.generate(checked).response()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v1/health/ready", timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def summary(result: Generated) -> list[str]:
+    """The result for a person."""
+    lines = [f"{file}  (seed {seed})" for file, seed in zip(result.files, result.seeds, strict=True)]
+    lines += [f"one picture withheld: {entry['safety']}" for entry in result.withheld]
+    return [*lines, f"by {result.model} version {result.model_version}, from {result.source}"]

@@ -1,0 +1,92 @@
+"""`cleanplate inspect`: what stands in a manifest, counted from its Parquet and reconciled with `manifest.json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pydantic import BaseModel
+
+from curation.errors import UserError
+from curation.manifest import Manifest
+
+
+class Inspection(BaseModel):
+    """Counts read from the rows."""
+
+    manifest: str
+    id: str
+    name: str
+    rows: int
+    counts: dict[str, int]
+    reasons: dict[str, dict[str, int]]  # by decision, then by reason
+    licences: dict[str, int]  # of kept rows
+    captions: dict[str, int]  # of kept rows, by captioner
+    clip: str
+    reconciled: bool
+
+
+def run(path: str) -> Inspection:
+    """Reads every row of a manifest, checks every file's hash and counts.
+
+    Raises:
+        UserError: when there is no whole manifest, or its rows are not what `manifest.json` promises.
+    """
+    manifest = Manifest.open(path)
+    manifest.verify()
+    counts: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = {}
+    licences: Counter[str] = Counter()
+    captions: Counter[str] = Counter()
+    for batch in manifest.batches(["decision", "reason", "licence", "caption_source"]):
+        for row in batch.to_pylist():
+            counts[row["decision"]] += 1
+            reasons.setdefault(row["decision"], Counter())[row["reason"]] += 1
+            if row["decision"] == "kept":
+                licences[row["licence"] or "unstated"] += 1
+                captions[row["caption_source"] or "none"] += 1
+    info = manifest.info
+    stated = {decision: n for decision, n in info.counts.items() if n}
+    if dict(counts) != stated or sum(counts.values()) != info.rows:
+        raise UserError(
+            f"the rows say {dict(counts)}, manifest.json says {stated} of {info.rows}",
+            field="manifest",
+            remedy="do not train on it: restore the folder or curate again",
+        )
+    return Inspection(
+        manifest=manifest.uri,
+        id=manifest.id,
+        name=info.name,
+        rows=info.rows,
+        counts=info.counts,
+        reasons={decision: dict(found.most_common()) for decision, found in sorted(reasons.items())},
+        licences=dict(licences.most_common(10)),
+        captions=dict(captions.most_common()),
+        clip=info.clip.name,
+        reconciled=True,
+    )
+
+
+def show(found: Inspection) -> None:
+    """Prints an inspection as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found.name}  {found.id[:16]}", title_justify="left")
+    table.add_column("decision")
+    table.add_column("reason")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    for decision in ("kept", "dropped", "held", "failed"):
+        for reason, n in found.reasons.get(decision, {}).items():
+            table.add_row(decision, reason, f"{n:,}", f"{n / found.rows:.1%}")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    sums = " + ".join(f"{found.counts[d]:,} {d}" for d in ("kept", "dropped", "held", "failed"))
+    console.print(f"{found.rows:,} inputs = {sums}: reconciled, every file's hash agrees", highlight=False)
+    for title, counted in (("licences", found.licences), ("captions", found.captions)):
+        parts: dict[str, Any] = counted
+        text = ", ".join(f"{name} {n:,}" for name, n in parts.items()) or "none"
+        console.print(f"{title} of kept rows: {text}", highlight=False, markup=False)
+    console.print(f"embeddings by {found.clip}", highlight=False)

@@ -1,0 +1,67 @@
+"""`cleanplate register`: a trained bundle becomes a version of a model in the MLflow registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from curation.errors import UserError
+
+if TYPE_CHECKING:
+    from training.tracking import ModelVersion
+
+
+class RegisterJob(BaseModel):
+    """`kind: register`: a bundle in, a model version with an alias out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["register"] = "register"
+    name: str = Field(description="the registered model's name")
+    bundle: str = Field(description="a bundle's folder, as `cleanplate train` prints it")
+    alias: str | None = Field("champion", description="what serving follows; null registers without an alias")
+    tracking_uri: str | None = Field(
+        None, description="MLflow; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
+    )
+    run_id: str | None = Field(None, description="the MLflow run that trained it")
+    tags: dict[str, str] = Field({}, description="more tags of the version")
+
+
+def plan(job: RegisterJob) -> dict[str, Any]:
+    """What registering would do; checks that the bundle is there."""
+    from training.bundle import read_info
+    from training.tracking import tracking_uri
+
+    if not Path(job.bundle).is_dir():
+        raise UserError(
+            f"no bundle at {job.bundle}", field="bundle", remedy="give the folder that `cleanplate train` printed"
+        )
+    info = read_info(job.bundle)
+    return {"manifest_id": info.manifest_id, "tracking_uri": tracking_uri(job.tracking_uri), "cpus": 0, "gpus": 0}
+
+
+def run(job: RegisterJob) -> ModelVersion:
+    """Registers the bundle and moves the alias."""
+    from training.tracking import register
+
+    plan(job)
+    return register(
+        job.bundle,
+        job.name,
+        alias=job.alias,
+        tracking_uri=job.tracking_uri,
+        run_id=job.run_id,
+        extra_tags=job.tags,
+    )
+
+
+def summary(version: ModelVersion) -> list[str]:
+    """The result for a person."""
+    alias = f", alias {version.alias}" if version.alias else ""
+    return [
+        f"registered {version.name} version {version.version}{alias}",
+        f"manifest {version.tags.get('manifest_id', 'unknown')}",
+        f"serve it with: cleanplate serve JOB.yaml  (model: models:/{version.name}@{version.alias or version.version})",
+    ]

@@ -1,0 +1,48 @@
+"""`cleanplate serve`: an endpoint for a registered model, until it is interrupted."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serving.job import ServeJob
+
+
+def plan(job: ServeJob) -> dict[str, Any]:
+    """What serving would take."""
+    from serving.job import plan as serving_plan
+
+    return serving_plan(job)
+
+
+@contextmanager
+def endpoint(job: ServeJob) -> Iterator[str]:
+    """The job's endpoint, up and ready for the duration of a `with` block; gives its URL."""
+    from pipelines.cluster import connect
+    from serving import app
+
+    # Serve's controller and proxies take no logical CPU here, but Ray wants one to start them on.
+    with connect(cpus=math.ceil(job.replicas * job.cpus_per_replica) + 1):
+        url = app.run(job)
+        try:
+            yield url
+        finally:
+            app.stop(job)
+
+
+def run(job: ServeJob) -> None:
+    """Serves until SIGINT or SIGTERM, then takes the application down."""
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    print("starting Ray Serve …", flush=True)
+    with endpoint(job) as url:
+        print(f"{job.model} is served at {url}/v1/images/generations  (Ctrl-C ends it)")
+        print(f'try: cleanplate generate "red apple" --server {url} --out apple.png', flush=True)
+        done.wait()
+        print("stopping …", flush=True)

@@ -1,0 +1,67 @@
+"""`cleanplate train`: a manifest in, a bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curation.errors import UserError
+from pipelines.progress import progress
+
+if TYPE_CHECKING:
+    from curation.manifest import Manifest
+    from training.job import TrainJob
+    from training.launch import TrainResult
+
+
+def plan(job: TrainJob) -> dict[str, Any]:
+    """What the job would take; opens the manifest."""
+    from training import launch
+
+    return launch.plan(job)
+
+
+def run(job: TrainJob) -> TrainResult:
+    """Trains on a Ray cluster, resuming what an earlier run of the same job left."""
+    from curation.manifest import Manifest
+    from pipelines.cluster import connect
+    from training import launch
+
+    launch.plan(job)
+    manifest = Manifest.open(job.manifest)
+    text_encoder = _text_encoder(manifest, launch.run_folder(job, manifest))
+    with connect(cpus=job.workers, gpus=job.workers * job.gpus_per_worker), progress("images") as report:
+        return launch.launch(
+            job,
+            text_encoder=text_encoder,
+            on_progress=lambda p: report("train", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
+        )
+
+
+def _text_encoder(manifest: Manifest, run_folder: str) -> str:
+    """The text tower of the manifest's CLIP, exported into the run's folder: training knows nothing of curation."""
+    from curation.clip import ClipConfig
+
+    folder = Path(run_folder) / "text_encoder"
+    if (folder / "open_clip_text.json").is_file():
+        return str(folder)
+    clip = ClipConfig.model_validate(manifest.info.job["clip"])
+    clip.check()
+    if clip.name() != manifest.info.clip.name:
+        raise UserError(
+            f"the manifest's embeddings are by {manifest.info.clip.name}, but {clip.model} is now {clip.name()}",
+            field="manifest",
+            remedy="restore that model, or curate again with this one",
+        )
+    clip.build().export_text_tower(folder)
+    return str(folder)
+
+
+def summary(result: TrainResult) -> list[str]:
+    """The result for a person."""
+    resumed = f", resumed at {result.resumed_from:,}" if result.resumed_from else ""
+    return [
+        f"trained on {result.images_seen:,} images seen{resumed}; MLflow run {result.run_id}",
+        f"bundle {result.bundle}",
+        f"register it with: cleanplate register JOB.yaml --set bundle={result.bundle}",
+    ]
