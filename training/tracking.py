@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from curation.errors import UserError
 from training.bundle import INFO_FILE, BundleInfo, read_info, verify
+from training.folders import cache_root
+from training.progress import Point
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,15 +44,6 @@ class ModelVersion(BaseModel):
     run_id: str | None
     tags: dict[str, str]
     bundle: str
-
-
-class Point(BaseModel):
-    """What was measured up to a number of images seen; `images` is MLflow's step."""
-
-    model_config = ConfigDict(frozen=True)
-    images: int
-    time: float
-    values: dict[str, float]
 
 
 def tracking_uri(given: str | None) -> str:
@@ -350,7 +343,7 @@ def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = 
     client, _ = _client(tracking_uri)
     found = _look_up(client, name, version, alias)
     described = _describe(found, alias, "")
-    root = Path(cache) if cache is not None else _default_cache()
+    root = Path(cache) if cache is not None else cache_root() / "models"
     return described.model_copy(update={"bundle": _download(client, described, found.source, root)})
 
 
@@ -389,10 +382,6 @@ def _look_up(client: MlflowClient, name: str, version: str | None, alias: str | 
     aliases = ", ".join(sorted(registered.aliases)) or "none"
     what = f"version {version}" if version is not None else f"alias {alias}"
     raise UserError(f"{name} has no {what}", field="model", remedy=f"its aliases: {aliases}; or name a version")
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cleanplate" / "models"
 
 
 def _download(client: MlflowClient, version: ModelVersion, source: str, root: Path) -> str:

@@ -1,0 +1,98 @@
+"""The driver's view of a run that trains elsewhere: points arrive, go to MLflow and move a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curation import storage
+from training.progress import Point, Progress, progress_of
+
+if TYPE_CHECKING:
+    from training.tracking import Run
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[Progress], None]
+_POLL_SECONDS = 1.0
+
+
+class Mailbox:
+    """What the loop leaves for the driver. Lives in the driver, or as an actor when the loop is elsewhere."""
+
+    def __init__(self) -> None:
+        self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        self._outcome: dict[str, Any] | None = None
+
+    def put(self, point: Point) -> None:
+        self._points.put(point)
+
+    def drain(self) -> list[Point]:
+        points = []
+        while not self._points.empty():
+            points.append(self._points.get())
+        return points
+
+    def finish(self, outcome: dict[str, Any]) -> None:
+        self._outcome = outcome
+
+    def outcome(self) -> dict[str, Any] | None:
+        return self._outcome
+
+
+class Follower:
+    """Takes points to MLflow and to the caller's progress bar, in a thread of the driver."""
+
+    def __init__(self, run: Run, images_total: int, on_progress: OnProgress | None) -> None:
+        self._run = run
+        self._total = images_total
+        self._on_progress = on_progress
+        self._pending: list[Point] = []
+
+    @contextlib.contextmanager
+    def following(self, drain: Callable[[], list[Point]]) -> Iterator[None]:
+        """Polls `drain` until the block ends, then once more."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(_POLL_SECONDS):
+                try:
+                    self._take(drain())
+                except Exception:
+                    # an unreachable tracking server must not cost a training run: the points wait for the next round
+                    logger.warning("points could not be logged yet", exc_info=True)
+
+        thread = threading.Thread(target=follow, name="training-follower", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        self._take(drain())
+
+    def _take(self, points: list[Point]) -> None:
+        self._pending += points
+        self._run.log(self._pending)
+        for point in self._pending:
+            if point.grid is not None:
+                self._upload(point.grid)
+        news = [progress for point in self._pending if (progress := progress_of(point, self._total)) is not None]
+        self._pending = []
+        if news and self._on_progress is not None:
+            self._on_progress(news[-1])
+
+    def _upload(self, grid: str) -> None:
+        if not storage.is_remote(grid):
+            self._run.artifact(grid, "samples")
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / grid.rsplit("/", 1)[-1]
+            local.write_bytes(storage.read_bytes(grid))
+            self._run.artifact(local, "samples")

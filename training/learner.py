@@ -1,0 +1,165 @@
+"""One model in training: the network, its average, its optimizer, and what a step does to them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import objective, randomness
+from training.data import TextStates, TrainingSet
+from training.ema import Ema
+from training.job import OptimizerConfig, TrainJob
+from training.randomness import Purpose
+from training.schedules import alphas_cumprod
+from training.text import TextEncoder
+from training.unet import build_unet, to_patches
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a group of workers this process stands. With more than one, torch.distributed is set up already."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+def learning_rate(config: OptimizerConfig, images: float, budget: int) -> float:
+    """The learning rate at a number of images seen: a linear rise, then a half cosine to 0 at the budget, or level."""
+    rise = min(1.0, images / config.warmup_images) if config.warmup_images else 1.0
+    if config.decay == "constant":
+        return config.lr * rise
+    span = max(budget - config.warmup_images, 1)
+    done = min(max((images - config.warmup_images) / span, 0.0), 1.0)
+    return config.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Learner:
+    """The state of a run and its one operation, `step`.
+
+    Attributes:
+        unet: diffusers' `UNet2DConditionModel`, never wrapped: what is saved has plain names.
+        ema: its moving average.
+    """
+
+    def __init__(self, job: TrainJob, data: TrainingSet, text: TextEncoder, place: Place) -> None:
+        self._job = job
+        self._place = place
+        self._pictures = data.pictures
+        self._states = TextStates(text, data.captions)
+        self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            self.unet = build_unet(
+                job.unet, image_size=data.image_size, patch_size=job.patch_size, text_width=text.width
+            )
+        self.unet.to(place.device, memory_format=torch.channels_last).train()
+        if job.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
+        self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
+        self._parameters = [parameter for _, parameter in self._named]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=job.optimizer.lr,
+            betas=job.optimizer.betas,
+            weight_decay=job.optimizer.weight_decay,
+            fused=True,
+        )
+        self._forward: Any = self.unet
+        if place.world_size > 1:
+            self._forward = torch.nn.parallel.DistributedDataParallel(
+                self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the global batch that follows `images_seen`.
+
+        Returns:
+            This worker's mean loss and the global gradient's norm before clipping, both scalars on the device.
+        """
+        job = self._job
+        middle = images_seen + job.batch_size / 2
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(job.optimizer, middle, job.steps * job.batch_size)
+        loss = self._gradients(images_seen)
+        # after the all-reduce, so it is the norm of the whole batch's gradient on every rank
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.ema.update(images_seen // job.batch_size + 1)
+        return loss, norm
+
+    def settle(self, images_seen: int) -> None:
+        """Lets DDP arrange its buckets by a backward pass that is thrown away.
+
+        It does so after the first pass of a process, and sums of three or more workers depend on the arrangement in
+        their last bit. With this pass a restarted run has the arrangement that the undisturbed one has at that step.
+        """
+        if self._place.world_size > 1:
+            self._gradients(images_seen)
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self, images_seen: int) -> Tensor:
+        share = self._job.batch_size // self._place.world_size
+        first = images_seen + self._place.rank * share
+        parts = torch.arange(first, first + share).chunk(self._job.accumulation)
+        total = torch.zeros((), device=self._place.device)
+        for number, index in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
+                loss = self._loss(index) / len(parts)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, index: Tensor) -> Tensor:
+        """The loss of the samples with these global indices (N,)."""
+        job, device = self._job, self._place.device
+        rows = randomness.rows(job.seed, index, len(self._pictures))
+        pictures = self._pictures[rows]
+        if job.flip:
+            mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
+            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
+        states, mask = self._states.lookup(rows, dropped)
+        index = index.to(device)
+        x0 = to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size)
+        noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
+        t = randomness.timesteps(job.seed, index, len(self._abar))
+        abar = self._abar[t]
+        xt = objective.q_sample(x0, noise, abar).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
+            output = self._forward(xt, t, states, encoder_attention_mask=mask, return_dict=False)[0]
+        return objective.loss(output, x0, noise, abar, prediction=job.prediction, min_snr_gamma=job.loss.min_snr_gamma)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint stores: parts `weights`, `ema` and `optimizer`, by plain parameter names."""
+        return {
+            "weights": dict(self.unet.state_dict()),
+            "ema": dict(self.ema.model.state_dict()),
+            "optimizer": {
+                f"{key}.{name}": value
+                for name, parameter in self._named
+                for key, value in self._optimizer.state[parameter].items()
+            },
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Takes the place of the run that `state` was taken from."""
+        self.unet.load_state_dict(state["weights"])
+        self.ema.model.load_state_dict(state["ema"])
+        moments = state["optimizer"]
+        for name, parameter in self._named:
+            # in the layout of the parameter (channels last): the fused kernel walks both in order of memory
+            self._optimizer.state[parameter] = {
+                "step": moments[f"step.{name}"].to(parameter.device),
+                "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"exp_avg_sq.{name}"]),
+            }

@@ -1,0 +1,260 @@
+"""The training loop: from a training set to a bundle, in a plain process or as one worker of several.
+
+It counts images seen, resumes from the newest checkpoint in the run's folder, and finishes by writing the bundle. Two
+runs of one job at one topology (workers, accumulation, threads, machine) end in the same bits, however often they were
+interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curation import storage
+from training import checkpoint
+from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
+from training.checkpoint import CheckpointInfo, Identity, state_sha256
+from training.data import TrainingSet
+from training.folders import upload
+from training.job import TrainJob
+from training.learner import Learner, Place, learning_rate
+from training.progress import Point, Report
+from training.sampling import SamplingParams, sample
+from training.text import TextEncoder, digest
+
+logger = logging.getLogger(__name__)
+
+_POINTS = 400  # measured over a whole run, whatever its length
+_GRID_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to. Only the first worker's has a bundle."""
+
+    images_seen: int
+    resumed_from: int
+    state_sha256: str
+    metrics: dict[str, float]
+    bundle: str | None
+
+
+def train(
+    job: TrainJob, *, folder: str, data: TrainingSet, text: TextEncoder, place: Place, report: Report | None = None
+) -> Outcome:
+    """Trains to the end of the job's budget and writes `<folder>/bundle`.
+
+    Args:
+        folder: the run's own folder, local or S3; its checkpoints are resumed from.
+        report: called on the first worker with every point, including those since the checkpoint resumed from.
+
+    Raises:
+        UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration.
+    """
+    if place.device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return _Loop(job, folder, data, text, place, report or (lambda point: None)).run()
+
+
+class _Loop:
+    def __init__(
+        self, job: TrainJob, folder: str, data: TrainingSet, text: TextEncoder, place: Place, report: Report
+    ) -> None:
+        self._job = job
+        self._folder = folder
+        self._data = data
+        self._text = text
+        self._place = place
+        self._report = report
+        self._learner = Learner(job, data, text, place)
+        # the averaged network as serving will see it; its weights change as training goes on
+        self._model = DiffusionModel(
+            unet=self._learner.ema.model,
+            text=text,
+            betas=job.schedule.betas(),
+            prediction=job.prediction,
+            image_size=data.image_size,
+            patch_size=job.patch_size,
+            device=place.device,
+        )
+        self._identity = Identity(
+            manifest_id=data.manifest_id,
+            training_set_digest=data.digest,
+            text_encoder_sha256=digest(text.folder),
+            config=job.identity(),
+        )
+        self._budget = job.steps * job.batch_size
+        self._point_every = max(1, job.steps // _POINTS) * job.batch_size
+        self._unsaved: list[Point] = []  # points since the last checkpoint; they travel in the next one
+        self._metrics: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        job, learner = self._job, self._learner
+        seen = resumed_from = self._resume()
+        if seen < self._budget:
+            learner.settle(seen)
+        loss_sum = norm_sum = torch.zeros((), device=self._place.device)
+        window, began = seen, time.monotonic()
+        while seen < self._budget:
+            loss, norm = learner.step(seen)
+            loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
+            before, seen = seen, seen + job.batch_size
+            saves = self._due(job.checkpoint_every, before, seen)
+            draws = self._due(job.sample.every, before, seen)
+            if saves or draws or self._due(self._point_every, before, seen):
+                steps = (seen - window) // job.batch_size
+                rate = (seen - window) / max(time.monotonic() - began, 1e-9)
+                self._measure(seen, float(self._mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
+                if draws:
+                    self._draw_grid(seen)
+                if saves:
+                    self._save(seen)
+                loss_sum = norm_sum = torch.zeros((), device=self._place.device)
+                window, began = seen, time.monotonic()
+        sha256 = state_sha256(learner.state())
+        bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
+        return Outcome(seen, resumed_from, sha256, self._metrics, bundle)
+
+    def _due(self, every: int | None, before: int, seen: int) -> bool:
+        """Whether a multiple of `every` images was reached in this step; the end of the budget always counts."""
+        return seen >= self._budget or (every is not None and seen // every > before // every)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over the workers, on every worker."""
+        if self._place.world_size > 1:
+            torch.distributed.all_reduce(value)
+            value = value / self._place.world_size
+        return value
+
+    def _measure(self, seen: int, loss: float, norm: float, rate: float) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} after {seen} images: lower optimizer.lr or use precision fp32"
+            )
+        self._metrics = {"loss": loss, "grad_norm": norm}
+        lr = learning_rate(self._job.optimizer, seen, self._budget)
+        self._tell(Point(images=seen, time=time.time(), values={**self._metrics, "lr": lr, "images_per_second": rate}))
+
+    def _tell(self, point: Point) -> None:
+        self._unsaved.append(point)
+        if self._place.rank == 0:
+            self._report(point)
+
+    # --- checkpoints ---
+
+    @property
+    def _checkpoints(self) -> str:
+        return storage.join(self._folder, "checkpoints")
+
+    def _resume(self) -> int:
+        """Images seen at the checkpoint that the run continues from; 0 for a fresh run."""
+        if self._place.rank == 0:
+            checkpoint.sweep(self._checkpoints)
+        path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
+        if path is None:
+            return 0
+        info, state = checkpoint.load(path, self._identity)
+        self._learner.restore(state)
+        for point in info.points:
+            if self._place.rank == 0:
+                self._report(point)
+            if "loss" in point.values:
+                self._metrics = {key: point.values[key] for key in ("loss", "grad_norm")}
+        logger.info("resumed at %d images from %s", info.images_seen, path)
+        return info.images_seen
+
+    def _agree(self, path: str | None) -> str | None:
+        """The first worker's choice, on every worker: another may look at the storage a moment later."""
+        if self._place.world_size == 1:
+            return path
+        choice = [path]
+        torch.distributed.broadcast_object_list(choice, src=0)
+        return choice[0]
+
+    def _save(self, seen: int) -> None:
+        if self._place.rank == 0:
+            info = CheckpointInfo(
+                images_seen=seen,
+                identity=self._identity,
+                topology={"workers": self._place.world_size, "accumulation": self._job.accumulation},
+                libraries=_libraries(),
+                points=self._unsaved,
+            )
+            checkpoint.save(self._checkpoints, self._learner.state(), info, keep=self._job.keep_checkpoints)
+        self._unsaved = []
+
+    # --- pictures and the bundle ---
+
+    @property
+    def _sampling(self) -> SamplingParams:
+        config = self._job.sample
+        return SamplingParams(steps=config.steps, guidance_scale=config.guidance_scale, sampler=config.sampler)
+
+    def _draw_grid(self, seen: int) -> None:
+        """One column per prompt, one row per seed, as a PNG in the run's folder."""
+        if self._place.rank != 0:
+            return
+        import io
+
+        from PIL import Image
+
+        distinct = sorted(set(self._data.captions))
+        prompts = list(self._job.sample.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
+        seeds = [row for row in range(_GRID_ROWS) for _ in prompts]
+        pictures = sample(self._model, prompts * _GRID_ROWS, seeds, self._sampling, exact=False)
+        rows = [
+            np.concatenate(list(pictures[i : i + len(prompts)]), axis=1) for i in range(0, len(seeds), len(prompts))
+        ]
+        buffer = io.BytesIO()
+        Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
+        path = storage.join(self._folder, "samples", f"{seen:012d}.png")
+        storage.write_bytes(path, buffer.getvalue())
+        self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
+
+    def _write_bundle(self, seen: int, sha256: str) -> str:
+        data, job = self._data, self._job
+        mean, std = data.channel_stats()
+        info = BundleInfo(
+            name=job.name,
+            manifest_id=data.manifest_id,
+            training_set_digest=data.digest,
+            training_rows=len(data),
+            licences=data.licences,
+            config_sha256=job.config_sha256(data.manifest_id),
+            job=job.model_dump(mode="json"),
+            images_seen=seen,
+            state_sha256=sha256,
+            metrics=self._metrics,
+            image_size=data.image_size,
+            patch_size=job.patch_size,
+            prediction=job.prediction,
+            channel_mean=mean,
+            channel_std=std,
+            text_encoder=self._text.name,
+            captions=sorted(set(data.captions) - {""})[:CAPTION_CAP],
+            sampling=self._sampling,
+            parameters=sum(p.numel() for p in self._learner.unet.parameters()),
+            libraries=_libraries(),
+        )
+        target = storage.join(self._folder, "bundle")
+        if not storage.is_remote(target):
+            write_bundle(storage.filesystem(target)[1], self._model, info)
+            return target
+        with tempfile.TemporaryDirectory() as scratch:
+            write_bundle(Path(scratch) / "bundle", self._model, info)
+            upload(Path(scratch) / "bundle", target, last=INFO_FILE)
+        return target
+
+
+def _libraries() -> dict[str, str]:
+    import diffusers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
