@@ -42,13 +42,16 @@ def bare(model: DiffusionModel, params: SamplingParams, requests: int) -> list[f
     return seconds
 
 
-def endpoint(client: httpx.Client, steps: int, requests: int, concurrency: int) -> tuple[float, list[float]]:
-    """Wall seconds of all pictures, and of each from its request to its answer."""
+def endpoint(
+    client: httpx.Client, steps: int, requests: int, concurrency: int, sampling: list[float]
+) -> tuple[float, list[float]]:
+    """Wall seconds of all pictures, and of each from its request to its answer; adds what sampling took of it."""
 
     def ask(seed: int) -> float:
         begun = time.perf_counter()
         body = {"prompt": PROMPT, "seed": seed, "num_inference_steps": steps}
-        client.post("/v1/images/generations", json=body).raise_for_status()
+        answer = client.post("/v1/images/generations", json=body).raise_for_status()
+        sampling.append(answer.json()["timings"]["sample_ms"] / 1e3)
         return time.perf_counter() - begun
 
     begun = time.perf_counter()
@@ -77,8 +80,6 @@ def main() -> None:
 
 
 def measure(bundle: Path, *, rounds: int, requests: int) -> None:
-    from serving import app
-
     model = load_bundle(bundle)
     params = calibrate(model)
     with socket.socket() as probe:
@@ -87,33 +88,45 @@ def measure(bundle: Path, *, rounds: int, requests: int) -> None:
     job = ServeJob(model=str(bundle), port=port, threads=1)
     pace: dict[str, list[float]] = {name: [] for name in ("bare", *(f"endpoint c={c}" for c in CONCURRENCY))}
     latency: dict[str, list[float]] = {name: [] for name in pace}
-    with connect(cpus=2), httpx.Client(base_url=app.run(job), timeout=120) as client:
-        endpoint(client, params.steps, 4, 2)
-        for number in range(rounds):
-            names = list(pace)
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                if name == "bare":
-                    seconds = bare(model, params, requests)
-                    wall = sum(seconds)
-                else:
-                    wall, seconds = endpoint(client, params.steps, requests, int(name.removeprefix("endpoint c=")))
-                pace[name].append(requests / wall)
-                latency[name] += seconds
+    sampling: dict[str, list[float]] = {name: [] for name in pace}
+    with connect(cpus=2):
+        from serving import app  # Ray reads its settings when it is imported: after `connect` has made them
+
+        with httpx.Client(base_url=app.run(job), timeout=120) as client:
+            endpoint(client, params.steps, 4, 2, [])
+            for number in range(rounds):
+                names = list(pace)
+                for name in names[number % len(names) :] + names[: number % len(names)]:
+                    if name == "bare":
+                        seconds = bare(model, params, requests)
+                        wall = sum(seconds)
+                        sampling[name] += seconds
+                    else:
+                        concurrency = int(name.removeprefix("endpoint c="))
+                        wall, seconds = endpoint(client, params.steps, requests, concurrency, sampling[name])
+                    pace[name].append(requests / wall)
+                    latency[name] += seconds
         app.stop(job)
-    report(params, pace, latency, rounds, requests)
+    report(params, pace, latency, sampling, rounds=rounds, requests=requests)
 
 
 def report(
-    params: SamplingParams, pace: dict[str, list[float]], latency: dict[str, list[float]], rounds: int, requests: int
+    params: SamplingParams,
+    pace: dict[str, list[float]],
+    latency: dict[str, list[float]],
+    sampling: dict[str, list[float]],
+    *,
+    rounds: int,
+    requests: int,
 ) -> None:
     over_bare = {
         name: statistics.median(p / b for p, b in zip(paces, pace["bare"], strict=True)) for name, paces in pace.items()
     }
     print(f"32x32 pixels, {params.steps} {params.sampler} steps, {rounds} rounds of {requests} pictures, 1 thread")
-    print(f"{'':<16}{'images/s':>10}{'p50 ms':>10}{'over bare':>11}")
+    print(f"{'':<16}{'images/s':>10}{'p50 ms':>10}{'sampling ms':>13}{'over bare':>11}")
     for name, paces in pace.items():
-        p50 = statistics.median(latency[name]) * 1e3
-        print(f"{name:<16}{statistics.median(paces):>10.2f}{p50:>10.0f}{over_bare[name]:>11.3f}")
+        p50, drawing = (statistics.median(values[name]) * 1e3 for values in (latency, sampling))
+        print(f"{name:<16}{statistics.median(paces):>10.2f}{p50:>10.0f}{drawing:>13.0f}{over_bare[name]:>11.3f}")
     added = statistics.median(latency["endpoint c=1"]) - statistics.median(latency["bare"])
     print(f"added by the endpoint at c=1: {added * 1e3:.0f} ms at the median")
     print(json.dumps({"ratios": {"endpoint_over_bare_sampler": round(over_bare[f"endpoint c={CONCURRENCY[-1]}"], 3)}}))
