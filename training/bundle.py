@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curation import torchvision_ops
 from curation.errors import UserError
 from training.card import model_card
 from training.objective import Prediction
@@ -235,6 +236,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     Raises:
         UserError: no bundle there, a torn or damaged one, or one of a newer schema.
     """
+    torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
     import diffusers
 
     info = read_info(folder)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,7 +157,10 @@ class Run:
         if inputs is not None and inputs.dataset_inputs:
             return
         meta: Any = MetaDataset  # typed as abstract, though it is not
-        data = meta(resolve_dataset_source(uri), name=name, digest=digest[:36])  # 36: the store's column
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "can be interpreted in multiple ways: LocalArtifact…, LocalArtifact…"
+            source = resolve_dataset_source(uri)
+        data = meta(source, name=name, digest=digest[:36])  # 36: the width of the store's column
         tags = [InputTag("mlflow.data.context", "training")]
         self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), tags)])
 
@@ -217,10 +221,10 @@ def register(
     info = read_info(bundle)
     verify(bundle, info)
     client, artifacts = _client(tracking_uri)
+    _check_run(client, run_id)
     digest = _bundle_digest(bundle)
     found = _version_with(client, name, digest)
     if found is None:
-        run_id = _existing_run(client, run_id)
         tags = {_TAG + key: value for key, value in {**_tags(info, digest), **(extra_tags or {})}.items()}
         found = _create_version(client, artifacts, bundle, name, run_id, tags)
     if alias is not None:
@@ -261,19 +265,19 @@ def _bundle_digest(bundle: str) -> str:
     return hashlib.sha256((Path(bundle) / INFO_FILE).read_bytes()).hexdigest()
 
 
-def _existing_run(client: MlflowClient, run_id: str | None) -> str | None:
+def _check_run(client: MlflowClient, run_id: str | None) -> None:
     from mlflow.exceptions import MlflowException
 
-    if run_id is not None:
-        try:
-            client.get_run(run_id)
-        except MlflowException as error:
-            raise UserError(
-                f"the tracking server has no run {run_id}: {error.message}",
-                field="run_id",
-                remedy="register with the tracking URI that the run was logged to, or leave the run out",
-            ) from None
-    return run_id
+    if run_id is None:
+        return
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(
+            f"the tracking server has no run {run_id}: {error.message}",
+            field="run_id",
+            remedy="register with the tracking URI that the run was logged to, or leave the run out",
+        ) from None
 
 
 def _create_version(
@@ -345,6 +349,22 @@ def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = 
     described = _describe(found, alias, "")
     root = Path(cache) if cache is not None else cache_root() / "models"
     return described.model_copy(update={"bundle": _download(client, described, found.source, root)})
+
+
+def only_model(*, tracking_uri: str | None = None) -> str:
+    """The name of the one registered model, for commands that were given none.
+
+    Raises:
+        UserError: none is registered, or several are.
+    """
+    names = sorted(found.name for found in _client(tracking_uri)[0].search_registered_models(max_results=20))
+    if len(names) == 1:
+        return str(names[0])
+    raise UserError(
+        f"{len(names)} models are registered: {', '.join(names)}" if names else "no model is registered",
+        field="model",
+        remedy="name one of them" if names else "train and register one, or set MLFLOW_TRACKING_URI",
+    )
 
 
 def _parse(model: str) -> tuple[str, str | None, str | None]:

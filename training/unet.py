@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curation import torchvision_ops
 from curation.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def build_unet(config: UnetConfig, *, image_size: int, patch_size: int, text_wid
             field="patch_size",
             remedy="choose a patch_size and unet.block_out_channels that divide the manifest's image_size",
         )
+    torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
     from diffusers import UNet2DConditionModel
 
     down = ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in shape.cross_attention]

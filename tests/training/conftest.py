@@ -1,11 +1,10 @@
-"""A manifest of coloured shapes and a text tower so small that both are made in a second, by the project's own writers."""
+"""A manifest of coloured shapes and a tiny text tower, made in a second by the project's own writers."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from curation.manifest import ClipInfo, Manifest, ManifestInfo, manifest_id, now, publish, schema, write_part
@@ -23,6 +23,10 @@ from training.text import TextEncoder
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 WIDTH = 32  # of the text tower
+
+# wall-clock limits of single examples say nothing on a shared machine
+settings.register_profile("training", deadline=None, max_examples=50)
+settings.load_profile("training")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -134,6 +138,3 @@ def make_job(manifest: Manifest, tmp_path: Path) -> Callable[..., TrainJob]:
         return TrainJob.model_validate({**settings, **changes})
 
     return make
-
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

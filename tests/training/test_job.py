@@ -1,0 +1,78 @@
+"""The job file: defaults, refusals, and what its hash covers."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from curation.errors import UserError
+from training.job import TrainJob
+from training.unet import UnetConfig, build_unet
+
+REQUIRED = {"manifest": "m", "output": "o"}
+
+
+def job(**changes: object) -> TrainJob:
+    return TrainJob.model_validate({**REQUIRED, **changes})
+
+
+def test_the_defaults_are_the_recipe() -> None:
+    plain = job()
+    assert plain.unet.shape().block_out_channels == (32, 64, 96)
+    assert plain.prediction == "v_prediction"
+    assert plain.schedule.kind == "cosine"
+    assert plain.steps == 1250
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 3}, "Extra inputs"),
+        ({"schedule": {"kind": "exponential"}}, "linear"),
+        ({"schedule": {"kind": "linear", "offset": 1}}, "Extra inputs"),
+        ({"prediction": "flow"}, "epsilon"),
+        ({"batch_size": 10, "workers": 4}, "use batch_size 12"),
+        ({"batch_size": 8, "workers": 2, "accumulation": 8}, "use batch_size 16"),
+        ({"caption_dropout": 1.5}, "less than or equal to 1"),
+        ({"name": "Two Words"}, "lower-case"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "below 1"),
+    ],
+)
+def test_mistakes_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        job(**change)
+
+
+def test_the_hash_covers_what_the_weights_depend_on() -> None:
+    base = job().config_sha256("id")
+    for same in (
+        {"workers": 2}, {"accumulation": 2}, {"output": "elsewhere"}, {"manifest": "moved"}, {"checkpoint_every": 7},
+        {"tracking": {"experiment": "x"}}, {"sample": {"steps": 7}}, {"gradient_checkpointing": True},
+    ):  # fmt: skip
+        assert job(**same).config_sha256("id") == base, same
+    for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}}):
+        assert job(**other).config_sha256("id") != base, other
+    assert job().config_sha256("another manifest") != base
+
+
+def test_unet_presets_and_overrides() -> None:
+    unet = build_unet(UnetConfig(), image_size=32, patch_size=2, text_width=64)
+    assert 2.3e6 < sum(p.numel() for p in unet.parameters()) < 2.7e6
+    assert unet.config.down_block_types == ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
+    shape = UnetConfig(preset="small", block_out_channels=(32, 64)).shape()
+    assert shape.cross_attention == (False, True)
+    assert shape.layers_per_block == 2
+
+
+@pytest.mark.parametrize(
+    ("unet", "size", "field"),
+    [
+        ({}, 36, "patch_size"),
+        ({"cross_attention": (True,)}, 32, "unet.cross_attention"),
+        ({"block_out_channels": (33, 64)}, 32, "unet.block_out_channels"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(unet: dict[str, object], size: int, field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_unet(UnetConfig.model_validate(unet), image_size=size, patch_size=2, text_width=8)
+    assert caught.value.field == field

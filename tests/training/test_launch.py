@@ -1,0 +1,149 @@
+"""Launching: in this process without Ray, and on two Ray Train workers whose driver is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from curation.errors import UserError
+from curation.manifest import Manifest
+from training.bundle import load_bundle
+from training.job import TrainJob
+from training.launch import TrainResult, launch, plan, run_folder
+from training.progress import Progress
+
+MakeJob = Callable[..., TrainJob]
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_plan_says_what_will_be_asked_for(make_job: MakeJob, manifest: Manifest) -> None:
+    job = make_job(workers=2, accumulation=2)
+    planned = plan(job)
+    assert (planned["workers"], planned["cpus"], planned["gpus"]) == (2, 2, 0)
+    assert (planned["steps"], planned["images"], planned["micro_batch"]) == (8, 64, 2)
+    assert (planned["training_rows"], planned["image_size"], planned["epochs"]) == (8, 8, 8.0)
+    assert planned["run_folder"] == run_folder(job, manifest)
+    assert planned["parameters"] > 100_000
+
+
+def test_mistakes_are_found_before_anything_starts(make_job: MakeJob, tmp_path: Path) -> None:
+    for change, field in (
+        ({"manifest": str(tmp_path / "absent")}, "manifest"),
+        ({"image_size": 16}, "image_size"),
+        ({"patch_size": 8}, "patch_size"),
+        ({"unet": {"block_out_channels": (33,)}}, "unet.block_out_channels"),
+    ):
+        with pytest.raises(UserError) as caught:
+            plan(make_job(**change))
+        assert caught.value.field == field
+
+
+def test_a_run_in_this_process(
+    make_job: MakeJob, manifest: Manifest, tower: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(workers=0, tracking={"uri": tracking_uri, "experiment": "launch"})
+    monkeypatch.setattr("training.follow._POLL_SECONDS", 0.05)
+    seen: list[Progress] = []
+    result = launch(job, text_encoder=str(tower), on_progress=seen.append)
+    assert (result.images_seen, result.resumed_from) == (64, 0)
+    assert seen[-1].images_seen == seen[-1].images_total == 64
+    assert load_bundle(result.bundle).info.manifest_id == manifest.id
+    client = mlflow.MlflowClient(tracking_uri)
+    run = client.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["unet.preset"] == "tiny"
+    assert run.data.tags["cleanplate.state_sha256"] == result.state_sha256
+    assert run.inputs.dataset_inputs[0].dataset.digest == manifest.id[:36]
+    assert [point.step for point in client.get_metric_history(result.run_id, "loss")] == list(range(8, 65, 8))
+    assert [item.path for item in client.list_artifacts(result.run_id, "samples")] == ["samples/000000000064.png"]
+
+    began = time.monotonic()
+    assert launch(job, text_encoder=str(tower)) == result
+    assert time.monotonic() - began < 1
+
+
+def test_a_missing_tower_is_named_and_the_run_marked_failed(
+    make_job: MakeJob, tmp_path: Path, tracking_uri: str
+) -> None:
+    job = make_job(workers=0, tracking={"uri": tracking_uri, "experiment": "launch"})
+    with pytest.raises(UserError, match="no text tower"):
+        launch(job, text_encoder=str(tmp_path / "absent"))
+    folder = Path(run_folder(job, Manifest.open(job.manifest)))
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(tracking_uri).get_run(run_id).info.status == "FAILED"
+
+
+# The driver is a process of its own, so that it can be killed. It says "at N" whenever there is news.
+DRIVER = """
+import json, sys
+from pipelines.cluster import connect
+from training.job import TrainJob
+from training.launch import launch
+with connect(cpus=2):
+    result = launch(
+        TrainJob.model_validate(json.loads(sys.argv[1])),
+        text_encoder=sys.argv[2],
+        on_progress=lambda progress: print("at", progress.images_seen, flush=True),
+    )
+print("result", result.model_dump_json(), flush=True)
+"""
+
+
+def drive(job: TrainJob, tower: Path, *, kill_at: int | None = None) -> TrainResult | None:
+    """Runs a driver to its end, or kills it with SIGKILL once it has seen `kill_at` images."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, job.model_dump_json(), str(tower)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        word, _, value = line.partition(" ")
+        if word == "at" and kill_at is not None and int(value) >= kill_at:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        if word == "result":
+            process.stdout.read()
+            process.wait()
+            return TrainResult.model_validate_json(value)
+    process.wait()
+    assert kill_at is not None, "".join(lines) + process.stderr.read()
+    return None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_resumes_to_the_same_bits(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "workers": 2,
+        "images": 640,
+        "checkpoint_every": 32,
+        "tracking": {"uri": tracking_uri, "experiment": "ray"},
+    }
+    straight = drive(make_job(**settings, output=str(tmp_path / "straight")), tower)
+    assert straight is not None
+    job = make_job(**settings, output=str(tmp_path / "killed"))
+    assert drive(job, tower, kill_at=64) is None
+    resumed = drive(job, tower)
+    assert resumed is not None
+    assert 0 < resumed.resumed_from < 640
+    assert resumed.resumed_from % 32 == 0
+    assert resumed.state_sha256 == straight.state_sha256
+    history = mlflow.MlflowClient(tracking_uri).get_metric_history(resumed.run_id, "loss")
+    assert [point.step for point in history] == list(range(8, 641, 8))
+    assert drive(job, tower) == resumed

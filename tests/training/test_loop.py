@@ -1,0 +1,114 @@
+"""The loop in this process: it learns, and however it is interrupted it ends in the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from curation.errors import UserError
+from training.bundle import load_bundle
+from training.data import TrainingSet
+from training.job import TrainJob
+from training.learner import Learner, Place
+from training.loop import Outcome, train
+from training.progress import Point
+from training.text import TextEncoder
+
+MakeJob = Callable[..., TrainJob]
+RICH: dict[str, Any] = {"flip": True, "accumulation": 2, "precision": "bf16", "loss": {"min_snr_gamma": 5.0}}
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the loop may handle it."""
+
+
+def run(job: TrainJob, folder: Path, data: TrainingSet, text: TextEncoder, kill_at: int | None = None) -> Outcome:
+    def report(point: Point) -> None:
+        if kill_at is not None and point.images == kill_at:
+            raise Killed
+
+    return train(job, folder=str(folder), data=data, text=text, place=Place(), report=report)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kill_at"), [({}, 8), ({}, 48), (RICH, 40)], ids=["first step", "at a checkpoint", "rich"]
+)
+def test_an_interrupted_run_ends_in_the_same_bits(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path, changes: dict[str, Any], kill_at: int
+) -> None:
+    job = make_job(**changes)
+    straight = run(job, tmp_path / "straight", data, text)
+    with pytest.raises(Killed):
+        run(job, tmp_path / "killed", data, text, kill_at=kill_at)
+    resumed = run(job, tmp_path / "killed", data, text)
+    assert resumed.resumed_from == (kill_at - 1) // 16 * 16
+    assert (resumed.state_sha256, resumed.metrics) == (straight.state_sha256, straight.metrics)
+    again = run(job, tmp_path / "killed", data, text)
+    assert (again.resumed_from, again.state_sha256, again.metrics) == (64, straight.state_sha256, straight.metrics)
+
+
+def test_points_of_a_resumed_run_are_those_of_a_straight_one(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    def curve(points: list[Point]) -> dict[int, float]:
+        return {point.images: point.values["loss"] for point in points if "loss" in point.values}
+
+    straight: list[Point] = []
+    train(make_job(), folder=str(tmp_path / "a"), data=data, text=text, place=Place(), report=straight.append)
+    resumed: list[Point] = []
+    with pytest.raises(Killed):
+        run(make_job(), tmp_path / "b", data, text, kill_at=40)
+    train(make_job(), folder=str(tmp_path / "b"), data=data, text=text, place=Place(), report=resumed.append)
+    assert set(curve(resumed)) == {24, 32, 40, 48, 56, 64}  # those of the checkpoint's own interval come again
+    assert curve(resumed).items() <= curve(straight).items()
+    assert [point.grid for point in straight if point.grid] == [f"{tmp_path}/a/samples/000000000064.png"]
+
+
+def test_another_configuration_is_refused(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    run(make_job(), tmp_path, data, text)
+    with pytest.raises(UserError) as caught:
+        run(make_job(seed=1), tmp_path, data, text)
+    assert caught.value.field == "seed"
+
+
+def test_ranks_see_parts_of_the_same_batch(make_job: MakeJob, data: TrainingSet, text: TextEncoder) -> None:
+    """The mean of two half batches' gradients is the whole batch's: world size changes only the last bits."""
+
+    def gradient(accumulation: int) -> torch.Tensor:
+        learner = Learner(make_job(accumulation=accumulation), data, text, Place())
+        learner._gradients(16)
+        return torch.cat([parameter.grad.flatten() for parameter in learner.unet.parameters()])
+
+    whole = gradient(1)
+    torch.testing.assert_close(gradient(4), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_the_loss_falls_and_the_bundle_holds_the_average(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path, prediction: str
+) -> None:
+    job = make_job(images=480, batch_size=16, checkpoint_every=10_000, prediction=prediction)
+    points: list[Point] = []
+    outcome = train(job, folder=str(tmp_path), data=data, text=text, place=Place(), report=points.append)
+    losses = [point.values["loss"] for point in points if "loss" in point.values]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert outcome.bundle is not None
+    model = load_bundle(outcome.bundle)
+    assert model.info.state_sha256 == outcome.state_sha256
+    assert model.info.images_seen == 480
+    assert model.info.captions[0] == "a blue circle"
+    assert model.self_test()
+
+
+def test_a_diverging_run_stops_with_advice(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    job = make_job(images=800, optimizer={"lr": 1.0, "warmup_images": 0, "betas": (0.0, 0.0)}, grad_clip=1e30)
+    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
+        run(job, tmp_path, data, text)
