@@ -67,7 +67,7 @@ class _Unit:
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """A job made concrete: its inputs cut into units, its lists read, its thresholds resolved."""
 
     policy: Policy
@@ -93,7 +93,7 @@ class _Listing:
         return any(r == Reason.NOT_ASKED for i, r in enumerate(reasons) if i not in set(unit.unwanted))
 
 
-def listing(job: CurateJob) -> _Listing:
+def listing(job: CurateJob) -> Listing:
     """Reads everything that a user can have got wrong, before a cluster starts.
 
     Raises:
@@ -116,7 +116,7 @@ def listing(job: CurateJob) -> _Listing:
         ]
         units.append(_Unit(unit_key(rows, fingerprint), rows, unwanted))
     work = storage.join(job.output, ".work", fingerprint[:16])
-    return _Listing(Policy(job, optouts, thresholds), units, work)
+    return Listing(Policy(job, optouts, thresholds), units, work)
 
 
 def plan(job: CurateJob) -> dict[str, Any]:
@@ -133,16 +133,12 @@ def plan(job: CurateJob) -> dict[str, Any]:
     }
 
 
-def curate(job: CurateJob, on_progress: OnProgress = lambda stage, done, total: None) -> CurateResult:
-    """Runs the job to a published manifest.
-
-    Raises:
-        UserError: for what `listing` finds wrong.
-    """
-    clock = {"list": time.monotonic()}
-    found = listing(job)
+def curate(
+    job: CurateJob, found: Listing, on_progress: OnProgress = lambda stage, done, total: None
+) -> CurateResult:
+    """Runs a listed job to a published manifest, on the Ray cluster that this process is connected to."""
     missing = found.missing()
-    clock["measure"] = time.monotonic()
+    clock = {"measure": time.monotonic()}
     measured_rows = found.rows - sum(unit.inputs.num_rows for unit in missing)
     on_progress("measure", measured_rows, found.rows)
     for rows in _measure(job, found, missing):
@@ -199,7 +195,7 @@ class _MeasureWorker:
         return {"rows": rows}
 
 
-def _measure(job: CurateJob, found: _Listing, missing: Sequence[_Unit]) -> Iterator[int]:
+def _measure(job: CurateJob, found: Listing, missing: Sequence[_Unit]) -> Iterator[int]:
     """Measures the missing units; yields the number of rows of each as it is stored."""
     if not missing:
         return
@@ -235,7 +231,7 @@ def _write_parts(batch: dict[str, Any], job: CurateJob, staging: str, dim: int) 
     }
 
 
-def _publish(job: CurateJob, found: _Listing, rulings: list[Ruling], on_progress: OnProgress) -> Manifest:
+def _publish(job: CurateJob, found: Listing, rulings: list[Ruling], on_progress: OnProgress) -> Manifest:
     dim = int(read_unit(found.file(found.units[0].key), ["embedding"]).schema.field("embedding").type.list_size)
     identity = hashlib.sha256(json.dumps(job.identity(), sort_keys=True).encode()).hexdigest()
     staging = storage.join(job.output, ".work", f"staging-{identity[:16]}")

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel
 
 from curation.errors import UserError
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 SEEDS = (0, 1, 2, 3)
 _JOBS = ("curate", "train", "register", "serve")
 _STEPS = 6
+_TITLE = "cleanplate demo: twelve prompts, four seeds"
 
 
 class DemoResult(BaseModel):
@@ -130,6 +130,7 @@ def summary(result: DemoResult) -> list[str]:
     counts = ", ".join(f"{n} {decision}" for decision, n in result.counts.items())
     drawn = len(PROMPTS) * len(SEEDS)
     jobs = Path(__file__).parent / "jobs"
+    serve_job = (jobs.relative_to(Path.cwd()) if jobs.is_relative_to(Path.cwd()) else jobs) / "demo-serve.yaml"
     return [
         "",
         f"{result.inputs} inputs = {counts}",
@@ -140,8 +141,7 @@ def summary(result: DemoResult) -> list[str]:
         f"numbers   {result.summary}",
         f"rows      cleanplate inspect {result.manifest}",
         "one more  cleanplate generate 'red apple' --seed 3 --out apple.png",
-        f"endpoint  cleanplate serve {jobs.relative_to(Path.cwd()) if jobs.is_relative_to(Path.cwd()) else jobs}"
-        f"/demo-serve.yaml, then",
+        f"endpoint  cleanplate serve {serve_job}, then",
         f"          curl {result.endpoint}/v1/images/generations -H 'Content-Type: application/json' "
         f'-d \'{{"prompt": "red apple", "seed": 3}}\'',
         "runs      mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
@@ -178,7 +178,7 @@ def _by_job(sets: list[str]) -> dict[str, list[str]]:
 
 def _job(kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> Any:
     file = Path(__file__).parent / "jobs" / f"demo-{kind}.yaml"
-    given = [f"{name}={yaml.safe_dump(value, default_style='"').strip()}" for name, value in paths.items()]
+    given = [f"{name}={json.dumps(value)}" for name, value in paths.items()]
     return config.load_job(str(file), [*given, *overrides[kind]], kind=kind)
 
 
@@ -220,8 +220,10 @@ def _judge(
     import numpy as np
     from PIL import Image
 
+    from curation.manifest import Decision
+
     clip = job.clip.build()
-    rows = manifest.table(["caption", "embedding", "image"], decision=_kept())
+    rows = manifest.table(["caption", "embedding", "image"], decision=Decision.KEPT)
     training = np.stack(rows["embedding"].to_numpy()).astype(np.float32)
     texts = clip.embed_texts(list(drawn))
     right = total = 0
@@ -235,12 +237,6 @@ def _judge(
         row = rows.slice(int(np.argmax(training @ embeddings.mean(axis=0))), 1).to_pylist()[0]
         nearest[prompt] = (row["caption"], Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
     return right / max(total, 1), nearest
-
-
-def _kept() -> Any:
-    from curation.manifest import Decision
-
-    return Decision.KEPT
 
 
 def _caption(manifest: Manifest, images_seen: int) -> str:
@@ -263,9 +259,7 @@ def _draw_grid(
     rows = -(-len(drawn) // columns)
     sheet = Image.new("RGB", (columns * width + gap, head + rows * height + gap), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text(
-        (2 * gap, gap), "cleanplate demo: twelve prompts, four seeds", fill="black", font=ImageFont.load_default(20)
-    )
+    pen.text((2 * gap, gap), _TITLE, fill="black", font=ImageFont.load_default(20))
     pen.text((2 * gap, gap + 28), caption, fill="#555555", font=ImageFont.load_default(12))
     font, small = ImageFont.load_default(16), ImageFont.load_default(11)
     for index, (prompt, pictures) in enumerate(drawn.items()):
@@ -276,9 +270,9 @@ def _draw_grid(
         for number, picture in enumerate(pictures):
             sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (x + number * (cell + gap), y))
         if prompt in nearest:
-            title, picture = nearest[prompt]
+            name, picture = nearest[prompt]
             at = x + len(SEEDS) * (cell + gap) + gap
-            pen.text((at, y - 16), f"nearest: {title}"[:18], fill="#555555", font=small)
+            pen.text((at, y - 16), f"nearest: {name}"[:18], fill="#555555", font=small)
             sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (at, y))
             pen.rectangle((at - 2, y - 2, at + cell + 1, y + cell + 1), outline="#888888")
     sheet.save(path)

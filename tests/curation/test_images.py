@@ -1,0 +1,145 @@
+"""Decoding: every accepted kind, every way to be refused, and the hashes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from curation.images import FORMATS, ImageConfig, ImageError, decode, encode, phash, pixel_hash, square
+from curation.manifest import Reason
+from pipelines.pictures import _png_header as png_header
+from tests.curation.pictures import drawing, encoded, noise
+
+CONFIG = ImageConfig()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_decodes_to_rgb(kind: str) -> None:
+    found = decode(encoded(noise(0), kind), CONFIG)
+    assert (found.format, found.image.mode, found.width, found.height) == (kind, "RGB", 96, 64)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = noise(1)
+    stored = upright.transpose(
+        {
+            2: Image.Transpose.FLIP_LEFT_RIGHT,
+            3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_90,
+            7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_270,
+        }[orientation]
+    ) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(encoded(stored, "PNG", exif=exif), CONFIG)
+    assert (found.width, found.height) == upright.size
+    assert pixel_hash(found.image) == pixel_hash(upright)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(noise(2).convert("CMYK"), id="cmyk"),
+        pytest.param(noise(2).convert("L"), id="grey"),
+        pytest.param(noise(2).convert("1"), id="bilevel"),
+        pytest.param(noise(2).convert("LA"), id="grey-alpha"),
+    ],
+)
+def test_other_modes_become_rgb(image: Image.Image) -> None:
+    kind = "JPEG" if image.mode == "CMYK" else "PNG"
+    assert decode(encoded(image, kind), CONFIG).image.mode == "RGB"
+
+
+def test_transparency_shows_the_background() -> None:
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert decode(encoded(clear), CONFIG).image.getpixel((3, 3)) == (255, 255, 255)
+    assert decode(encoded(clear), ImageConfig(background="#102030")).image.getpixel((3, 3)) == (16, 32, 48)
+    palette = Image.new("P", (8, 8), 0)
+    assert decode(encoded(palette, "PNG", transparency=0), CONFIG).image.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    values = np.asarray(decode(encoded(Image.fromarray(ramp)), CONFIG).image)[..., 0]
+    assert values.min() == 0
+    assert values.max() == 255
+    assert len(np.unique(values)) == 64
+
+
+def test_the_first_frame_of_an_animation_counts() -> None:
+    first, second = noise(3), noise(4)
+    data = encoded(first.convert("P"), "GIF", save_all=True, append_images=[second.convert("P")])
+    assert pixel_hash(decode(data, CONFIG).image) == pixel_hash(first.convert("P").convert("RGB"))
+
+
+def test_a_large_jpeg_is_decoded_small_and_reported_whole() -> None:
+    found = decode(encoded(noise(5, (2048, 1024)), "JPEG"), CONFIG, min_side=256)
+    assert (found.width, found.height) == (2048, 1024)
+    assert 256 <= min(found.image.size) < 1024
+
+
+REFUSED = {
+    Reason.EMPTY: b"",
+    Reason.NOT_AN_IMAGE: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    Reason.TRUNCATED: encoded(noise(6, (256, 256)), "JPEG")[:2000],
+    Reason.TOO_MANY_PIXELS: png_header(60_000, 60_000),
+    Reason.UNSUPPORTED_FORMAT: encoded(noise(6), "BMP"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_no_image_says_why(reason: Reason) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(REFUSED[reason], CONFIG)
+    assert caught.value.reason == reason
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(FORMATS), seed=st.integers(0, 2**32), flips=st.integers(1, 40), cut=st.floats(0, 1))
+def test_damaged_files_decode_or_say_why(kind: str, seed: int, flips: int, cut: float) -> None:
+    data = bytearray(encoded(noise(7, (48, 40)), kind))
+    chance = random.Random(seed)
+    for _ in range(flips):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    try:
+        assert decode(bytes(data[: int(len(data) * cut)]), CONFIG).image.mode == "RGB"
+    except ImageError as error:
+        assert isinstance(error.reason, Reason)
+
+
+def test_pixel_hash_sees_pixels_not_files() -> None:
+    image = noise(8)
+    same = [decode(encoded(image, "PNG", compress_level=n), CONFIG).image for n in (0, 9)]
+    lossless = decode(encoded(image, "WEBP", lossless=True), CONFIG).image
+    assert len({pixel_hash(i) for i in [*same, lossless]}) == 1
+    assert pixel_hash(noise(9)) != pixel_hash(image)
+
+
+@pytest.mark.parametrize("change", ["jpeg", "half", "darker"])
+def test_phash_survives_what_leaves_the_picture_alike(change: str) -> None:
+    image = noise(10, (256, 256))
+    changed = {
+        "jpeg": decode(encoded(image, "JPEG", quality=50), CONFIG).image,
+        "half": image.resize((128, 128)),
+        "darker": ImageEnhance.Brightness(image).enhance(0.85),
+    }[change]
+    assert (phash(image) ^ phash(changed)).bit_count() <= 3
+    assert (phash(image) ^ phash(noise(11, (256, 256)))).bit_count() > 10
+
+
+def test_the_training_picture_is_square_and_lossless() -> None:
+    for fit in ("crop", "pad"):
+        picture = square(noise(12), 64, ImageConfig(fit=fit))
+        assert picture.size == (64, 64)
+        assert pixel_hash(decode(encode(picture), CONFIG).image) == pixel_hash(picture)
+    padded = square(drawing("stripes", "red").crop((0, 0, 64, 128)), 64, ImageConfig(fit="pad", background="#00ff00"))
+    assert padded.getpixel((1, 32)) == (0, 255, 0)

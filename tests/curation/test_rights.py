@@ -1,0 +1,113 @@
+"""Rights: lists, licences, and what several observations add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.errors import UserError
+from curation.manifest import Verdict
+from curation.rights.licences import Licences, LicencesConfig, normalise
+from curation.rights.lists import OptOutList, OptOuts
+from curation.rights.verdict import combine
+
+verdicts = st.lists(st.sampled_from(list(Verdict)))
+
+
+@given(verdicts)
+def test_a_denial_always_denies(found: list[Verdict]) -> None:
+    assert combine([*found, Verdict.DENY]) == Verdict.DENY
+
+
+@given(verdicts)
+def test_a_failed_check_is_never_a_permission(found: list[Verdict]) -> None:
+    assert combine([*found, Verdict.ERROR]) in (Verdict.DENY, Verdict.ERROR)
+
+
+@given(verdicts, st.randoms())
+def test_order_does_not_matter(found: list[Verdict], chance: object) -> None:
+    shuffled = list(found)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert combine(found) == combine(shuffled)
+
+
+def test_nothing_seen_is_unknown() -> None:
+    assert combine([]) == Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("stated", "identifier"),
+    [
+        ("https://creativecommons.org/licenses/by-sa/4.0/", "CC-BY-SA-4.0"),
+        ("http://creativecommons.org/licenses/by/2.0/deed.de", "CC-BY-2.0"),
+        ("CC BY-NC-ND 3.0 Unported", "CC-BY-NC-ND-3.0"),
+        ("cc-by-sa-4.0", "CC-BY-SA-4.0"),
+        ("https://creativecommons.org/publicdomain/zero/1.0/", "CC0-1.0"),
+        ("CC0", "CC0-1.0"),
+        ("https://creativecommons.org/publicdomain/mark/1.0/", "PDM-1.0"),
+        ("All rights reserved", "All rights reserved"),
+    ],
+)
+def test_licences_are_normalised(stated: str, identifier: str) -> None:
+    assert normalise(stated) == identifier
+    assert normalise(identifier) == identifier
+
+
+@pytest.mark.parametrize(
+    ("licence", "url", "verdict"),
+    [
+        ("CC BY-SA 4.0", None, Verdict.ALLOW),
+        (None, "https://creativecommons.org/licenses/by-sa/4.0/", Verdict.ALLOW),
+        ("CC-BY-SA-4.0", "https://creativecommons.org/licenses/by-nc/4.0/", Verdict.DENY),
+        ("CC-BY-NC-4.0", None, Verdict.DENY),
+        (None, None, Verdict.UNKNOWN),
+        ("", "", Verdict.UNKNOWN),
+    ],
+)
+def test_every_statement_must_be_allowed(licence: str | None, url: str | None, verdict: Verdict) -> None:
+    allowed = Licences(LicencesConfig(allow=("CC-BY-SA-4.0",)))
+    assert allowed.observe({"licence": licence, "licence_url": url}).verdict == verdict
+
+
+ROW = {"uri": "a/b.png", "id": "ab" * 32, "creator": "Jane Doe", "host": None}
+
+
+def write(path: Path, text: str) -> OptOutList:
+    path.write_text(text)
+    return OptOutList(path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "denied"),
+    [
+        ("uri\na/b.png\n", ROW, True),
+        ("uri\na/B.png\n", ROW, False),
+        ("creator\n jane doe \n", ROW, True),
+        ("sha256\n" + "AB" * 32 + "\n", ROW, True),
+        ("uri,creator\nx.png,\n,Jane Doe\n", ROW, True),
+        ("domain\nexample.com\n", ROW | {"host": "img.example.com"}, True),
+        ("domain\nexample.com\n", ROW | {"host": "notexample.com"}, False),
+        ("domain\nimg.example.com\n", ROW | {"host": "example.com"}, False),
+        ("creator\n\n", ROW | {"creator": None}, False),
+    ],
+)
+def test_lists_deny_what_they_select(tmp_path: Path, table: str, row: dict[str, str], denied: bool) -> None:
+    found = OptOuts.read([write(tmp_path / "list.csv", table)]).observe(row)
+    assert bool(found) == denied
+    assert all(o.verdict == Verdict.DENY and o.where == "list.csv" for o in found)
+
+
+def test_a_list_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optout\[1\]\.path"):
+        OptOuts.read([write(tmp_path / "a.csv", "uri\nx\n"), OptOutList(path=str(tmp_path / "absent.csv"))])
+    with pytest.raises(UserError, match="none of the columns"):
+        OptOuts.read([write(tmp_path / "b.csv", "url\nx\n")])
+
+
+def test_what_was_read_is_on_record(tmp_path: Path) -> None:
+    (source,) = OptOuts.read([write(tmp_path / "a.csv", "uri,creator\nx,\ny,Z\n")]).sources
+    assert source.entries == 3
+    assert len(source.sha256) == 64

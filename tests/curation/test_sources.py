@@ -1,0 +1,83 @@
+"""Sources: every input listed once, in order, with what was stated about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.errors import UserError
+from curation.sources import FolderSource, TableSource
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures" / "deep").mkdir(parents=True)
+    for name in ("b.png", "a.png", "deep/c.jpg", ".hidden", "notes.txt"):
+        (tmp_path / "pictures" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def test_a_folder_lists_every_file_in_name_order(folder: Path) -> None:
+    inputs = FolderSource(path=str(folder / "pictures")).inputs()
+    assert inputs["uri"].to_pylist() == ["a.png", "b.png", "deep/c.jpg", "notes.txt"]
+    assert inputs["size"].to_pylist() == [5, 5, 10, 9]
+
+
+def test_metadata_joins_by_path_and_absent_files_stay_inputs(folder: Path) -> None:
+    table = folder / "pictures" / "meta.csv"
+    table.write_text('path,title,license,mood\na.png,"A, the first",CC0-1.0,calm\ngone.png,Gone,,\n')
+    inputs = FolderSource(path=str(folder / "pictures"), metadata=str(table)).inputs().to_pylist()
+    assert [row["uri"] for row in inputs] == ["a.png", "b.png", "deep/c.jpg", "gone.png", "notes.txt"]
+    assert inputs[0] | {"title": "A, the first", "licence": "CC0-1.0", "metadata": [("mood", "calm")]} == inputs[0]
+    assert inputs[1]["title"] is None
+    assert (inputs[3]["title"], inputs[3]["size"]) == ("Gone", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("file,title\na.png,A\n", "no column `path`"),
+        ("path,title\na.png,A\na.png,B\n", "twice"),
+        ("path\n../secret.png\n", "outside the folder"),
+        ("path\n/etc/passwd\n", "outside the folder"),
+    ],
+)
+def test_bad_metadata_is_refused(folder: Path, text: str, complaint: str) -> None:
+    (folder / "meta.csv").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        FolderSource(path=str(folder / "pictures"), metadata=str(folder / "meta.csv")).inputs()
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"source\.path"):
+        FolderSource(path=str(tmp_path / "absent")).inputs()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is empty"):
+        FolderSource(path=str(tmp_path / "empty")).inputs()
+
+
+def test_a_table_keeps_its_order_and_its_repeats(tmp_path: Path) -> None:
+    rows = {"url": ["https://b.example/x.png", "pics/a.png", "https://b.example/x.png"], "title": ["B", None, "B2"]}
+    pq.write_table(pa.table(rows), tmp_path / "urls.parquet")
+    inputs = TableSource(path=str(tmp_path / "urls.parquet")).inputs().to_pylist()
+    assert [row["uri"] for row in inputs] == rows["url"]
+    assert [row["title"] for row in inputs] == rows["title"]
+    assert inputs[1]["location"] == f"{tmp_path}/pics/a.png"
+    (tmp_path / "urls.tsv").write_text("link\ttitle\nhttps://c.example/1\tC\n")
+    inputs = TableSource(path=str(tmp_path / "urls.tsv"), column="link").inputs()
+    assert inputs["title"].to_pylist() == ["C"]
+
+
+def test_a_table_without_locations_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("name\nx\n")
+    with pytest.raises(UserError, match=r"source\.column"):
+        TableSource(path=str(tmp_path / "t.csv")).inputs()
+    (tmp_path / "t.csv").write_text("url\n")
+    with pytest.raises(UserError, match="no rows"):
+        TableSource(path=str(tmp_path / "t.csv")).inputs()
+    (tmp_path / "t.parquet").write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        TableSource(path=str(tmp_path / "t.parquet")).inputs()
