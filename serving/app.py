@@ -3,9 +3,10 @@
 `build` is the import path of Serve's own tools (`serve run serving.app:build model=models:/drawings@champion`, or
 `import_path: serving.app:build` with `args:` in a config file); `run` deploys a job on the Ray cluster that this
 process is connected to, and `stop` takes it down.
-"""
 
-from __future__ import annotations
+No `from __future__ import annotations` here: Serve reads `build`'s annotation to turn `args` into a `ServeJob`, and it
+does not resolve strings.
+"""
 
 import logging
 import os
@@ -33,7 +34,10 @@ _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 def build(args: ServeJob) -> serve.Application:
-    """The application of a job: a gateway in front of the sampler's replicas."""
+    """The application of a job: a gateway in front of the sampler's replicas.
+
+    Under Serve's own tools, the address, the port and the path are theirs to set, and the job's are not read.
+    """
     sampler: Any = serve.deployment(
         Sampler,
         name=SAMPLER,
@@ -46,7 +50,7 @@ def build(args: ServeJob) -> serve.Application:
         logging_config=_QUIET,
     )
 
-    def asgi() -> FastAPI:
+    def asgi() -> "FastAPI":
         # Runs in the gateway's replica, where the sampler's handle can be had.
         from serving.gateway import create_app
 

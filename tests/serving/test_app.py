@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from curation.errors import UserError
 from serving import client
@@ -167,6 +168,16 @@ def test_replicas_that_cannot_load_the_model_say_why(url: str, job: ServeJob, bu
     with pytest.raises(UserError, match=r"did not start: .*self_test\.png was changed"):
         app.run(job.model_copy(update={"model": str(torn), "name": "torn", "route_prefix": "/torn"}))
     assert httpx.get(f"{url}/v1/health/ready").status_code == 200
+
+
+def test_serves_own_tools_hand_over_a_checked_job(job: ServeJob) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call
+
+    from serving import app
+
+    assert call(app.build, {"model": job.model, "replicas": "2"}) is not None
+    with pytest.raises(ValidationError, match="replica_count"):
+        call(app.build, {"model": job.model, "replica_count": 2})
 
 
 def test_more_cpus_than_there_are_is_said_before_serve_starts(job: ServeJob, ray_cluster: None) -> None:
