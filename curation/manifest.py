@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curation import storage
 from curation.errors import UserError
@@ -219,14 +219,23 @@ class Manifest:
             ) from None
         except ValueError as error:
             raise UserError(f"{uri}/{INFO_FILE} is not JSON: {error}", field="manifest") from None
-        version = raw.get("schema_version")
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise UserError(
                 f"the manifest at {uri} has schema version {version}; this cleanplate reads up to {SCHEMA_VERSION}",
                 field="manifest",
                 remedy="upgrade cleanplate, or curate again with this version",
             )
-        return cls(uri, ManifestInfo.model_validate(raw))
+        try:
+            return cls(uri, ManifestInfo.model_validate(raw))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{uri}/{INFO_FILE} is damaged: {where}: {first['msg']}",
+                field="manifest",
+                remedy="restore it, or curate again",
+            ) from None
 
     def batches(
         self, columns: Sequence[str] | None = None, *, decision: Decision | None = None

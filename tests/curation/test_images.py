@@ -27,17 +27,21 @@ def test_every_format_decodes_to_rgb(kind: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     upright = noise(1)
-    stored = upright.transpose(
-        {
-            2: Image.Transpose.FLIP_LEFT_RIGHT,
-            3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_90,
-            7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270,
-        }[orientation]
-    ) if orientation > 1 else upright
+    stored = (
+        upright.transpose(
+            {
+                2: Image.Transpose.FLIP_LEFT_RIGHT,
+                3: Image.Transpose.ROTATE_180,
+                4: Image.Transpose.FLIP_TOP_BOTTOM,
+                5: Image.Transpose.TRANSPOSE,
+                6: Image.Transpose.ROTATE_90,
+                7: Image.Transpose.TRANSVERSE,
+                8: Image.Transpose.ROTATE_270,
+            }[orientation]
+        )
+        if orientation > 1
+        else upright
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     found = decode(encoded(stored, "PNG", exif=exif), CONFIG)

@@ -1,0 +1,45 @@
+# Everything a newcomer types. `make demo` and `make test` work alone on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test test-unit test-all check fmt bench bench-curation bench-training bench-engine bench-clip
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11, or run make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,onnx,dev]"
+	$(BIN)/python -m curation.torchvision_ops
+	@touch $(STAMP)
+
+demo: setup   ## the whole road on real drawings, at most ten minutes on two cores
+	$(BIN)/cleanplate demo
+
+test: setup   ## the unit tests, then those that start a Ray cluster
+	$(BIN)/pytest -m "not ray and not slow and not gpu"
+	$(BIN)/pytest -m "(ray or slow) and not gpu" --timeout 600
+
+test-unit: setup
+	$(BIN)/pytest -m "not ray and not slow and not gpu"
+
+test-all: setup
+	$(BIN)/pytest
+
+check: setup  ## format, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: bench-curation bench-training bench-engine bench-clip
+
+bench-%: setup  ## the last line is one JSON object {"ratios": {...}}
+	$(BIN)/python -m tests.bench.$*

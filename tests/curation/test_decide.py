@@ -1,0 +1,142 @@
+"""Deciding: the policy's order, rule by rule, and what only the whole set can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from curation.decide import COLUMNS, Policy, Ruling, manifest_rows, settle
+from curation.job import CurateJob
+from curation.manifest import Decision, Reason, Verdict
+from curation.measure import schema
+from curation.rights.lists import OptOuts
+
+DIM = 4
+
+
+def row(uri: str = "a.png", **changes: Any) -> dict[str, Any]:
+    """A measured row that the policy of `policy()` keeps, unlike any other uri's."""
+    number = sum(map(ord, uri)) * 0x9E3779B97F4A7C15 % 2**64
+    return {
+        "uri": uri,
+        "id": f"{number:064x}",
+        "creator": "Jane",
+        "licence": "CC0-1.0",
+        "title": "cat",
+        "width": 64,
+        "height": 64,
+        "pixel_hash": f"p{number}",
+        "phash": number,
+        "colour_layout": bytes(48),
+        "embedding": [0.5] * DIM,
+        "safety": [{"concept": "weapon", "score": 0.1}],
+        "image": {"bytes": b"png", "path": uri},
+    } | changes
+
+
+def failed(uri: str, reason: Reason = Reason.TRUNCATED, **changes: Any) -> dict[str, Any]:
+    missing = dict.fromkeys(("width", "height", "pixel_hash", "phash", "colour_layout", "image"))
+    return row(uri, **missing, safety=None, failed_stage="decode", failed_reason=reason.value) | changes
+
+
+def policy(tmp_path: Path, optout: str = "uri\n", **fields: Any) -> Policy:
+    (tmp_path / "optout.csv").write_text(optout)
+    job = CurateJob.model_validate(
+        {
+            "source": {"kind": "folder", "path": "x"},
+            "output": "y",
+            "licences": {"allow": ["CC0-1.0"]},
+            "optout": [{"path": str(tmp_path / "optout.csv")}],
+            "safety": {"concepts": {"weapon": 0.5}},
+            "captions": [{"kind": "template", "text": "a {title}"}],
+        }
+        | fields
+    )
+    return Policy(job, OptOuts.read(job.optout), {"weapon": 0.5})
+
+
+def rule(policy: Policy, *rows: dict[str, Any]) -> list[Ruling]:
+    return settle(policy, pa.Table.from_pylist(list(rows), schema=schema(DIM)).select(COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "decision", "reason", "where"),
+    [
+        ({}, Decision.KEPT, Reason.PASSED, None),
+        ({"licence": "CC-BY-NC-4.0"}, Decision.DROPPED, Reason.LICENCE_NOT_ALLOWED, "licences.allow"),
+        ({"licence": None}, Decision.HELD, Reason.LICENCE_UNSTATED, "licences.unstated"),
+        ({"width": 7}, Decision.DROPPED, Reason.TOO_SMALL, "images.min_side"),
+        ({"safety": [{"concept": "weapon", "score": 0.5}]}, Decision.DROPPED, Reason.UNSAFE, "safety.concepts.weapon"),
+        ({"creator": "Mallory"}, Decision.DROPPED, Reason.OPTED_OUT, "optout: optout.csv"),
+        ({"creator": "Mallory", "licence": None}, Decision.DROPPED, Reason.OPTED_OUT, "optout: optout.csv"),
+        ({"licence": None, "width": 7}, Decision.HELD, Reason.LICENCE_UNSTATED, "licences.unstated"),
+    ],
+)
+def test_one_row(tmp_path: Path, changes: Any, decision: Decision, reason: Reason, where: str | None) -> None:
+    (found,) = rule(policy(tmp_path, "creator\nmallory\n", images={"min_side": 8}), row(**changes))
+    assert (found.decision, found.reason, found.rule) == (decision, reason, where)
+
+
+def test_a_failed_row_keeps_its_reason_unless_it_is_opted_out(tmp_path: Path) -> None:
+    found = rule(policy(tmp_path, "creator\nmallory\n"), failed("a"), failed("b", creator="Mallory"))
+    assert [(r.decision, r.reason) for r in found] == [
+        (Decision.FAILED, Reason.TRUNCATED),
+        (Decision.DROPPED, Reason.OPTED_OUT),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unstated", "decision"), [("keep", Decision.KEPT), ("hold", Decision.HELD), ("drop", Decision.DROPPED)]
+)
+def test_unstated_licences_follow_the_job(tmp_path: Path, unstated: str, decision: Decision) -> None:
+    chosen = policy(tmp_path, licences={"allow": ["CC0-1.0"], "unstated": unstated})
+    assert rule(chosen, row(licence=None))[0].decision == decision
+
+
+@pytest.mark.parametrize(
+    ("action", "decision"), [("drop", Decision.DROPPED), ("hold", Decision.HELD), ("flag", Decision.KEPT)]
+)
+def test_unsafe_pictures_follow_the_job(tmp_path: Path, action: str, decision: Decision) -> None:
+    chosen = policy(tmp_path, safety={"concepts": {"weapon": 0.5}, "action": action})
+    assert rule(chosen, row(safety=[{"concept": "weapon", "score": 0.9}]))[0].decision == decision
+
+
+def test_the_larger_of_two_copies_stays_and_the_first_of_equals(tmp_path: Path) -> None:
+    same = {"phash": 5, "colour_layout": bytes(48)}
+    found = rule(policy(tmp_path), row("a", **same), row("b", width=128, **same), row("c", width=128, **same))
+    assert [r.decision for r in found] == [Decision.DROPPED, Decision.KEPT, Decision.DROPPED]
+    assert {r.duplicate_of for r in found if r.duplicate_of} == {row("b")["id"]}
+    assert found[0].reason == Reason.DUPLICATE_PERCEPTUAL
+
+
+def test_a_copy_that_may_not_be_used_does_not_displace_one_that_may(tmp_path: Path) -> None:
+    larger = row("a", width=999, height=999, phash=5, licence="CC-BY-NC-4.0")
+    found = rule(policy(tmp_path), larger, row("b", phash=5))
+    assert [r.decision for r in found] == [Decision.DROPPED, Decision.KEPT]
+
+
+def test_an_optout_takes_its_near_copies_with_it(tmp_path: Path) -> None:
+    rows = row("a", phash=5), row("b", phash=4), row("c"), failed("d")
+    found = rule(policy(tmp_path, "uri\na\n"), *rows)
+    assert [r.reason for r in found] == [
+        *(Reason.OPTED_OUT, Reason.OPTED_OUT_NEAR_COPY),
+        *(Reason.PASSED, Reason.TRUNCATED),
+    ]
+    assert found[1].duplicate_of == rows[0]["id"]
+    assert [r.row()["rights_verdict"] for r in found[:3]] == [Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
+
+
+def test_every_row_has_its_evidence_and_only_kept_rows_their_picture(tmp_path: Path) -> None:
+    chosen = policy(tmp_path, "uri\nb\n")
+    measured = pa.Table.from_pylist([row("a"), row("b")], schema=schema(DIM))
+    rulings = settle(chosen, measured.select(COLUMNS))
+    kept, dropped = manifest_rows(chosen.job, measured, [r.row() for r in rulings], DIM).to_pylist()
+    assert (kept["caption"], kept["caption_source"]) == ("a cat", "template")
+    assert kept["image"]["bytes"] == b"png"
+    assert dropped["image"] is None
+    assert [o["signal"] for o in kept["rights"]] == ["licence"]
+    assert [o["signal"] for o in dropped["rights"]] == ["optout_list", "licence"]
+    assert all(o["observed_at"] is None for o in dropped["rights"])

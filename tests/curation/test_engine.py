@@ -1,0 +1,187 @@
+"""Curate jobs through Ray Data: every input accounted for, the same id on any number of workers, resume, S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from curation.engine import CurateResult, curate, listing
+from curation.job import CurateJob
+from curation.manifest import Manifest
+from tests.curation.pictures import drawing, encoded, noise
+from tests.curation.seaweed import S3, seaweed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def heap(folder: Path) -> dict[str, Any]:
+    """A small heap with something of everything; returns the fields of its job."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True)
+    for i in range(16):
+        (pictures / f"noise-{i:02d}.png").write_bytes(encoded(noise(i)))
+    red = drawing("circle", "red")
+    files = {
+        "red.png": encoded(red),
+        "red copy.png": encoded(red),
+        "red rewrapped.webp": encoded(red, "WEBP", lossless=True),
+        "red recompressed.jpg": encoded(red, "JPEG", quality=70),
+        "blue.png": encoded(drawing("circle", "blue")),
+        "opted out.png": encoded(noise(100)),
+        "opted out recompressed.jpg": encoded(noise(100), "JPEG", quality=85),
+        "broken.jpg": encoded(noise(50, (256, 256)), "JPEG")[:2000],
+        "empty.png": b"",
+        "no licence.png": encoded(noise(51)),
+    }
+    for name, data in files.items():
+        (pictures / name).write_bytes(data)
+    licences = [f"{p.name},{p.stem},CC0-1.0" for p in sorted(pictures.iterdir()) if p.name != "no licence.png"]
+    (folder / "pictures.csv").write_text("\n".join(["path,title,licence", *licences, "gone.png,gone,CC0-1.0\n"]))
+    (folder / "optout.csv").write_text("uri\nopted out.png\n")
+    return {
+        "source": {"kind": "folder", "path": str(pictures), "metadata": str(folder / "pictures.csv")},
+        "output": str(folder / "manifests"),
+        "licences": {"allow": ["CC0-1.0"]},
+        "optout": [{"path": str(folder / "optout.csv")}],
+        "captions": [{"kind": "template", "text": "{title}"}],
+        "clip": {"batch_size": 4},
+        "image_size": 32,
+        "unit_size": 5,
+    }
+
+
+def run(fields: dict[str, Any], **changes: Any) -> CurateResult:
+    job = CurateJob.model_validate(fields | changes)
+    return curate(job, listing(job))
+
+
+def reasons(result: CurateResult) -> dict[str, str]:
+    table = Manifest.open(result.manifest).table(["uri", "reason"])
+    return dict(zip(table["uri"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def made(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], CurateResult]:
+    fields = heap(tmp_path_factory.mktemp("heap"))
+    return fields, run(fields)
+
+
+def test_every_input_has_one_row_and_its_reason(made: tuple[dict[str, Any], CurateResult]) -> None:
+    fields, result = made
+    found = reasons(result)
+    names = {p.name for p in Path(fields["source"]["path"]).iterdir()}
+    assert found.keys() == names | {"gone.png"}
+    assert sum(result.counts.values()) == result.rows == len(found)
+    expected = {
+        "red.png": "duplicate_exact",
+        "red copy.png": "passed",
+        "red rewrapped.webp": "duplicate_pixel",
+        "red recompressed.jpg": "duplicate_perceptual",
+        "blue.png": "passed",
+        "opted out.png": "opted_out",
+        "opted out recompressed.jpg": "opted_out_near_copy",
+        "broken.jpg": "truncated",
+        "empty.png": "empty",
+        "no licence.png": "licence_unstated",
+        "gone.png": "not_found",
+    }
+    assert found | expected == found
+    assert sum(reason == "passed" for reason in found.values()) == 18
+
+
+def test_kept_pictures_show_in_datasets(made: tuple[dict[str, Any], CurateResult], tmp_path: Path) -> None:
+    import datasets
+
+    files = [str(p) for p in sorted(Path(made[1].manifest).glob("*.parquet"))]
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    kept = loaded.filter(lambda row: row["decision"] == "kept").cast_column("image", datasets.Image())
+    assert len(kept) == made[1].counts["kept"]
+    assert kept[0]["image"].size == (32, 32)
+
+
+def test_two_workers_elsewhere_give_the_same_bytes(made: tuple[dict[str, Any], CurateResult], tmp_path: Path) -> None:
+    fields, first = made
+    second = run(fields, workers=2, output=str(tmp_path))
+    assert second.id == first.id
+    for part in sorted(Path(first.manifest).glob("*.parquet")):
+        assert part.read_bytes() == (Path(second.manifest) / part.name).read_bytes()
+
+
+def test_another_policy_measures_nothing_again(made: tuple[dict[str, Any], CurateResult]) -> None:
+    fields, first = made
+    second = run(fields, duplicates={"exact": False, "pixel": False, "perceptual": None}, optout=[])
+    assert second.units_measured == 0
+    assert second.id != first.id
+    assert second.counts["kept"] == first.counts["kept"] + 5
+    assert run(fields).id == first.id
+
+
+def test_a_new_picture_costs_its_unit_only(ray_cluster: None, tmp_path: Path) -> None:
+    fields = heap(tmp_path)
+    first = run(fields)
+    (tmp_path / "pictures" / "zebra.png").write_bytes(encoded(noise(77)))
+    second = run(fields)
+    assert second.rows == first.rows + 1
+    assert second.units_measured == 1
+
+
+def test_a_killed_driver_resumes_where_it_was(made: tuple[dict[str, Any], CurateResult], tmp_path: Path) -> None:
+    fields, undisturbed = made
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"kind": "curate", **fields, "output": str(tmp_path / "manifests")}))
+    command = [sys.executable, "-m", "pipelines", "curate", str(job), "--json"]
+    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("manifests/.work/*/unit-*.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = len(list(tmp_path.glob("manifests/.work/*/unit-*.parquet")))
+    assert not (tmp_path / "manifests" / "latest.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(again.stdout.splitlines()[-1])
+    assert result["id"] == undisturbed.id
+    assert result["units_measured"] == result["units"] - before
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with seaweed(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def test_from_s3_to_s3(made: tuple[dict[str, Any], CurateResult], s3: S3, tmp_path: Path) -> None:
+    fields = heap(tmp_path)
+    for file in (tmp_path / "pictures").iterdir():
+        s3.put("heap", f"pictures/{file.name}", file.read_bytes())
+    s3.put("heap", "meta.csv", (tmp_path / "pictures.csv").read_bytes())
+    job = tmp_path / "job.json"
+    source = {"kind": "folder", "path": "s3://heap/pictures", "metadata": "s3://heap/meta.csv"}
+    fields |= {"kind": "curate", "source": source, "output": "s3://heap/manifests"}
+    (tmp_path / "optout.csv").write_text("uri\ns3://heap/pictures/opted out.png\n")
+    job.write_text(json.dumps(fields))
+    command = [sys.executable, "-m", "pipelines", "curate", str(job), "--json"]
+    environment = os.environ | s3.environment
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["counts"] == made[1].counts
+    assert result["reasons"] == made[1].reasons
+    inspect = [sys.executable, "-m", "pipelines", "inspect", "s3://heap/manifests", "--json"]
+    seen = subprocess.run(inspect, capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(seen.stdout)["reconciled"]
+    assert not any(key.startswith("manifests/.work/staging") for key in s3.keys("heap"))
+    part = s3.get("heap", result["manifest"].removeprefix("s3://heap/") + "/part-00000.parquet")
+    (tmp_path / "part.parquet").write_bytes(part)
+    assert pq.read_table(tmp_path / "part.parquet")["uri"][0].as_py().startswith("s3://heap/pictures/")
+    assert s3.secret not in done.stdout + done.stderr
