@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,8 +18,8 @@ from curation.manifest import Reason
 class Handler(BaseHTTPRequestHandler):
     """`/ok`, `/status/N`, `/flaky` (503 once), `/large`, `/loop`, `/away` (to a private address), `/slow`."""
 
-    asked: Counter[str] = Counter()
-    release = threading.Event()
+    asked: ClassVar[Counter[str]] = Counter()
+    release: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self) -> None:
         Handler.asked[self.path] += 1
