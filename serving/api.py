@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curation.errors import UserError
+
 MAX_SEED = 2**53 - 10
 """The largest seed of a request: image k of at most ten has seed + k, and JSON's numbers are exact up to 2^53."""
 
@@ -159,8 +161,10 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class RequestError(Exception):
+class RequestError(UserError):
     """A request that gets no pictures, with the HTTP status and the body that say why.
+
+    A `UserError`, so that a command that generates without a server answers it as it does any other mistake.
 
     Args:
         message: what is wrong and what would be right, in one or two sentences.
@@ -179,8 +183,7 @@ class RequestError(Exception):
         code: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        super().__init__(message, field=param)
         self.status = status
         self.param = param
         self.code = code

@@ -28,8 +28,10 @@ def generate(url: str, prompt: str, *, timeout_s: float = 300.0, **fields: Any) 
     base = url.rstrip("/").removesuffix("/v1")
     if urlsplit(base).scheme not in ("http", "https"):
         raise UserError(f"{url} is not a URL", field="server", remedy="write it as http://HOST:PORT")
+    # A proxy named in the environment has no business with a server on this machine.
+    remote = urlsplit(base).hostname not in ("127.0.0.1", "localhost", "::1")
     try:
-        answer = httpx.post(f"{base}/v1/images/generations", json=body, timeout=timeout_s)
+        answer = httpx.post(f"{base}/v1/images/generations", json=body, timeout=timeout_s, trust_env=remote)
     except httpx.TimeoutException:
         raise UserError(
             f"{base} did not answer within {timeout_s:g} s", field="server", remedy="ask for fewer images or steps"
