@@ -44,7 +44,7 @@ class Identity(BaseModel):
 
 
 class CheckpointInfo(BaseModel):
-    """The contents of `checkpoint.json`. `points` are those measured since the checkpoint before."""
+    """The contents of `checkpoint.json`. `points` are all that the run has measured so far."""
 
     model_config = ConfigDict(frozen=True)
     images_seen: int

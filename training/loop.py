@@ -54,7 +54,7 @@ def train(
 
     Args:
         folder: the run's own folder, local or S3; its checkpoints are resumed from.
-        report: called on the first worker with every point, including those since the checkpoint resumed from.
+        report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
 
     Raises:
         UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration.
@@ -93,7 +93,7 @@ class _Loop:
         )
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
-        self._unsaved: list[Point] = []  # points since the last checkpoint; they travel in the next one
+        self._points: list[Point] = []  # of the whole run; they travel in checkpoints, for a driver that was killed
         self._metrics: dict[str, float] = {}
 
     def run(self) -> Outcome:
@@ -144,7 +144,7 @@ class _Loop:
         self._tell(Point(images=seen, time=time.time(), values={**self._metrics, "lr": lr, "images_per_second": rate}))
 
     def _tell(self, point: Point) -> None:
-        self._unsaved.append(point)
+        self._points.append(point)
         if self._place.rank == 0:
             self._report(point)
 
@@ -164,8 +164,7 @@ class _Loop:
         info, state = checkpoint.load(path, self._identity)
         self._learner.restore(state)
         for point in info.points:
-            if self._place.rank == 0:
-                self._report(point)
+            self._tell(point)
             if "loss" in point.values:
                 self._metrics = {key: point.values[key] for key in ("loss", "grad_norm")}
         logger.info("resumed at %d images from %s", info.images_seen, path)
@@ -186,10 +185,9 @@ class _Loop:
                 identity=self._identity,
                 topology={"workers": self._place.world_size, "accumulation": self._job.accumulation},
                 libraries=_libraries(),
-                points=self._unsaved,
+                points=self._points,
             )
             checkpoint.save(self._checkpoints, self._learner.state(), info, keep=self._job.keep_checkpoints)
-        self._unsaved = []
 
     # --- pictures and the bundle ---
 

@@ -63,8 +63,7 @@ def test_points_of_a_resumed_run_are_those_of_a_straight_one(
     with pytest.raises(Killed):
         run(make_job(), tmp_path / "b", data, text, kill_at=40)
     train(make_job(), folder=str(tmp_path / "b"), data=data, text=text, place=Place(), report=resumed.append)
-    assert set(curve(resumed)) == {24, 32, 40, 48, 56, 64}  # those of the checkpoint's own interval come again
-    assert curve(resumed).items() <= curve(straight).items()
+    assert curve(resumed) == curve(straight)  # also what was measured before the kill: the driver may have missed it
     assert [point.grid for point in straight if point.grid] == [f"{tmp_path}/a/samples/000000000064.png"]
 
 
