@@ -1,8 +1,8 @@
-"""Pictures as the frozen front of EfficientNet-lite0 sees them: computed once, so that training is cheap on one core.
+"""Pictures as the frozen EfficientNet-lite0 sees them: computed once, so that training is cheap on one core.
 
 ONNX Runtime runs the backbone several times faster than eager torch. What is kept for every picture and augmentation is
-the output of the sixth of seven stages (the last stage and the head are trained from it), the pooled features, and the
-logits of the ImageNet classifier, from which the ConSE targets are made.
+the pooled features, from which the head is trained, and the ImageNet classifier's logits, from which the ConSE targets
+are made.
 """
 
 from __future__ import annotations
@@ -41,15 +41,14 @@ def backbone(cache: Path) -> Any:
     return model.eval()
 
 
-class _Front(nn.Module):
+class _Backbone(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.model.blocks[:6](self.model.bn1(self.model.conv_stem(x)))
-        pooled = self.model.global_pool(self.model.bn2(self.model.conv_head(self.model.blocks[6](x))))
-        return x, pooled, self.model.classifier(pooled)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+        return pooled, self.model.classifier(pooled)
 
 
 def rasters(pictures: Sequence[Picture], cache: Path) -> tuple[list[Picture], np.ndarray, np.ndarray]:
@@ -101,38 +100,38 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def compute(drawn: np.ndarray, cache: Path) -> None:
-    """Writes features/{pass0..., small32}.{a,f,l}.npy: stage-6 output, pooled features and logits, float16."""
+    """Writes features/{pass0..., small32}.{f,l}.npy: pooled features and logits, float16."""
     onnxruntime: Any = importlib.import_module("onnxruntime")  # ships no types
     folder = cache / "features"
     folder.mkdir(exist_ok=True)
-    front = cache / f"front{IMAGE_SIZE}.onnx"
-    if not front.exists():
+    exported = cache / f"backbone{IMAGE_SIZE}.onnx"
+    if not exported.exists():
         example = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-        dynamic = {name: {0: "n"} for name in "xafl"}
-        model = _Front(backbone(cache)).eval()
+        dynamic = {name: {0: "n"} for name in "xfl"}
+        model = _Backbone(backbone(cache)).eval()
         torch.onnx.export(
             model,
             (example,),
-            str(front),
+            str(exported),
             input_names=["x"],
-            output_names=["a", "f", "l"],
+            output_names=["f", "l"],
             dynamic_axes=dynamic,
             dynamo=False,
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(front), options)
+    session = onnxruntime.InferenceSession(str(exported), options)
     for name in [*(f"pass{k}" for k in range(PASSES)), "small32"]:
-        if all((folder / f"{name}.{part}.npy").exists() for part in "afl"):
+        if all((folder / f"{name}.{part}.npy").exists() for part in "fl"):
             continue
-        parts: list[list[np.ndarray]] = [[], [], []]
+        parts: list[list[np.ndarray]] = [[], []]
         for start in range(0, len(drawn), _BATCH):
             rows = range(start, min(len(drawn), start + _BATCH))
             pixels = np.stack([_view(drawn[row], name, row) for row in rows])
             x = (pixels / 127.5 - 1).astype(np.float32).transpose(0, 3, 1, 2)
             for part, output in zip(parts, session.run(None, {"x": np.ascontiguousarray(x)}), strict=True):
                 part.append(output.astype(np.float16))
-        for part, key in zip(parts, "afl", strict=True):
+        for part, key in zip(parts, "fl", strict=True):
             np.save(folder / f"{name}.{key}.npy", np.concatenate(part))
 
 

@@ -14,9 +14,10 @@ from curation import torchvision_ops
 from curation.clip import EMBEDDED, Clip, ClipConfig
 from curation.errors import UserError
 
-# Twelve OpenMoji drawings (CC BY-SA 4.0, openmoji.org) of the fifth that is never trained on, 32 x 32 pixels each.
-SPRITE = Path(__file__).parent / "fixtures" / "openmoji_12x32.png"
-NAMES = json.loads((Path(__file__).parent / "fixtures" / "openmoji_12x32.json").read_text())
+# OpenMoji drawings (CC BY-SA 4.0, openmoji.org), 32 x 32 pixels each: a row of twelve of the fifth that is never
+# trained on, then a row of twelve of the others.
+SPRITE = Path(__file__).parent / "fixtures" / "openmoji_24x32.png"
+NAMES: dict[str, list[str]] = json.loads(SPRITE.with_suffix(".json").read_text())
 
 CLASSIC: dict[str, Any] = {
     "embed_dim": 16,
@@ -32,9 +33,17 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="module")
-def drawings(clip: Clip) -> np.ndarray:
+def rows(clip: Clip) -> dict[str, np.ndarray]:
     sprite = Image.open(SPRITE).convert("RGB")
-    return np.stack([clip.prepare(sprite.crop((32 * i, 0, 32 * i + 32, 32))) for i in range(len(NAMES))])
+    return {
+        row: np.stack([clip.prepare(sprite.crop((32 * i, 32 * j, 32 * i + 32, 32 * j + 32))) for i in range(12)])
+        for j, row in enumerate(NAMES)
+    }
+
+
+@pytest.fixture(scope="module")
+def drawings(rows: dict[str, np.ndarray]) -> np.ndarray:
+    return rows["held_out"]
 
 
 def save_model(folder: Path, architecture: dict[str, Any]) -> Path:
@@ -114,10 +123,14 @@ def test_text_space_knows_what_is_like_what(clip: Clip) -> None:
     assert min(cat @ kitten, lorry @ truck) > max(cat @ lorry, cat @ truck, kitten @ lorry, kitten @ truck)
 
 
-def test_small_drawings_never_trained_on_find_their_name_among_twelve(clip: Clip, drawings: np.ndarray) -> None:
-    similarity = clip.embed_images(drawings) @ clip.embed_texts(NAMES).T
-    right = (similarity.argmax(axis=1) == np.arange(len(NAMES))).sum()
-    assert right >= 8, dict(zip(NAMES, similarity.argmax(axis=1), strict=True))
+# Over many draws 92 % of the drawings trained on and 66 % of the others find their name; by chance it would be 8 %.
+@pytest.mark.parametrize(("row", "at_least"), [("trained_on", 10), ("held_out", 6)])
+def test_small_drawings_find_their_name_among_twelve(
+    clip: Clip, rows: dict[str, np.ndarray], row: str, at_least: int
+) -> None:
+    similarity = clip.embed_images(rows[row]) @ clip.embed_texts(NAMES[row]).T
+    nearest = [NAMES[row][i] for i in similarity.argmax(axis=1)]
+    assert sum(found == name for found, name in zip(nearest, NAMES[row], strict=True)) >= at_least, nearest
 
 
 def test_batch_norm_folded_into_convolutions_changes_nothing(clip: Clip, drawings: np.ndarray) -> None:
