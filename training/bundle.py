@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from curation import torchvision_ops
+from curation import storage, torchvision_ops
 from curation.errors import UserError
 from training.card import model_card
+from training.folders import cache_root, download
 from training.objective import Prediction
 from training.sampling import SamplingParams, sample
 from training.text import TextEncoder
@@ -204,13 +205,17 @@ def read_info(folder: str | Path) -> BundleInfo:
             )
         return BundleInfo.model_validate(raw)
     except OSError:
-        raise UserError(
-            f"no bundle at {folder}: {INFO_FILE} is missing",
-            field="model",
-            remedy="give a bundle's folder or models:/NAME@alias; `cleanplate train` makes bundles",
-        ) from None
+        raise _no_bundle(folder) from None
     except (ValueError, ValidationError) as error:
         raise UserError(f"{path} is damaged: {error}", field="model", remedy=_RESTORE) from None
+
+
+def _no_bundle(folder: str | Path) -> UserError:
+    return UserError(
+        f"no bundle at {folder}: {INFO_FILE} is missing",
+        field="model",
+        remedy="give a bundle's folder or models:/NAME@alias; `cleanplate train` makes bundles",
+    )
 
 
 _RESTORE = "restore the folder from where it came, or train or download it again"
@@ -230,8 +235,34 @@ def verify(folder: str | Path, info: BundleInfo) -> None:
             raise UserError(f"the bundle at {folder} is damaged: {name} was changed", field="model", remedy=_RESTORE)
 
 
+def local_bundle(bundle: str | Path) -> Path:
+    """The bundle's folder on this machine: one on S3 is downloaded, once, to a folder named after its contents.
+
+    Raises:
+        UserError: no bundle there, or what was downloaded is damaged.
+    """
+    uri = str(bundle)
+    if not storage.is_remote(uri):
+        return Path(storage.filesystem(uri)[1])
+    try:
+        digest = hashlib.sha256(storage.read_bytes(storage.join(uri, INFO_FILE))).hexdigest()
+    except FileNotFoundError:
+        raise _no_bundle(uri) from None
+    target = cache_root() / "bundles" / digest
+    if not (target / INFO_FILE).is_file():
+        staging = target.with_name(f".{digest[:8]}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            download(uri, staging)
+            verify(staging, read_info(staging))
+            shutil.rmtree(target, ignore_errors=True)
+            staging.rename(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
 def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
-    """Rebuilds a model from a bundle, after checking every file.
+    """Rebuilds a model from a bundle, local or on S3, after checking every file.
 
     Raises:
         UserError: no bundle there, a torn or damaged one, or one of a newer schema.
@@ -239,6 +270,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
     import diffusers
 
+    folder = local_bundle(folder)
     info = read_info(folder)
     verify(folder, info)
     config = json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from curation.errors import UserError
-from training.bundle import INFO_FILE, BundleInfo, read_info, verify
+from training.bundle import INFO_FILE, BundleInfo, local_bundle, read_info, verify
 from training.folders import cache_root
 from training.progress import Point
 
@@ -218,6 +218,7 @@ def register(
         UserError: no whole bundle there, or a name or alias that MLflow does not take.
     """
     _check_name(name, alias)
+    bundle = str(local_bundle(bundle))
     info = read_info(bundle)
     verify(bundle, info)
     client, artifacts = _client(tracking_uri)
@@ -338,10 +339,9 @@ def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = 
     Raises:
         UserError: no such model, version or alias, or its bundle is damaged.
     """
-    if not model.startswith("models:/") and (Path(model) / INFO_FILE).is_file():
-        info = read_info(model)
-        tags = _tags(info, _bundle_digest(model))
-        folder = str(Path(model).absolute())
+    if model.startswith("s3://") or (not model.startswith("models:/") and (Path(model) / INFO_FILE).is_file()):
+        folder = str(local_bundle(model))
+        tags = _tags(read_info(folder), _bundle_digest(folder))
         return ModelVersion(name="local", version="0", alias=None, model_id=None, run_id=None, tags=tags, bundle=folder)
     name, version, alias = _parse(model)
     client, _ = _client(tracking_uri)

@@ -15,12 +15,20 @@ from typing import Any
 import mlflow
 import pytest
 
+from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
+from tests.curation.seaweed import seaweed
 from training.bundle import load_bundle
+from training.data import load
+from training.folders import upload
 from training.job import TrainJob
 from training.launch import TrainResult, launch, plan, run_folder
-from training.progress import Progress
+from training.learner import Place
+from training.loop import train
+from training.progress import Point, Progress
+from training.text import TextEncoder
+from training.tracking import register, resolve
 
 MakeJob = Callable[..., TrainJob]
 ROOT = Path(__file__).parents[2]
@@ -81,6 +89,41 @@ def test_a_missing_tower_is_named_and_the_run_marked_failed(
     folder = Path(run_folder(job, Manifest.open(job.manifest)))
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
     assert mlflow.MlflowClient(tracking_uri).get_run(run_id).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_run_on_s3_is_interrupted_resumed_and_registered(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s3").mkdir()
+    with seaweed(tmp_path / "s3") as server:
+        for name, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+            monkeypatch.setenv(name, value)
+        storage._s3.cache_clear()
+        server.put("runs", "keep", b"")
+        job = make_job(workers=0, output="s3://runs/training", tracking={"uri": tracking_uri, "experiment": "s3"})
+        folder = run_folder(job, Manifest.open(job.manifest))
+        upload(tower, f"{folder}/text_encoder", last="open_clip_text.json")
+
+        def stop(point: Point) -> None:
+            if point.images == 40:
+                raise KeyboardInterrupt
+
+        data = load(Manifest.open(job.manifest))
+        with pytest.raises(KeyboardInterrupt):
+            train(job, folder=folder, data=data, text=TextEncoder(tower), place=Place(), report=stop)
+        result = launch(job, text_encoder=f"{folder}/text_encoder")
+        assert (result.resumed_from, result.images_seen) == (32, 64)
+        assert result.bundle == f"{folder}/bundle"
+        straight = train(job, folder=str(tmp_path / "local"), data=data, text=TextEncoder(tower), place=Place())
+        assert straight.state_sha256 == result.state_sha256
+        assert load_bundle(result.bundle).info.state_sha256 == result.state_sha256
+        assert resolve(result.bundle).name == "local"
+        version = register(result.bundle, "from-s3", alias=None, tracking_uri=tracking_uri, run_id=result.run_id)
+        assert version.tags["state_sha256"] == result.state_sha256
+        kept = {key.split("/")[3] for key in server.keys("runs") if "/checkpoints/images-" in key}
+        assert kept == {"images-000000000048", "images-000000000064"}
+    storage._s3.cache_clear()
 
 
 # The driver is a process of its own, so that it can be killed. It says "at N" whenever there is news.
