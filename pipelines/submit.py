@@ -42,6 +42,7 @@ def run(path: str, overrides: list[str], *, address: str, follow: bool = True) -
     """
     job = config.load_job(path, overrides)
     root = _checkout()
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -51,7 +52,7 @@ def run(path: str, overrides: list[str], *, address: str, follow: bool = True) -
             runtime_env={"working_dir": str(root), "excludes": _ignored(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             metadata={"cleanplate": job.kind, "name": job.name},
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"the cluster at {address} did not take the job: {reason}",

@@ -144,6 +144,7 @@ def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) ->
         model.unet.save_pretrained(staging / "unet", safe_serialization=True)
         _scheduler(model).save_pretrained(staging / "scheduler")
         shutil.copytree(model.text.folder, staging / "text_encoder")
+        model.text.save_statistics(staging / "text_encoder")
         info = info.model_copy(update={"self_test": _write_self_test(staging, model, info)})
         (staging / "README.md").write_text(model_card(info), encoding="utf-8")
         info = info.model_copy(update={"files": _digests(staging)})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
-from training.text import TextEncoder
+from training.text import Conditioning, TextEncoder
 
 STATES_CAP_BYTES = 2 << 30  # of encoded captions kept in memory; above it they are encoded batch by batch
 
@@ -123,8 +123,8 @@ def _decode(row: str, image: dict[str, bytes] | None) -> np.ndarray:
         ) from None
 
 
-class TextStates:
-    """The captions of a training set as token states.
+class CaptionStates:
+    """The captions of a training set, encoded.
 
     The tower is frozen, so every distinct caption is encoded once, in sorted order, and positions that none of them
     uses are cut off. Should the states not fit `cap` bytes, each batch encodes its own.
@@ -137,17 +137,14 @@ class TextStates:
         number = {caption: i for i, caption in enumerate(distinct)}
         self._number = torch.tensor([number[caption] for caption in captions])
         self._empty = number[""]
-        self._states: Tensor | None = None
-        self._mask: Tensor | None = None
+        self._encoded: Conditioning | None = None
         if len(distinct) * text.length * text.width * 4 <= cap:
-            states, mask = text.encode(distinct, chunk=32)
-            used = int(mask.sum(dim=1).max())
-            self._states, self._mask = states[:, :used].contiguous(), mask[:, :used].contiguous()
+            self._encoded = text.encode(distinct, chunk=32).cropped()
 
-    def lookup(self, rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        """Token states float32 (N, L, W) and mask bool (N, L) of training rows (N,); empty captions where `dropped`."""
-        if self._states is None or self._mask is None:
+    def lookup(self, rows: Tensor, dropped: Tensor) -> Conditioning:
+        """What to condition the training rows (N,) on; the empty caption where `dropped`."""
+        if self._encoded is None:
             pairs = zip(rows.tolist(), dropped.tolist(), strict=True)
             return self._text.encode(["" if drop else self._captions[row] for row, drop in pairs], chunk=len(rows))
-        number = torch.where(dropped, self._empty, self._number[rows]).to(self._states.device)
-        return self._states[number], self._mask[number]
+        number = torch.where(dropped, self._empty, self._number[rows])
+        return self._encoded[number.to(self._encoded.states.device)]

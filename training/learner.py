@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training import objective, randomness
-from training.data import TextStates, TrainingSet
+from training.data import CaptionStates, TrainingSet
 from training.ema import Ema
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
@@ -51,7 +51,8 @@ class Learner:
         self._job = job
         self._place = place
         self._pictures = data.pictures
-        self._states = TextStates(text, data.captions)
+        text.measure(data.captions)
+        self._captions = CaptionStates(text, data.captions)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
@@ -127,7 +128,7 @@ class Learner:
             mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
-        states, mask = self._states.lookup(rows, dropped)
+        told = self._captions.lookup(rows, dropped)
         index = index.to(device)
         x0 = to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
@@ -135,7 +136,9 @@ class Learner:
         abar = self._abar[t]
         xt = objective.q_sample(x0, noise, abar).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
-            output = self._forward(xt, t, states, encoder_attention_mask=mask, return_dict=False)[0]
+            output = self._forward(
+                xt, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask, return_dict=False
+            )[0]
         return objective.loss(output, x0, noise, abar, prediction=job.prediction, min_snr_gamma=job.loss.min_snr_gamma)
 
     def state(self) -> dict[str, dict[str, Tensor]]:

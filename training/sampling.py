@@ -116,14 +116,20 @@ def _overall(on_step: OnStep | None, group: int, groups: int) -> OnStep | None:
 def _guided(model: DiffusionModel, prompts: list[str], negatives: list[str], scale: float) -> Predict:
     """The U-Net on fixed prompts; conditional and unconditional rows go through it as one batch."""
     guided = scale > 1
-    states, mask = model.text.encode([*prompts, *negatives] if guided else prompts)
-    states, mask = states.to(model.device), mask.to(model.device)
+    told = model.text.encode([*prompts, *negatives] if guided else prompts).to(model.device)
     count = len(prompts)
 
     def predict(xt: Tensor, t: int) -> Tensor:
         doubled = torch.cat([xt, xt]) if guided else xt
         steps = torch.full((len(doubled),), t, dtype=torch.int64, device=xt.device)
-        output: Tensor = model.unet(doubled, steps, states, encoder_attention_mask=mask, return_dict=False)[0]
+        output: Tensor = model.unet(
+            doubled,
+            steps,
+            told.states,
+            class_labels=told.pooled,
+            encoder_attention_mask=told.mask,
+            return_dict=False,
+        )[0]
         if not guided:
             return output
         conditional, unconditional = output[:count], output[count:]

@@ -1,7 +1,9 @@
-"""The frozen text tower: captions to the token states that the U-Net attends to.
+"""The frozen text tower: captions to what the U-Net is conditioned on.
 
 A tower is a folder that curation exported from its CLIP: `open_clip_text.json` (how to build it and its tokenizer) and
-`model.safetensors`. open_clip builds it; nothing here knows the image tower.
+`model.safetensors`. open_clip builds it; nothing here knows the image tower. A trained model's tower has a third file,
+`statistics.safetensors`: states of different captions have most of their length in common, and a small network learns
+several times faster from states that are standardised over the training captions.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curation import torchvision_ops
@@ -20,6 +24,34 @@ from curation.errors import UserError
 
 CONFIG_FILE = "open_clip_text.json"
 WEIGHTS_FILE = "model.safetensors"
+STATISTICS_FILE = "statistics.safetensors"
+_STATISTICS_CAP = 4096  # captions that are enough to measure a mean by
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the U-Net is told about N prompts.
+
+    Attributes:
+        states: float32 (N, L, W) token states, which it attends to; zero where the mask is False.
+        mask: bool (N, L), True for the prompt's own tokens (with its start and end marks), False for padding.
+        pooled: float32 (N, W), the state at the prompt's end, which is added to the timestep's embedding.
+    """
+
+    states: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Conditioning:
+        return Conditioning(self.states[rows], self.mask[rows], self.pooled[rows])
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        return Conditioning(self.states.to(device), self.mask.to(device), self.pooled.to(device))
+
+    def cropped(self) -> Conditioning:
+        """Without the positions that no prompt uses."""
+        used = int(self.mask.sum(dim=1).max()) if len(self.mask) else 0
+        return Conditioning(self.states[:, :used].contiguous(), self.mask[:, :used].contiguous(), self.pooled)
 
 
 class TextEncoder:
@@ -30,6 +62,8 @@ class TextEncoder:
         length: L, the number of token positions.
         name: the CLIP that the tower was taken from.
         folder: where it was loaded from.
+        statistics: mean and standard deviation of the states and of the pooled states, each (W,), by which `encode`
+            standardises; empty until `measure` was called or where the folder has none.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
@@ -47,17 +81,36 @@ class TextEncoder:
         self._tokenizer = _build_tokenizer(config)
         self.width = int(self._tower.width)
         self.length = int(self._tower.context_length)
+        self.statistics: dict[str, Tensor] = {}
+        if (self.folder / STATISTICS_FILE).is_file():
+            self.statistics = load_file(self.folder / STATISTICS_FILE, device=str(self.device))
+
+    def measure(self, captions: Sequence[str]) -> None:
+        """Takes the statistics from a training set's captions: from all distinct ones, or evenly from very many."""
+        distinct = sorted(set(captions))
+        self.statistics = {}
+        found = self.encode(distinct[:: -(-len(distinct) // _STATISTICS_CAP)], chunk=32)
+        states = found.states[found.mask]
+        self.statistics = {
+            "mean": states.mean(dim=0),
+            "std": _scale(states),
+            "pooled_mean": found.pooled.mean(dim=0),
+            "pooled_std": _scale(found.pooled),
+        }
+
+    def save_statistics(self, folder: Path) -> None:
+        """Puts the statistics beside a copy of the tower's files."""
+        if self.statistics:
+            save_file(
+                {name: value.cpu().contiguous() for name, value in self.statistics.items()}, folder / STATISTICS_FILE
+            )
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, chunk: int = 1) -> tuple[Tensor, Tensor]:
-        """Token states after the tower's last layer norm, before pooling.
+    def encode(self, prompts: Sequence[str], *, chunk: int = 1) -> Conditioning:
+        """Token states after the tower's last layer norm, before pooling; standardised where there are statistics.
 
         Prompts go through the tower `chunk` at a time, the last chunk filled up with empty ones. One at a time, the
         states of a prompt depend on nothing but the prompt, to the bit; larger chunks are for encoding a training set.
-
-        Returns:
-            states: float32 (N, L, W) on the tower's device; zero where the mask is False.
-            mask: bool (N, L), True for the prompt's own tokens (with its start and end marks), False for padding.
         """
         states, masks = [], []
         for start in range(0, len(prompts), chunk):
@@ -65,12 +118,25 @@ class TextEncoder:
             ids = self._tokenizer(part + [""] * (chunk - len(part))).to(self.device)
             _, tokens = self._tower(ids)
             mask = _own_tokens(ids, self._pad)
-            states.append((tokens.float() * mask[:, :, None])[: len(part)])
+            states.append(tokens.float()[: len(part)])
             masks.append(mask[: len(part)])
         if not states:
             empty = torch.zeros(0, self.length, self.width, device=self.device)
-            return empty, empty[..., 0].bool()
-        return torch.cat(states), torch.cat(masks)
+            return Conditioning(empty, empty[..., 0].bool(), empty[:, 0])
+        return self._standardised(torch.cat(states), torch.cat(masks))
+
+    def _standardised(self, states: Tensor, mask: Tensor) -> Conditioning:
+        pooled = states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
+        if self.statistics:
+            pooled = (pooled - self.statistics["pooled_mean"]) / self.statistics["pooled_std"]
+            states = (states - self.statistics["mean"]) / self.statistics["std"]
+        return Conditioning(states * mask[:, :, None], mask, pooled)
+
+
+def _scale(values: Tensor) -> Tensor:
+    """Standard deviation of each column (N, W); 1 where a column is all but constant, as for a single caption."""
+    deviation = values.std(dim=0, correction=0)
+    return torch.where(deviation > 1e-3, deviation, 1.0)
 
 
 def digest(folder: str | Path) -> str:
@@ -112,7 +178,6 @@ def _build_tower(folder: Path, config: dict[str, Any]) -> Any:
     torchvision_ops.declare()
     from open_clip.model import _build_text_tower
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     # output_tokens is open_clip's own switch for the states beside the pooled vector
     text_cfg = {**config["text_cfg"], "output_tokens": True}

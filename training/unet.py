@@ -119,6 +119,11 @@ def build_unet(config: UnetConfig, *, image_size: int, patch_size: int, text_wid
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=tuple(up),
         cross_attention_dim=text_width,
+        # The caption's pooled state joins the timestep's embedding, which scales and shifts every block: of what was
+        # tried, nothing makes a small network heed its captions sooner.
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=text_width,
+        resnet_time_scale_shift="scale_shift",
         attention_head_dim=shape.attention_heads,  # diffusers' name for the number of heads in this model
         norm_num_groups=_groups(shape),
     )

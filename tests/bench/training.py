@@ -41,9 +41,7 @@ def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[
     unet.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=job.optimizer.lr, betas=job.optimizer.betas, fused=True)
     x0_all = to_patches(data.pictures.float() / 127.5 - 1, job.patch_size)
-    states_all, mask_all = text.encode(data.captions)
-    used = int(mask_all.sum(1).max())
-    states_all, mask_all = states_all[:, :used].contiguous(), mask_all[:, :used].contiguous()
+    told_all = text.encode(data.captions).cropped()
     abars = torch.as_tensor(alphas_cumprod(job.schedule.betas()))
 
     def step() -> None:
@@ -52,7 +50,10 @@ def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[
         t = torch.randint(len(abars), (job.batch_size,))
         xt = objective.q_sample(x0, noise, abars[t]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
-            output = unet(xt, t, states_all[rows], encoder_attention_mask=mask_all[rows], return_dict=False)[0]
+            told = told_all[rows]
+            output = unet(
+                xt, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask, return_dict=False
+            )[0]
         target = objective.target(job.prediction, x0, noise, abars[t])
         torch.nn.functional.mse_loss(output.float(), target).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), job.grad_clip)

@@ -11,7 +11,7 @@ import torch
 from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.training.conftest import shapes, write_manifest
-from training.data import TextStates, TrainingSet, load, picture_size, training_set_digest
+from training.data import CaptionStates, TrainingSet, load, picture_size, training_set_digest
 from training.text import TextEncoder
 
 
@@ -55,10 +55,11 @@ def test_nothing_kept_and_damaged_pictures_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cap", [1 << 30, 0], ids=["resident", "encoded batch by batch"])
 def test_text_states_are_those_of_the_captions(data: TrainingSet, text: TextEncoder, cap: int) -> None:
-    states = TextStates(text, data.captions, cap=cap)
-    found, mask = states.lookup(torch.tensor([3, 5, 3]), torch.tensor([False, False, True]))
-    expected, expected_mask = text.encode([data.captions[3], data.captions[5], ""])
-    used = found.shape[1]
-    assert torch.equal(mask, expected_mask[:, :used])
-    assert not expected_mask[:, used:].any()
-    torch.testing.assert_close(found, expected[:, :used])
+    states = CaptionStates(text, data.captions, cap=cap)
+    found = states.lookup(torch.tensor([3, 5, 3]), torch.tensor([False, False, True]))
+    expected = text.encode([data.captions[3], data.captions[5], ""])
+    used = found.states.shape[1]
+    assert torch.equal(found.mask, expected.mask[:, :used])
+    assert not expected.mask[:, used:].any()
+    torch.testing.assert_close(found.states, expected.states[:, :used])
+    torch.testing.assert_close(found.pooled, expected.pooled)
