@@ -80,8 +80,12 @@ class ClipConfig(BaseModel):
         return _name(self, self.folder())
 
     def calibrated(self) -> dict[str, float]:
-        """The model's own thresholds by safety concept; empty where it ships none."""
-        return {name: float(known["threshold"]) for name, known in _read_thresholds(self.folder()).items()}
+        """The model's own thresholds by safety concept: the cosines from which on a picture counts as showing one.
+
+        Only of concepts that there were enough positives to calibrate; empty where the model ships none.
+        """
+        thresholds = _read_thresholds(self.folder())
+        return {name: float(known["threshold"]) for name, known in thresholds.items() if known.get("calibrated", True)}
 
     def build(self) -> Clip:
         """Loads the model onto its device.
@@ -225,18 +229,17 @@ class Clip:
                 rows.append(_unit(self._model.encode_text(tokens)))
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def concept(self, name: str) -> tuple[np.ndarray, float | None]:
-        """A safety concept as a unit vector (dim,), and the cosine from which on a picture counts as showing it.
+    def concept(self, name: str) -> np.ndarray:
+        """A safety concept as a unit vector (dim,).
 
-        Prompts come from the model's `thresholds.json` when it names the concept, else from two plain templates. The
-        threshold is None where none was calibrated for this very model.
+        Prompts come from the model's `thresholds.json` when it names the concept, else from two plain templates.
         """
         known = self._thresholds.get(name)
         if name not in self._concepts:
             prompts = known["prompts"] if known else [f"a picture of {name}", name]
             mean = self.embed_texts(prompts).mean(axis=0)
             self._concepts[name] = (mean / np.linalg.norm(mean)).astype(np.float32)
-        return self._concepts[name], float(known["threshold"]) if known else None
+        return self._concepts[name]
 
     def export_text_tower(self, folder: Path) -> None:
         """Writes the text tower alone, for conditioning a diffusion model without curation or an image tower.

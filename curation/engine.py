@@ -133,9 +133,7 @@ def plan(job: CurateJob) -> dict[str, Any]:
     }
 
 
-def curate(
-    job: CurateJob, found: Listing, on_progress: OnProgress = lambda stage, done, total: None
-) -> CurateResult:
+def curate(job: CurateJob, found: Listing, on_progress: OnProgress = lambda stage, done, total: None) -> CurateResult:
     """Runs a listed job to a published manifest, on the Ray cluster that this process is connected to."""
     missing = found.missing()
     clock = {"measure": time.monotonic()}

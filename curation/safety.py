@@ -62,7 +62,7 @@ class SafetyScorer:
 
     def __init__(self, thresholds: dict[str, float], clip: Clip) -> None:
         self.thresholds = thresholds
-        self._vectors = np.array([clip.concept(name)[0] for name in thresholds], np.float32).reshape(-1, clip.dim)
+        self._vectors = np.array([clip.concept(name) for name in thresholds], np.float32).reshape(-1, clip.dim)
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
         """(N, dim) unit vectors to (N, C) float32 cosines, each row alone so that its neighbours change no bit."""

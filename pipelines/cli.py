@@ -50,9 +50,16 @@ def register(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_jso
 
 
 @app.command()
-def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Serve a registered model over HTTP until interrupted."""
-    _run_job("serve", job, sets, dry_run, as_json=False)
+    from pipelines import config
+    from pipelines import serve as verb
+
+    resolved = config.load_job(job, sets, kind="serve")
+    if dry_run:
+        _print_plan(resolved, verb.plan(resolved), as_json)
+    else:
+        verb.run(resolved, on_ready=lambda served: _end(served, verb, as_json))
 
 
 @app.command()
@@ -103,11 +110,17 @@ def submit(
     address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],
     sets: Overrides = [],  # noqa: B006
     follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a job on a Ray cluster elsewhere, with its exit code."""
     from pipelines import submit as verb
 
+    if dry_run:
+        from pipelines import config
+
+        _print_plan(config.load_job(job, sets), {"address": address, "working_dir": str(verb.checkout())}, as_json)
+        return
     done = verb.run(job, sets, address=address, follow=follow)
     print(f"{done.job_id}: {done.status.lower()}", file=sys.stderr)
     _end(done, None, as_json)
@@ -120,11 +133,16 @@ def demo(
     sets: Annotated[
         list[str], typer.Option("--set", metavar="JOB.A.B=C", help="override a field of a demo job: train.images=2000")
     ] = [],  # noqa: B006
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole road on real drawings, to a grid.png."""
     from pipelines import demo as verb
 
+    if dry_run:
+        for resolved in verb.jobs(out, sets):
+            _print_plan(resolved, {"cpus": verb.CPUS, "gpus": 0}, as_json)
+        return
     _end(verb.run(out, sets), verb, as_json)
 
 
@@ -134,13 +152,17 @@ def _run_job(kind: str, path: str, sets: list[str], dry_run: bool, as_json: bool
     job = config.load_job(path, sets, kind=kind)
     verb: Any = importlib.import_module(f"pipelines.{kind}")
     if dry_run:
-        resources = verb.plan(job)
-        print(config.to_yaml(job), end="")
-        print("---\n" + json.dumps(resources, indent=None if as_json else 2))
-        return
-    result = verb.run(job)
-    if result is not None:
-        _end(result, verb, as_json)
+        _print_plan(job, verb.plan(job), as_json)
+    else:
+        _end(verb.run(job), verb, as_json)
+
+
+def _print_plan(job: BaseModel, resources: dict[str, Any], as_json: bool) -> None:
+    """The resolved job as YAML, a line of dashes, and what it would ask for."""
+    from pipelines import config
+
+    print(config.to_yaml(job), end="")
+    print("---\n" + json.dumps(resources, indent=None if as_json else 2))
 
 
 def _end(result: BaseModel, verb: Any, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from curation.errors import UserError
 from pipelines import config, curate, register, serve, train
-from pipelines.pictures import PROMPTS, prepare
+from pipelines.pictures import METADATA, OPTOUT, PICTURES, PROMPTS, prepare
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2, 3)
 _JOBS = ("curate", "train", "register", "serve")
+CPUS = 3  # two workers, and one more for Ray Serve's replica
 _STEPS = 6
 _TITLE = "cleanplate demo: twelve prompts, four seeds"
 
@@ -69,20 +70,10 @@ def run(out: str, sets: list[str]) -> DemoResult:
     overrides = _by_job(sets)
     clock = _Clock()
     with clock.step("prepare", "rendering OpenMoji drawings, and breaking a few files"):
-        pictures = _prepare(folder)
-    # One more than the two workers: Ray Serve's replica comes up while nothing else runs, but needs a CPU to be named.
-    with connect(cpus=3):
-        with clock.step("curate", f"curating {pictures.files} files"):
-            curate_job = _job(
-                "curate",
-                overrides,
-                {
-                    "source.path": str(pictures.folder),
-                    "source.metadata": str(pictures.metadata),
-                    "optout.0.path": str(pictures.optout),
-                    "output": str(folder / "manifests"),
-                },
-            )
+        files = _prepare(folder)
+    with connect(cpus=CPUS):
+        with clock.step("curate", f"curating {files} files"):
+            curate_job = _curate_job(folder, overrides)
             curated = curate.run(curate_job)
         with clock.step("train", "training on what was kept"):
             paths = {"manifest": curated.manifest, "output": str(folder / "training")}
@@ -182,7 +173,23 @@ def _job(kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> A
     return config.load_job(str(file), [*given, *overrides[kind]], kind=kind)
 
 
-def _prepare(folder: Path) -> Any:
+def _curate_job(folder: Path, overrides: dict[str, list[str]]) -> Any:
+    paths = {
+        "source.path": str(folder / PICTURES),
+        "source.metadata": str(folder / METADATA),
+        "optout.0.path": str(folder / OPTOUT),
+        "output": str(folder / "manifests"),
+    }
+    return _job("curate", overrides, paths)
+
+
+def jobs(out: str, sets: list[str]) -> list[Any]:
+    """The demo's four jobs, for `--dry-run`; what a step gets from the one before stands as it is in the job file."""
+    overrides = _by_job(sets)
+    return [_curate_job(Path(out), overrides), *(_job(kind, overrides, {}) for kind in _JOBS[1:])]
+
+
+def _prepare(folder: Path) -> int:
     try:
         return prepare(folder)
     except ModuleNotFoundError as error:

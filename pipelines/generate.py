@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
@@ -85,7 +85,11 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> G
     from training.tracking import only_model
 
     job = ServeJob(model=model or f"models:/{only_model()}@champion")
-    checked = GenerationRequest.model_validate({"prompt": prompt, **request})
+    try:
+        checked = GenerationRequest.model_validate({"prompt": prompt, **request})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(first["msg"], field=".".join(map(str, first["loc"])), remedy="correct the value") from None
     generator = load(job)
     return generator.generate(checked).response()
 

@@ -11,7 +11,6 @@ import io
 import random
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -36,24 +35,20 @@ _OPTED_OUT_CREATOR = "A. Painter"
 _OPTED_OUT_DRAWINGS = "🦜🐬🦒🐘"
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What `prepare` wrote."""
-
-    folder: Path
-    metadata: Path
-    optout: Path
-    files: int
+PICTURES, METADATA, OPTOUT = "pictures", "pictures.csv", "optout.csv"
 
 
-def prepare(folder: Path, *, size: int = 256) -> Pictures:
+def prepare(folder: Path, *, size: int = 256) -> int:
     """Renders the demo's pictures into `folder/pictures`, with `pictures.csv` and `optout.csv` beside it.
 
     Args:
         folder: where to write; made when absent.
         size: side of the rendered drawings, in pixels.
+
+    Returns:
+        The number of files among the pictures.
     """
-    pictures = folder / "pictures"
+    pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     for symbol in _DRAWINGS + _HANDS:
@@ -69,10 +64,10 @@ def prepare(folder: Path, *, size: int = 256) -> Pictures:
     _break(pictures)
     (pictures / "copy of a red apple.png").write_bytes((pictures / rows[0]["path"]).read_bytes())
     rows.append(rows[0] | {"path": "copy of a red apple.png"})
-    metadata, optout = folder / "pictures.csv", folder / "optout.csv"
-    _write_csv(metadata, rows)
-    _write_csv(optout, [{"creator": _OPTED_OUT_CREATOR, "uri": ""}, {"creator": "", "uri": rows[-2]["path"]}])
-    return Pictures(pictures, metadata, optout, sum(1 for _ in pictures.iterdir()))
+    _write_csv(folder / METADATA, rows)
+    optouts = [{"creator": _OPTED_OUT_CREATOR, "uri": ""}, {"creator": "", "uri": rows[-2]["path"]}]
+    _write_csv(folder / OPTOUT, optouts)
+    return sum(1 for _ in pictures.iterdir())
 
 
 def _draw(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> dict[str, str]:

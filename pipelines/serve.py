@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from serving.job import ServeJob
@@ -35,14 +38,28 @@ def endpoint(job: ServeJob) -> Iterator[str]:
             app.stop(job)
 
 
-def run(job: ServeJob) -> None:
-    """Serves until SIGINT or SIGTERM, then takes the application down."""
+class Served(BaseModel):
+    """A running endpoint."""
+
+    url: str
+    model: str
+
+
+def run(job: ServeJob, on_ready: Callable[[Served], None]) -> None:
+    """Serves until SIGINT or SIGTERM, then takes the application down; calls `on_ready` once it answers."""
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
-    print("starting Ray Serve …", flush=True)
+    print("starting Ray Serve …", file=sys.stderr, flush=True)
     with endpoint(job) as url:
-        print(f"{job.model} is served at {url}/v1/images/generations  (Ctrl-C ends it)")
-        print(f'try: cleanplate generate "red apple" --server {url} --out apple.png', flush=True)
+        on_ready(Served(url=url, model=job.model))
         done.wait()
-        print("stopping …", flush=True)
+        print("stopping …", file=sys.stderr, flush=True)
+
+
+def summary(served: Served) -> list[str]:
+    """The endpoint for a person."""
+    return [
+        f"{served.model} is served at {served.url}/v1/images/generations  (Ctrl-C ends it)",
+        f'try: cleanplate generate "red apple" --server {served.url} --out apple.png',
+    ]

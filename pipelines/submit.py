@@ -41,7 +41,7 @@ def run(path: str, overrides: list[str], *, address: str, follow: bool = True) -
         UserError: for a bad job, or a cluster that does not answer.
     """
     job = config.load_job(path, overrides)
-    root = _checkout()
+    root = checkout()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -89,7 +89,7 @@ async def _follow(client: Any, job_id: str) -> None:
         await asyncio.sleep(0.5)
 
 
-def _checkout() -> Path:
+def checkout() -> Path:
     """The folder that is shipped: the checkout this code runs from."""
     root = Path(__file__).resolve().parents[1]
     if not (root / "pyproject.toml").is_file():
