@@ -29,7 +29,7 @@ class PerceptualConfig(BaseModel):
 
     radius: int = Field(3, ge=0, le=15, description="largest Hamming distance between the 64-bit hashes")
     colour: float = Field(
-        0.12, ge=0, le=1, description="largest mean difference of the 4x4 colour layouts, as a share of full scale"
+        0.06, ge=0, le=1, description="largest mean difference of the 4x4 colour layouts, as a share of full scale"
     )
 
 

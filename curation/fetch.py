@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from pyarrow import fs as pafs
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
@@ -93,22 +94,35 @@ class Fetcher:
 
     def _file(self, location: str) -> Fetched:
         try:
-            system, path = storage.filesystem(location)
-            info = system.get_file_info(path)
-            if info.type == pafs.FileType.NotFound or not location:
-                raise FetchError(Reason.NOT_FOUND, "no file there")
-            if not info.is_file:
-                raise FetchError(Reason.UNREADABLE, "not a regular file")
-            if info.size > self._config.max_bytes:
-                raise FetchError(Reason.TOO_LARGE, f"{info.size} bytes")
-            data = storage.read_bytes(location)
+            read = self._object if storage.is_remote(location) else self._local
+            return read(location)
         except UserError as error:
             raise FetchError(Reason.UNREADABLE, error.message) from None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise FetchError(Reason.NOT_FOUND, "no file there") from None
-        except OSError as error:
-            raise FetchError(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
-        return Fetched(data, info.mtime)
+        except (OSError, ValueError) as error:
+            raise FetchError(Reason.UNREADABLE, getattr(error, "strerror", None) or type(error).__name__) from None
+
+    def _local(self, location: str) -> Fetched:
+        path = storage.local_path(location)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise FetchError(Reason.UNREADABLE, "not a regular file")  # opening a pipe would wait for ever
+        self._limit(status.st_size)
+        with open(path, "rb") as file:
+            return Fetched(file.read(), datetime.fromtimestamp(status.st_mtime, UTC))
+
+    def _object(self, location: str) -> Fetched:
+        system, path = storage.filesystem(location)
+        info = system.get_file_info(path)
+        if not info.is_file:
+            raise FileNotFoundError(location)
+        self._limit(info.size)
+        return Fetched(storage.read_bytes(location), info.mtime)
+
+    def _limit(self, size: int) -> None:
+        if size > self._config.max_bytes:
+            raise FetchError(Reason.TOO_LARGE, f"{size} bytes")
 
     def _retried(self, attempt: Callable[[], bytes]) -> bytes:
         for delay in [0.5 * 2**n for n in range(self._config.retries)]:

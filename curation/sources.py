@@ -7,6 +7,8 @@ to be. It reads names and metadata only; bytes are fetched by `fetch`.
 from __future__ import annotations
 
 import io
+import os
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
 import pyarrow as pa
@@ -51,7 +53,8 @@ class Source(Protocol):
 class FolderSource(BaseModel):
     """Every file below a folder, in name order; hidden files and the metadata table itself are not inputs.
 
-    A row of the metadata table that names a file which is not there is an input too, and fails as `not_found`.
+    A row of the metadata table that names a file which is not there is an input too, and fails as `not_found`. Links to
+    folders are not followed. Bytes of a name that are not UTF-8 are written as backslash escapes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,14 +71,14 @@ class FolderSource(BaseModel):
             raise UserError(
                 f"no folder at {self.path}", field="source.path", remedy="give the folder that holds the pictures"
             )
-        root = storage.filesystem(self.path)[1]
         remote = storage.is_remote(self.path)
-        table_path = None if self.metadata is None else storage.filesystem(self.metadata)[1]
-        found = {info.path[len(root) :].lstrip("/"): info for info in storage.list_files(self.path, recursive=True)}
+        root = self.path.rstrip("/") if remote else storage.filesystem(self.path)[1]
+        found = _remote_files(root) if remote else _local_files(root)
+        table = None if self.metadata is None else self._metadata_location()
         files = {
-            name: info
-            for name, info in found.items()
-            if not any(part.startswith(".") for part in name.split("/")) and info.path != table_path
+            name: file
+            for name, file in found.items()
+            if not any(part.startswith(".") for part in name.split("/")) and file["location"] != table
         }
         rows = {} if self.metadata is None else _rows_by_path(self.metadata, "source.metadata")
         names = sorted(files.keys() | rows.keys())
@@ -83,15 +86,18 @@ class FolderSource(BaseModel):
             raise UserError(f"the folder {self.path} is empty", field="source.path", remedy="put pictures into it")
         return _table(
             {
-                "uri": storage.join(self.path, name) if remote else name,
-                "location": storage.join(self.path if remote else root, name),
+                "uri": storage.join(root, name) if remote else name,
+                "location": storage.join(root, name),
                 "dataset": self.dataset,
-                "size": files[name].size if name in files else None,
-                "modified": files[name].mtime if name in files else None,
+                **files.get(name, {}),
                 **rows.get(name, {}),
             }
             for name in names
         )
+
+    def _metadata_location(self) -> str:
+        assert self.metadata is not None
+        return self.metadata if storage.is_remote(self.metadata) else str(storage.filesystem(self.metadata)[1])
 
 
 class TableSource(BaseModel):
@@ -126,6 +132,33 @@ class TableSource(BaseModel):
 
 
 SourceConfig = Annotated[FolderSource | TableSource, Field(discriminator="kind")]
+
+
+def _remote_files(root: str) -> dict[str, dict[str, Any]]:
+    inside = storage.filesystem(root)[1]
+    return {
+        (name := info.path[len(inside) :].lstrip("/")): {
+            "location": storage.join(root, name),
+            "size": info.size,
+            "modified": info.mtime,
+        }
+        for info in storage.list_files(root, recursive=True)
+    }
+
+
+def _local_files(root: str) -> dict[str, dict[str, Any]]:
+    files = {}
+    for folder, _, names in os.walk(os.fsencode(root)):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                status = os.stat(path)
+                known = {"size": status.st_size, "modified": datetime.fromtimestamp(status.st_mtime, UTC)}
+            except OSError:
+                known = {}  # a dangling link, or a file that is just going: its row will say what fetching it met
+            relative = os.path.relpath(path, os.fsencode(root)).decode("utf-8", "backslashreplace")
+            files[relative] = {"location": storage.local_location(path), **known}
+    return files
 
 
 def read_table(path: str, field: str) -> pa.Table:

@@ -11,7 +11,7 @@ import os
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 from pyarrow import fs as pafs
 
@@ -50,6 +50,21 @@ def _s3() -> pafs.S3FileSystem:
         region=os.environ.get("AWS_REGION", "us-east-1"),
         retry_strategy=retries,
     )
+
+
+def local_location(path: bytes) -> str:
+    """A local path as text: itself, or a percent-encoded `file://` URL where its bytes are not UTF-8."""
+    try:
+        return path.decode("utf-8")
+    except UnicodeDecodeError:
+        return "file://" + quote_from_bytes(path)
+
+
+def local_path(location: str) -> bytes:
+    """The inverse of `local_location`."""
+    if location.startswith("file://"):
+        return unquote_to_bytes(location.removeprefix("file://"))
+    return os.fsencode(location)
 
 
 def join(uri: str, *parts: str) -> str:

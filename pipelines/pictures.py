@@ -22,13 +22,13 @@ PROMPTS = (
     *("red apple", "cactus", "rocket", "octopus", "red heart", "sailboat"),
     *("hamburger", "sunflower", "owl", "rainbow", "mushroom", "guitar"),
 )
-_HANDS = "👋👌👍👎✋💪👂🙏"
+_HANDS = "👋👌👍✋💪"
 _SKIN_TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 _DRAWINGS = (
     "🍎🍐🍊🍋🍌🍉🍇🍓🍒🍑🥝🍅🥑🍆🥕🌽🌶🍄🥜🍞🥐🧀🍔🍟🍕🌭🥚🍿🍩🍪🎂🍰🍫🍭🍯☕🍷🍺"
     "🐵🐶🐺🦊🐱🦁🐯🐴🦄🐮🐷🐭🐹🐰🐻🐼🐔🐧🐦🦆🦉🐸🐢🐍🐳🐟🐙🦀🦋🐌🐝🐞🕷"
     "🌵🌲🌴🌻🌷🌹🍀🍁🌈🌙⭐☀☁❄🔥🌋⛄💧"
-    "❤💙💚💛🏠⛪🏰⛺🚗🚌🚒🚜🚲🚂✈🚀🚁⛵⚓🚦"
+    "❤💙🏠⛪🏰⛺🚗🚌🚒🚜🚲🚂✈🚀🚁⛵⚓🚦"
     "⚽🏀🎾🎱🎈🎁🏆🎸🎺🎻🥁🎹🔔📷💡📖✏✂🔑🔨🔒⌚⏰☂👑🎩👓👟👜💎🧲🔫🔪💣"
 )
 _OPTED_OUT_CREATOR = "A. Painter"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -49,7 +48,8 @@ def run(path: str, overrides: list[str], *, address: str, follow: bool = True) -
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
             entrypoint=_entrypoint(job),
-            runtime_env={"working_dir": str(root), "excludes": _ignored(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
+            # .rayignore and .gitignore say what stays behind
+            runtime_env={"working_dir": str(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             metadata={"cleanplate": job.kind, "name": job.name},
         )
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
@@ -97,8 +97,3 @@ def checkout() -> Path:
             f"{root} is no checkout of cleanplate", field="submit", remedy="install with `pip install -e` from one"
         )
     return root
-
-
-def _ignored(root: Path) -> list[str]:
-    """What stays behind beside `.rayignore`'s own list: the outputs of earlier runs, whatever they are called here."""
-    return [name for name in ("runs", "mlruns", ".venv", "tests", ".library") if os.path.exists(root / name)]

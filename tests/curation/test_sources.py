@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.errors import UserError
+from curation.fetch import FetchConfig, Fetcher
 from curation.sources import FolderSource, TableSource
 
 
@@ -24,6 +26,22 @@ def test_a_folder_lists_every_file_in_name_order(folder: Path) -> None:
     inputs = FolderSource(path=str(folder / "pictures")).inputs()
     assert inputs["uri"].to_pylist() == ["a.png", "b.png", "deep/c.jpg", "notes.txt"]
     assert inputs["size"].to_pylist() == [5, 5, 10, 9]
+
+
+def test_no_name_is_too_odd_to_be_listed_and_read(tmp_path: Path) -> None:
+    names = [b"\xff\xfe bad.png", b"new\nline.png", "ünï.png".encode(), b"100%.png"]
+    for name in names:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(name)
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(".")
+    os.mkfifo(tmp_path / "pipe.png")
+    inputs = FolderSource(path=str(tmp_path)).inputs()
+    assert inputs["uri"].to_pylist() == sorted(
+        ["\\xff\\xfe bad.png", "new\nline.png", "ünï.png", "100%.png", "dangling.png", "pipe.png"]
+    )
+    found = dict(zip(inputs["uri"].to_pylist(), Fetcher(FetchConfig())(inputs["location"].to_pylist()), strict=True))
+    assert {f.data for f in found.values()} == {*names, None}
+    assert (found["dangling.png"].reason, found["pipe.png"].reason) == ("not_found", "unreadable")
 
 
 def test_metadata_joins_by_path_and_absent_files_stay_inputs(folder: Path) -> None:
