@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit test-all check fmt bench bench-curation bench-training bench-engine bench-clip
+.PHONY: setup demo test test-unit test-all check fmt bench
 
 setup: $(STAMP)
 

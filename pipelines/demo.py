@@ -223,15 +223,19 @@ def _ask(url: str) -> tuple[list[dict[str, Any]], dict[str, list[Image.Image]]]:
 def _judge(
     job: Any, manifest: Manifest, drawn: dict[str, list[Image.Image]]
 ) -> tuple[float, dict[str, tuple[str, Image.Image]]]:
-    """CLIP's top-1 share among the prompts, and for each prompt the training picture nearest to what was drawn."""
+    """CLIP's top-1 share among the prompts, and for each prompt the training picture nearest to what was drawn.
+
+    Nearest by pixels: what a model knows by heart it draws pixel for pixel, and that is what the grid is to show.
+    """
     import numpy as np
     from PIL import Image
 
     from curation.manifest import Decision
 
     clip = job.clip.build()
-    rows = manifest.table(["caption", "embedding", "image"], decision=Decision.KEPT)
-    training = np.stack(rows["embedding"].to_numpy()).astype(np.float32)
+    rows = manifest.table(["caption", "image"], decision=Decision.KEPT).to_pylist()
+    known = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+    training = np.stack([np.asarray(picture, np.float32) for picture in known])
     texts = clip.embed_texts(list(drawn))
     right = total = 0
     nearest = {}
@@ -241,8 +245,9 @@ def _judge(
         embeddings = clip.embed_images(np.stack([clip.prepare(picture) for picture in pictures]))
         right += int((np.argmax(embeddings @ texts.T, axis=1) == index).sum())
         total += len(pictures)
-        row = rows.slice(int(np.argmax(training @ embeddings.mean(axis=0))), 1).to_pylist()[0]
-        nearest[prompt] = (row["caption"], Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+        apart = [((training - np.asarray(picture, np.float32)) ** 2).mean(axis=(1, 2, 3)) for picture in pictures]
+        row = int(np.argmin(np.mean(apart, axis=0)))
+        nearest[prompt] = (rows[row]["caption"], known[row])
     return right / max(total, 1), nearest
 
 
@@ -279,7 +284,7 @@ def _draw_grid(
         if prompt in nearest:
             name, picture = nearest[prompt]
             at = x + len(SEEDS) * (cell + gap) + gap
-            pen.text((at, y - 16), f"nearest: {name}"[:18], fill="#555555", font=small)
+            pen.text((at, y - 16), name[:16], fill="#555555", font=small)
             sheet.paste(picture.resize((cell, cell), Image.Resampling.BICUBIC), (at, y))
             pen.rectangle((at - 2, y - 2, at + cell + 1, y + cell + 1), outline="#888888")
     sheet.save(path)

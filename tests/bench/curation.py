@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -19,13 +20,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from curation import storage
-from curation.engine import curate, listing, measure_config
+from curation.engine import Listing, curate, listing, measure_config
 from curation.job import CurateJob
 from curation.measure import write_unit
 from pipelines.cluster import connect
 
 UNITS, UNIT_SIZE, SIDE, ROUNDS = 12, 32, 512, 3
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one CPU; read when torch is imported
 
 
 def main() -> None:
@@ -71,26 +73,27 @@ def _job(folder: Path, output: str) -> CurateJob:
 
 def _engine(job: CurateJob) -> tuple[float, float]:
     """Images/s from the first stored unit to the last, and the seconds until the first."""
-    stored: list[tuple[float, int]] = []
-
-    def note(stage: str, done: int, total: int) -> None:
-        if stage == "measure":
-            stored.append((time.perf_counter(), done))
-
-    curate(job, listing(job), note)
-    (begun, _), (first, first_done), (last, last_done) = stored[0], stored[1], stored[-1]
-    return (last_done - first_done) / (last - first), first - begun
+    found, begun = listing(job), time.time()
+    curate(job, found)
+    stored = _times_stored(found)
+    return _rate(stored), stored[0] - begun
 
 
 def _bare_loop(job: CurateJob) -> float:
-    """Images/s of the same units, one after another in this process, after one that warms up."""
+    """Images/s of the same units, one after another in this process."""
     found = listing(job)
     measure = measure_config(job, dict(found.policy.thresholds)).build()
-    measure(found.units[0].inputs)
-    begun = time.perf_counter()
-    for unit in found.units[1:]:
-        write_unit(storage.join(found.work, f"unit-{unit.key}.parquet"), measure(unit.inputs))
-    return (UNITS - 1) * UNIT_SIZE / (time.perf_counter() - begun)
+    for unit in found.units:
+        write_unit(found.file(unit.key), measure(unit.inputs))
+    return _rate(_times_stored(found))
+
+
+def _times_stored(found: Listing) -> list[float]:
+    return sorted(Path(found.file(unit.key)).stat().st_mtime for unit in found.units)
+
+
+def _rate(stored: list[float]) -> float:
+    return (len(stored) - 1) * UNIT_SIZE / (stored[-1] - stored[0])
 
 
 if __name__ == "__main__":
