@@ -10,10 +10,11 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11, or run make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,onnx,dev]"
-	$(BIN)/python -m curation.torchvision_ops
+	@echo "installing into $(VENV): about 3 GB, some minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[demo,onnx,dev]"
+	@$(BIN)/python -m curation.torchvision_ops
 	@touch $(STAMP)
 
 demo: setup   ## the whole road on real drawings, at most ten minutes on two cores

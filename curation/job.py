@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from curation.captions import CaptionerConfig, MetadataCaptions
 from curation.clip import ClipConfig
 from curation.duplicates import DuplicatesConfig
 from curation.fetch import FetchConfig
 from curation.images import ImageConfig
+from curation.manifest import Name
 from curation.rights.licences import LicencesConfig
 from curation.rights.lists import OptOutList
 from curation.safety import SafetyConfig
@@ -24,7 +24,7 @@ class CurateJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["curate"] = "curate"
-    name: str = Field("curation", description="a short name; it stands in the manifest")
+    name: Name = Field("curation", description="a short name; it stands in the manifest")
     source: SourceConfig = Field(description="where the inputs are listed")
     output: str = Field(description="folder or s3:// prefix that manifests are published in")
     fetch: FetchConfig = Field(FetchConfig(), description="how bytes are fetched, and what is refused")
@@ -43,13 +43,6 @@ class CurateJob(BaseModel):
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs of an actor; also its CPU threads")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a fraction of one, of an actor")
     seed: int = Field(0, description="kept for jobs that sample; no stage of today draws a random number")
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
-            raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
-        return name
 
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from curation import storage
 from curation.errors import UserError
@@ -45,6 +46,16 @@ RIGHTS = pa.list_(
 )
 SAFETY = pa.list_(pa.struct([("concept", pa.string()), ("score", pa.float32())]))
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
+        raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]
+"""The name of a job and of what it makes: it becomes part of folder names, of tags and of applications' names."""
 
 
 class Decision(StrEnum):

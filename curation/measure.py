@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from curation import storage
+from curation import manifest, storage
 from curation.clip import Clip, ClipConfig
 from curation.fetch import FetchConfig, Fetched, Fetcher, host_and_domain, row_id
 from curation.images import ImageConfig, ImageError, colour_layout, decode, encode, phash, pixel_hash, square
-from curation.manifest import IMAGE, SAFETY, TIME, Reason
+from curation.manifest import Reason
 from curation.safety import SafetyScorer
 from curation.sources import INPUTS
 
@@ -44,28 +44,18 @@ class MeasureConfig(BaseModel):
         return Measure(self)
 
 
+# Columns of a measured unit beside its input's: those of the manifest that are measured, and why a row failed.
+_MEASURED = (
+    *("id", "host", "domain", "fetched_at", "bytes", "detail", "format", "width", "height"),
+    *("pixel_hash", "phash", "colour_layout", "embedding", "safety", "image"),
+)
+_FAILED = (pa.field("failed_stage", pa.string()), pa.field("failed_reason", pa.string()))
+
+
 def schema(embedding_dim: int) -> pa.Schema:
     """Columns of a measured unit: those of the input, then what was measured."""
-    measured = [
-        ("id", pa.string()),
-        ("host", pa.string()),
-        ("domain", pa.string()),
-        ("fetched_at", TIME),
-        ("bytes", pa.int64()),
-        ("failed_stage", pa.string()),
-        ("failed_reason", pa.string()),
-        ("detail", pa.string()),
-        ("format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("pixel_hash", pa.string()),
-        ("phash", pa.uint64()),
-        ("colour_layout", pa.binary()),
-        ("embedding", pa.list_(pa.float16(), embedding_dim)),
-        ("safety", SAFETY),
-        ("image", IMAGE),
-    ]
-    return pa.schema([*INPUTS, *measured])
+    columns = manifest.schema(embedding_dim)
+    return pa.schema([*INPUTS, *(columns.field(name) for name in _MEASURED), *_FAILED])
 
 
 class Measure:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation.clip import ClipConfig
+from curation.manifest import Name
 from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
 
@@ -19,7 +19,7 @@ class ServeJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["serve"] = "serve"
-    name: str = Field("cleanplate", description="the Ray Serve application's name")
+    name: Name = Field("cleanplate", description="the Ray Serve application's name")
     model: str = Field(description='"models:/NAME@alias", "models:/NAME/3", or a bundle\'s folder')
     tracking_uri: str | None = Field(None, description="where the MLflow registry is; null: MLflow's default")
     cache: str | None = Field(None, description="folder for downloaded bundles; null: the user's cache folder")
@@ -43,13 +43,6 @@ class ServeJob(BaseModel):
         256, ge=8, description="requests of every kind that the gateway holds open at once"
     )
     request_timeout_s: float = Field(120.0, gt=0, description="seconds until a request is given up with a 504")
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
-            raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
-        return name
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> ServeJob:

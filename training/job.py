@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from curation.manifest import Name
 from training.schedules import CosineSchedule, ScheduleConfig
 from training.unet import UnetConfig
 
@@ -72,7 +72,7 @@ class TrainJob(_Config):
     """`kind: train`: a manifest in, a bundle out. The defaults are a recipe for recognisable pictures on a CPU."""
 
     kind: Literal["train"] = "train"
-    name: str = Field("model", description="a short name; it begins the run's folder")
+    name: Name = Field("model", description="a short name; it begins the run's folder")
     manifest: str = Field(description="a manifest's folder, or a folder of manifests (its newest); local or s3://")
     output: str = Field(description="folder or s3:// prefix for run folders, e.g. runs/drawings/training")
     image_size: int | None = Field(
@@ -108,13 +108,6 @@ class TrainJob(_Config):
     sample: SampleConfig = Field(SampleConfig(), description="grids, and the model's default way to be drawn with")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, order, timesteps, noise, dropout and flips")
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_plain(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", name):
-            raise ValueError("must be lower-case letters, digits, '.', '_' and '-', at most 63 of them")
-        return name
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainJob:
