@@ -246,10 +246,10 @@ def _publish(job: CurateJob, found: Listing, rulings: list[Ruling], on_progress:
         _write_parts, batch_size=1, fn_kwargs={"job": job, "staging": staging, "dim": dim}
     )
     written: dict[str, dict[str, Any]] = {}
-    on_progress("publish", 0, len(items))
+    on_progress("publish", 0, found.rows)
     for row in dataset.iter_rows():
         written[row["name"]] = row
-        on_progress("publish", len(written), len(items))
+        on_progress("publish", sum(part["rows"] for part in written.values()), found.rows)
     parts = [written[str(item["name"])] for item in items]
     info = ManifestInfo(
         id=manifest_id(job.identity(), [part["digest"] for part in parts]),

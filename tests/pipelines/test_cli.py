@@ -5,19 +5,44 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipelines.cli import main
 from tests.curation.pictures import encoded, noise
 
 VERBS = ("curate", "train", "register", "serve", "generate", "inspect", "submit", "demo")
 
 
-def cleanplate(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, input=stdin)
+@dataclass
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Cleanplate = Callable[..., Ended]
+
+
+@pytest.fixture
+def cleanplate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cleanplate:
+    """The command's own entry point, called in this process: a new one would import torch for every test."""
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr("sys.argv", ["cleanplate", *arguments])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        shown = capsys.readouterr()
+        return Ended(int(str(code)), shown.out, shown.err)
+
+    return call
 
 
 @pytest.fixture
@@ -34,7 +59,7 @@ def job(tmp_path: Path) -> str:
     return str(tmp_path / "job.yaml")
 
 
-def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
+def test_help_names_every_verb_and_imports_nothing_heavy(cleanplate: Cleanplate) -> None:
     code = "import sys; from pipelines import cli; print([m for m in ('ray', 'torch', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     shown = cleanplate("--help").stdout
@@ -43,7 +68,9 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
         assert cleanplate(verb, "--help").returncode == 0
 
 
-def test_a_dry_run_prints_the_job_and_its_resources_and_runs_nothing(job: str, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_job_and_its_resources_and_runs_nothing(
+    cleanplate: Cleanplate, job: str, tmp_path: Path
+) -> None:
     done = cleanplate("curate", job, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     text, _, resources = done.stdout.rpartition("---\n")
@@ -71,14 +98,16 @@ def test_a_dry_run_prints_the_job_and_its_resources_and_runs_nothing(job: str, t
         (["unheard-of"], "unheard-of"),
     ],
 )
-def test_a_user_s_mistake_exits_2_with_one_clear_word(job: str, arguments: list[str], words: str) -> None:
+def test_a_user_s_mistake_exits_2_with_one_clear_word(
+    cleanplate: Cleanplate, job: str, arguments: list[str], words: str
+) -> None:
     done = cleanplate(*[job if a == "JOB" else a for a in arguments])
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_submission_without_a_cluster_is_a_user_s_mistake(job: str) -> None:
+def test_a_submission_without_a_cluster_is_a_user_s_mistake(cleanplate: Cleanplate, job: str) -> None:
     done = cleanplate("submit", job, "--address", "http://127.0.0.1:9")
     assert done.returncode == 2, done.stderr
     assert "127.0.0.1:9" in done.stderr
