@@ -1,5 +1,5 @@
 # Everything a newcomer types. `make demo` and `make test` work alone on a fresh machine with Python 3.11 or newer.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach v,11 12 13,$(shell command -v python3.$(v))) python3.11)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed

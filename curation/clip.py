@@ -184,13 +184,14 @@ class Clip:
         from PIL import Image
 
         side = self.image_size
-        scale = side / min(image.size)
-        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         image = image if image.mode == "RGB" else image.convert("RGB")
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
-        return np.asarray(image.crop((left, top, left + side, top + side)))
+        if image.size == (side, side):
+            return np.asarray(image)
+        # Only the centre square is resized: scaling all of a 1 x 100,000 picture would take gigabytes.
+        short = min(image.size)
+        left, top = (image.width - short) / 2, (image.height - short) / 2
+        box = (left, top, left + short, top + short)
+        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Embeds uint8 (N, image_size, image_size, 3) as float32 (N, dim), L2-normalised.

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from curation.captions import caption
 from curation.duplicates import KINDS as DUPLICATE_KINDS
-from curation.duplicates import REASONS, RULES, Bindings, Copies
+from curation.duplicates import REASONS, RULES, Bindings, Copies, DuplicatesConfig, PerceptualConfig
 from curation.job import CurateJob
 from curation.manifest import Decision, Reason, Verdict, schema
 from curation.rights.licences import Licences
@@ -28,7 +28,7 @@ from curation.rights.verdict import Observation, combine
 
 # What of a measured unit the policy reads: everything but pictures and embeddings.
 COLUMNS = (
-    *("uri", "id", "host", "creator", "licence", "licence_url", "failed_stage", "failed_reason"),
+    *("uri", "final_uri", "id", "host", "creator", "licence", "licence_url", "failed_stage", "failed_reason"),
     *("width", "height", "pixel_hash", "phash", "colour_layout", "safety"),
 )
 
@@ -109,7 +109,7 @@ class Policy:
             return None
         for entry in row["safety"] or ():
             threshold = self.thresholds[entry["concept"]]
-            if entry["score"] >= threshold:
+            if not entry["score"] < threshold:  # a score that is not a number is no acquittal
                 decision = Decision.HELD if action == "hold" else Decision.DROPPED
                 rule = f"safety.concepts.{entry['concept']}"
                 return Ruling(decision, "safety", Reason.UNSAFE, rule, entry["score"], threshold)
@@ -135,16 +135,20 @@ def settle(policy: Policy, measured: pa.Table) -> list[Ruling]:
         return rulings
     rows = measured.take(pa.array(pictured))
     ids = np.array(rows["id"].to_pylist())
-    copies = Copies(
+    measures = (
         ids,
         np.array(rows["pixel_hash"].to_pylist()),
         rows["phash"].to_numpy(),
         np.frombuffer(b"".join(rows["colour_layout"].to_pylist()), np.uint8).reshape(len(rows), -1),
-        policy.job.duplicates,
     )
+    duplicates = policy.job.duplicates
+    copies = Copies(*measures, duplicates)
+    # Whether the job wants duplicates dropped is its own affair; an opt-out reaches its copies all the same.
+    bound = DuplicatesConfig(perceptual=duplicates.perceptual or PerceptualConfig())
+    near = copies if bound == duplicates else Copies(*measures, bound)
     own = [rulings[i] for i in pictured]
     optouts = np.array([r.reason == Reason.OPTED_OUT for r in own])
-    own = _bind(own, copies.spread(optouts), ids, _denied_copy)
+    own = _bind(own, near.spread(optouts), ids, _denied_copy)
     area = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     preference = np.lexsort((np.arange(len(area)), -area))
     own = _bind(own, copies.elect(np.array([r.decision == Decision.KEPT for r in own]), preference), ids, _duplicate)
@@ -162,8 +166,6 @@ def _bind(rulings: list[Ruling], bindings: Bindings, ids: np.ndarray, ruled: Any
 
 
 def _denied_copy(ruling: Ruling, original: str, kind: int, similarity: float) -> Ruling:
-    if ruling.decision == Decision.FAILED:
-        return ruling
     observation = Observation(
         "optout_near_copy", f"{DUPLICATE_KINDS[kind]} copy of {original}", "manifest", Verdict.DENY
     )

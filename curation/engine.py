@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ from pydantic import BaseModel
 
 from curation import storage
 from curation.decide import COLUMNS, Policy, Ruling, manifest_rows, settle
-from curation.fetch import host_and_domain
+from curation.errors import UserError
+from curation.fetch import PASSING, host_and_domain
 from curation.job import CurateJob
 from curation.manifest import (
     ClipInfo,
     Decision,
+    InputsInfo,
     Manifest,
     ManifestInfo,
     PartFile,
@@ -37,11 +40,12 @@ from curation.manifest import (
     publish,
     write_part,
 )
-from curation.measure import Measure, MeasureConfig, read_unit, unit_key, write_unit
+from curation.measure import Measure, MeasureConfig, forget, read_unit, unit_key, write_unit
 from curation.rights.lists import OptOuts
 
 # Raise it when a measuring stage comes to give other results: every stored unit is then measured anew.
 MEASURE_VERSION = 1
+_CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -78,19 +82,22 @@ class Listing:
     def rows(self) -> int:
         return sum(unit.inputs.num_rows for unit in self.units)
 
+    def inputs(self) -> InputsInfo:
+        """What the manifest's rows are to be reconciled with."""
+        return InputsInfo.of(uri for unit in self.units for uri in unit.inputs["uri"].to_pylist())
+
     def file(self, key: str) -> str:
         return storage.join(self.work, f"unit-{key}.parquet")
 
     def missing(self) -> list[_Unit]:
-        """The units that are not measured, and those with a row that was not asked for then and may be now."""
+        """The units that are not measured, and those with a row that may fare better now than it did then."""
         present = {info.base_name for info in storage.list_files(self.work)}
         return [u for u in self.units if f"unit-{u.key}.parquet" not in present or self._outdated(u)]
 
     def _outdated(self, unit: _Unit) -> bool:
-        if not any(uri.startswith(("http://", "https://")) for uri in unit.inputs["uri"].to_pylist()):
-            return False
         reasons = read_unit(self.file(unit.key), ["failed_reason"])["failed_reason"].to_pylist()
-        return any(r == Reason.NOT_ASKED for i, r in enumerate(reasons) if i not in set(unit.unwanted))
+        again = PASSING | {Reason.NOT_ASKED}
+        return any(reason in again for i, reason in enumerate(reasons) if i not in set(unit.unwanted))
 
 
 def listing(job: CurateJob) -> Listing:
@@ -103,7 +110,10 @@ def listing(job: CurateJob) -> Listing:
     thresholds = job.safety.resolve(job.clip)
     optouts = OptOuts.read(job.optout)
     storage.filesystem(job.output)
-    inputs = job.source.inputs()
+    try:
+        inputs = job.source.inputs()
+    except OSError as error:
+        raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
     measurement = json.dumps([MEASURE_VERSION, job.measurement()], sort_keys=True)
     fingerprint = hashlib.sha256(measurement.encode()).hexdigest()
     units = []
@@ -133,6 +143,18 @@ def plan(job: CurateJob) -> dict[str, Any]:
     }
 
 
+def check_output(job: CurateJob) -> None:
+    """Writes an empty file below the output, so that a place that cannot be written is found before any work is done.
+
+    Raises:
+        UserError: when it cannot.
+    """
+    try:
+        storage.write_bytes(storage.join(job.output, ".work", "writable"), b"")
+    except OSError as error:
+        raise UserError(f"cannot write to {job.output}: {error}", field="output", remedy=_CHECK_ACCESS) from None
+
+
 def curate(job: CurateJob, found: Listing, on_progress: OnProgress = lambda stage, done, total: None) -> CurateResult:
     """Runs a listed job to a published manifest, on the Ray cluster that this process is connected to."""
     missing = found.missing()
@@ -145,7 +167,7 @@ def curate(job: CurateJob, found: Listing, on_progress: OnProgress = lambda stag
 
     clock["decide"] = time.monotonic()
     on_progress("decide", 0, found.rows)
-    compact = pa.concat_tables(read_unit(found.file(unit.key), COLUMNS) for unit in found.units)
+    compact = pa.concat_tables(forget(read_unit(found.file(u.key), COLUMNS), u.unwanted) for u in found.units)
     rulings = settle(found.policy, compact)
     on_progress("decide", found.rows, found.rows)
 
@@ -173,7 +195,7 @@ def measure_config(job: CurateJob, thresholds: dict[str, float]) -> MeasureConfi
         image_size=job.image_size,
         clip=job.clip,
         concepts=thresholds,
-        threads=max(1, int(job.cpus_per_worker)),
+        threads=job.threads,
     )
 
 
@@ -215,12 +237,11 @@ def _measure(job: CurateJob, found: Listing, missing: Sequence[_Unit]) -> Iterat
 
 def _write_parts(batch: dict[str, Any], job: CurateJob, staging: str, dim: int) -> dict[str, list[Any]]:
     written = []
-    for source, name, rulings in zip(batch["source"], batch["name"], batch["rulings"], strict=True):
+    columns = (batch[name] for name in ("source", "unwanted", "name", "rulings"))
+    for source, unwanted, name, rulings in zip(*columns, strict=True):
+        measured = forget(read_unit(str(source)), json.loads(unwanted))
         ruled = pa.ipc.open_stream(rulings).read_all().to_pylist()
-        part, digest = write_part(
-            storage.join(staging, str(name)), manifest_rows(job, read_unit(str(source)), ruled, dim)
-        )
-        written.append((part, digest))
+        written.append(write_part(storage.join(staging, str(name)), manifest_rows(job, measured, ruled, dim)))
     return {
         "name": [part.name for part, _ in written],
         "rows": [part.rows for part, _ in written],
@@ -231,15 +252,15 @@ def _write_parts(batch: dict[str, Any], job: CurateJob, staging: str, dim: int) 
 
 def _publish(job: CurateJob, found: Listing, rulings: list[Ruling], on_progress: OnProgress) -> Manifest:
     dim = int(read_unit(found.file(found.units[0].key), ["embedding"]).schema.field("embedding").type.list_size)
-    identity = hashlib.sha256(json.dumps(job.identity(), sort_keys=True).encode()).hexdigest()
-    staging = storage.join(job.output, ".work", f"staging-{identity[:16]}")
-    storage.remove_tree(staging)
+    # A name of its own: another run of the same job may be publishing at this very moment.
+    staging = storage.join(job.output, ".work", f"staging-{uuid.uuid4().hex[:16]}")
     items, start = [], 0
     for index, unit in enumerate(found.units):
         end = start + unit.inputs.num_rows
         ruled = pa.Table.from_pylist([r.row() for r in rulings[start:end]], schema=_ruling_schema(dim))
         name = f"part-{index:05d}.parquet"
-        items.append({"source": found.file(unit.key), "name": name, "rulings": _to_bytes(ruled)})
+        source, unwanted = found.file(unit.key), json.dumps(unit.unwanted)
+        items.append({"source": source, "unwanted": unwanted, "name": name, "rulings": _to_bytes(ruled)})
         start = end
     data = _ray_data()
     dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -251,20 +272,23 @@ def _publish(job: CurateJob, found: Listing, rulings: list[Ruling], on_progress:
         written[row["name"]] = row
         on_progress("publish", sum(part["rows"] for part in written.values()), found.rows)
     parts = [written[str(item["name"])] for item in items]
+    # The lists' contents count, also where they match nothing: that they were asked is part of what a manifest says.
+    identity = {**job.identity(), "rights": [source.sha256 for source in found.policy.optouts.sources]}
     info = ManifestInfo(
-        id=manifest_id(job.identity(), [part["digest"] for part in parts]),
+        id=manifest_id(identity, [part["digest"] for part in parts]),
         name=job.name,
         created_at=now(),
         code_version=code_version(),
         job=job.model_dump(mode="json"),
         clip=ClipInfo(name=job.clip.name(), dim=dim),
+        inputs=found.inputs(),
         rows=len(rulings),
         counts={d.value: sum(r.decision == d for r in rulings) for d in Decision},
         reasons=dict(sorted(Counter(str(r.reason) for r in rulings).items())),
         rights=found.policy.optouts.sources,
         files=[PartFile(name=p["name"], rows=p["rows"], sha256=p["sha256"]) for p in parts],
     )
-    if sum(part.rows for part in info.files) != found.rows:
+    if sum(part.rows for part in info.files) != info.inputs.rows:
         raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
     return publish(staging, job.output, info)
 

@@ -1,12 +1,13 @@
 """Fetching the original bytes of inputs: local files, S3 objects and URLs.
 
 Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. A URL
-is refused before any request when it leads to a private, loopback or link-local address, redirects included, unless the
-job allows it: a list of URLs from strangers must not make a cluster probe its own network.
+is refused when it leads to a private, loopback or link-local address, redirects included, unless the job allows it: a
+list of URLs from strangers must not make a cluster probe its own network.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -29,7 +30,10 @@ from curation.errors import UserError
 from curation.manifest import Reason, now
 
 _MAX_REDIRECTS = 5
-_RETRY_STATUS = {500, 502, 503, 504}
+_RETRY_AT_ONCE = {Reason.TIMEOUT, Reason.CONNECTION, "http_500", "http_502", "http_503", "http_504"}
+
+PASSING = frozenset({*_RETRY_AT_ONCE, Reason.DNS, Reason.UNREADABLE, "http_429"})
+"""Reasons that may be gone by the next run: rerunning a job asks again for the units that have them."""
 
 
 class FetchConfig(BaseModel):
@@ -52,6 +56,7 @@ class Fetched:
 
     data: bytes | None
     at: datetime | None = None  # a file's modification time; for a URL, when it was asked
+    final_uri: str | None = None  # where redirects led, if they led anywhere
     reason: str | None = None
     detail: str | None = None
 
@@ -87,10 +92,11 @@ class Fetcher:
     def _fetch(self, location: str) -> Fetched:
         try:
             if location.startswith(("http://", "https://")):
-                return Fetched(self._retried(lambda: self._url(location)), now())
+                deadline = time.monotonic() + self._config.total_timeout_s
+                return self._retried(lambda: self._url(location, deadline))
             return self._file(location)
         except FetchError as failure:
-            return Fetched(None, None, failure.reason, failure.detail)
+            return Fetched(None, reason=failure.reason, detail=failure.detail)
 
     def _file(self, location: str) -> Fetched:
         try:
@@ -107,7 +113,7 @@ class Fetcher:
         path = storage.local_path(location)
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise FetchError(Reason.UNREADABLE, "not a regular file")  # opening a pipe would wait for ever
+            raise FetchError(Reason.NOT_A_FILE, "not a regular file")  # opening a pipe would wait for ever
         self._limit(status.st_size)
         with open(path, "rb") as file:
             return Fetched(file.read(), datetime.fromtimestamp(status.st_mtime, UTC))
@@ -124,32 +130,30 @@ class Fetcher:
         if size > self._config.max_bytes:
             raise FetchError(Reason.TOO_LARGE, f"{size} bytes")
 
-    def _retried(self, attempt: Callable[[], bytes]) -> bytes:
+    def _retried(self, attempt: Callable[[], Fetched]) -> Fetched:
         for delay in [0.5 * 2**n for n in range(self._config.retries)]:
             try:
                 return attempt()
             except FetchError as failure:
-                status = failure.reason.removeprefix("http_")
-                passing = failure.reason in (Reason.TIMEOUT, Reason.CONNECTION) or (
-                    status.isdigit() and int(status) in _RETRY_STATUS
-                )
-                if not passing:
+                if failure.reason not in _RETRY_AT_ONCE:
                     raise
                 time.sleep(delay)
         return attempt()
 
-    def _url(self, url: str) -> bytes:
-        deadline = time.monotonic() + self._config.total_timeout_s
+    def _url(self, asked: str, deadline: float) -> Fetched:
+        url = asked
         for _ in range(_MAX_REDIRECTS + 1):
-            self._admit(url)
             try:
+                self._admit(url)
                 with self._client.stream("GET", url) as response:
+                    # Names can resolve to another address by the time of the request: look at who answered, too.
+                    self._admit_address(url, response.extensions["network_stream"].get_extra_info("server_addr"))
                     if response.is_redirect:
                         url = urljoin(url, response.headers.get("location", ""))
                         continue
                     if response.status_code != 200:
                         raise FetchError(f"http_{response.status_code}", url)
-                    return self._body(response, deadline)
+                    return Fetched(self._body(response, deadline), now(), url if url != asked else None)
             except httpx.TimeoutException:
                 raise FetchError(Reason.TIMEOUT, url) from None
             except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
@@ -175,11 +179,14 @@ class Fetcher:
             found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError, ValueError):
             raise FetchError(Reason.DNS, parts.hostname) from None
+        for *_, address in found:
+            self._admit_address(url, address)
+
+    def _admit_address(self, url: str, address: Any) -> None:
         if self._config.allow_private:
             return
-        for *_, address in found:
-            if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-                raise FetchError(Reason.REFUSED_ADDRESS, f"{parts.hostname} is {address[0]}")
+        if address is None or not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+            raise FetchError(Reason.REFUSED_ADDRESS, f"{urlsplit(url).hostname} is {address and address[0]}")
 
 
 def row_id(uri: str, data: bytes | None) -> str:
@@ -197,6 +204,9 @@ def host_and_domain(uri: str) -> tuple[str | None, str | None]:
         return None, None
     if not host:
         return None, None
+    host = host.rstrip(".")
+    with contextlib.suppress(UnicodeError):
+        host = host.encode("idna").decode()
     return host, _suffixes()(host).top_domain_under_public_suffix or host
 
 

@@ -44,28 +44,34 @@ class CurateJob(BaseModel):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a fraction of one, of an actor")
     seed: int = Field(0, description="kept for jobs that sample; no stage of today draws a random number")
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of a worker."""
+        return max(1, int(self.cpus_per_worker))
+
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""
-        return self.model_dump(
+        policy = self.model_dump(
             mode="json",
             exclude={
                 "source": {"path", "metadata"},
-                "output": True,
                 "optout": {"__all__": {"path"}},
-                "fetch": {"connections", "timeout_s"},
-                "clip": {"device"},
-                "workers": True,
-                "cpus_per_worker": True,
-                "gpus_per_worker": True,
+                **dict.fromkeys(
+                    ("output", "fetch", "clip", "workers", "cpus_per_worker", "gpus_per_worker", "unit_size"), True
+                ),
             },
         )
+        return {**policy, "unit_size": self.unit_size, "measurement": self.measurement()}
 
     def measurement(self) -> dict[str, Any]:
         """What of the job the stored measurements depend on: everything else is policy and is decided anew."""
         return {
-            "fetch": self.fetch.model_dump(mode="json", exclude={"connections", "timeout_s"}),
+            "fetch": self.fetch.model_dump(
+                mode="json", exclude={"connections", "timeout_s", "total_timeout_s", "retries"}
+            ),
             "images": self.images.model_dump(mode="json", exclude={"min_side"}),
             "image_size": self.image_size,
             "clip": [self.clip.name(), self.clip.precision, self.clip.batch_size],
             "concepts": sorted(self.safety.concepts),
+            "threads": self.threads,  # sums in another order end in other bits
         }

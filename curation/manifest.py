@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -83,6 +83,7 @@ class Reason(StrEnum):
     # failed: the bytes or the pixels never came
     NOT_ASKED = "not_asked"
     NOT_FOUND = "not_found"
+    NOT_A_FILE = "not_a_file"
     UNREADABLE = "unreadable"
     EMPTY = "empty"
     TOO_LARGE = "too_large"
@@ -117,6 +118,7 @@ def schema(embedding_dim: int) -> pa.Schema:
         [
             ("id", pa.string()),
             ("uri", pa.string()),
+            ("final_uri", pa.string()),
             ("dataset", pa.string()),
             ("host", pa.string()),
             ("domain", pa.string()),
@@ -181,6 +183,22 @@ class ClipInfo(BaseModel):
     dim: int
 
 
+class InputsInfo(BaseModel):
+    """The input listing that the rows are to be reconciled with: its length, and a hash of its uris in order."""
+
+    model_config = ConfigDict(frozen=True)
+    rows: int
+    sha256: str
+
+    @classmethod
+    def of(cls, uris: Iterable[str]) -> InputsInfo:
+        h, rows = hashlib.sha256(), 0
+        for uri in uris:
+            rows += 1
+            h.update(len(uri.encode()).to_bytes(8, "little") + uri.encode())
+        return cls(rows=rows, sha256=h.hexdigest())
+
+
 class ManifestInfo(BaseModel):
     """The contents of `manifest.json`."""
 
@@ -193,6 +211,7 @@ class ManifestInfo(BaseModel):
     code_version: str
     job: dict[str, Any]
     clip: ClipInfo
+    inputs: InputsInfo
     rows: int
     counts: dict[str, int]
     reasons: dict[str, int]
@@ -304,6 +323,9 @@ def publish(staging: str, output: str, info: ManifestInfo) -> Manifest:
 
     The same manifest published twice is the first one: its folder is left alone and the staged one is removed.
     """
+    staged = {found.base_name for found in storage.list_files(staging)}
+    if staged != {part.name for part in info.files}:
+        raise AssertionError(f"{staging} holds {len(staged)} of {len(info.files)} parts")
     folder = f"m-{info.id[:16]}"
     target = storage.join(output, folder)
     text = info.model_dump_json(indent=2).encode()
@@ -315,7 +337,10 @@ def publish(staging: str, output: str, info: ManifestInfo) -> Manifest:
         storage.write_bytes(storage.join(target, INFO_FILE), text)
     else:
         storage.write_bytes(storage.join(staging, INFO_FILE), text)
-        storage.move_tree(staging, target)
+        try:
+            storage.move_tree(staging, target)
+        except FileExistsError:  # another run published the same manifest just now
+            storage.remove_tree(staging)
     latest = {"folder": folder, "id": info.id}
     storage.write_bytes(storage.join(output, LATEST_FILE), json.dumps(latest).encode())
     return Manifest.open(target)

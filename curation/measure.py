@@ -46,7 +46,7 @@ class MeasureConfig(BaseModel):
 
 # Columns of a measured unit beside its input's: those of the manifest that are measured, and why a row failed.
 _MEASURED = (
-    *("id", "host", "domain", "fetched_at", "bytes", "detail", "format", "width", "height"),
+    *("id", "final_uri", "host", "domain", "fetched_at", "bytes", "detail", "format", "width", "height"),
     *("pixel_hash", "phash", "colour_layout", "embedding", "safety", "image"),
 )
 _FAILED = (pa.field("failed_stage", pa.string()), pa.field("failed_reason", pa.string()))
@@ -97,9 +97,12 @@ class Measure:
     def _measure(self, rows: Sequence[dict[str, Any]]) -> None:
         decoded: list[tuple[dict[str, Any], np.ndarray]] = []
         for row, fetched in zip(rows, self._fetcher([r["location"] for r in rows]), strict=True):
-            image = self._read(row, fetched)
-            if image is not None:
-                decoded.append((row, self.clip.prepare(image)))
+            try:
+                image = self._read(row, fetched)
+                if image is not None:
+                    decoded.append((row, self.clip.prepare(image)))
+            except Exception as error:  # whatever one picture does, the others of its unit are not to suffer for it
+                row |= {"failed_stage": "decode", "failed_reason": Reason.CORRUPT.value, "detail": repr(error)[:200]}
         if decoded:
             embeddings = self.clip.embed_images(np.stack([pixels for _, pixels in decoded]))
             scores = self._scorer.scores(embeddings)
@@ -111,7 +114,7 @@ class Measure:
 
     def _read(self, row: dict[str, Any], fetched: Fetched) -> Image.Image | None:
         """Fills in what bytes and pixels say; returns the pixels, or None with the reason in the row."""
-        row["fetched_at"] = fetched.at
+        row["fetched_at"], row["final_uri"] = fetched.at, fetched.final_uri
         if fetched.data is None:
             row |= {"failed_stage": "fetch", "failed_reason": fetched.reason, "detail": fetched.detail}
             return None
@@ -136,6 +139,24 @@ class Measure:
             },
         }
         return found.image
+
+
+def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
+    """A measured unit as if the rows `unwanted` had not been asked for, whatever an earlier run learned of them.
+
+    So the same input and job give the same manifest, whether a place was opted out before or after it was fetched.
+    """
+    if not unwanted:
+        return rows
+    kept = {*INPUTS.names, "host", "domain"}
+    found = rows.to_pylist()
+    for index in unwanted:
+        row = {name: value if name in kept else None for name, value in found[index].items()}
+        row |= {"id": row_id(str(row["uri"]), None), "failed_stage": "fetch", "failed_reason": Reason.NOT_ASKED.value}
+        if "embedding" in row:
+            row["embedding"] = [0.0] * len(found[index]["embedding"])
+        found[index] = {name: row[name] for name in rows.column_names}
+    return pa.Table.from_pylist(found, schema=rows.schema)
 
 
 def unit_key(inputs: pa.Table, fingerprint: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
@@ -101,11 +102,14 @@ class FolderSource(BaseModel):
 
 
 class TableSource(BaseModel):
-    """A CSV, TSV or Parquet table with a column of URLs (`http(s)://`, `s3://`) or local paths, in table order."""
+    """A CSV, TSV or Parquet table with a column of URLs (`http(s)://`, `s3://`) or local paths, in table order.
+
+    User names and passwords inside a URL are used to fetch it and stand in no manifest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["table"] = "table"
+    kind: Literal["table", "parquet"] = "table"
     path: str = Field(description="the table, local or s3://")
     column: str | None = Field(None, description="column with the locations; `url`, `uri` or `path` when not given")
     dataset: str = Field("table", description="name of the collection, for the manifest's `dataset` column")
@@ -124,10 +128,12 @@ class TableSource(BaseModel):
         folder = self.path.rpartition("/")[0]
         rows = []
         for row in table.to_pylist():
-            uri = str(row.pop(column) or "")
-            local = not storage.is_remote(uri) and not uri.startswith("/")
-            location = storage.join(folder, uri) if local and folder else uri
-            rows.append({"uri": uri, "location": location, "dataset": self.dataset, **_stated(row)})
+            location = str(row.pop(column) or "")
+            uri = re.sub(r"^(https?://)[^/@]*@", r"\1", location)
+            if "://" not in location and not location.startswith("/") and folder:
+                location = storage.join(folder, location)
+            known = {} if storage.is_remote(location) else _known(storage.local_path(location))
+            rows.append({"uri": uri, "location": location, "dataset": self.dataset, **known, **_stated(row)})
         return _table(rows)
 
 
@@ -148,17 +154,29 @@ def _remote_files(root: str) -> dict[str, dict[str, Any]]:
 
 def _local_files(root: str) -> dict[str, dict[str, Any]]:
     files = {}
-    for folder, _, names in os.walk(os.fsencode(root)):
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(
+            f"cannot list {error.filename!r} ({error.strerror})",
+            field="source.path",
+            remedy="make the folder readable, or move it out of the source: nothing is left out in silence",
+        )
+
+    for folder, _, names in os.walk(os.fsencode(root), onerror=unreadable):
         for name in names:
             path = os.path.join(folder, name)
-            try:
-                status = os.stat(path)
-                known = {"size": status.st_size, "modified": datetime.fromtimestamp(status.st_mtime, UTC)}
-            except OSError:
-                known = {}  # a dangling link, or a file that is just going: its row will say what fetching it met
             relative = os.path.relpath(path, os.fsencode(root)).decode("utf-8", "backslashreplace")
-            files[relative] = {"location": storage.local_location(path), **known}
+            files[relative] = {"location": storage.local_location(path), **_known(path)}
     return files
+
+
+def _known(path: bytes) -> dict[str, Any]:
+    """Size and time of a local file; nothing where there is none, and fetching it will say so in its row."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return {}
+    return {"size": status.st_size, "modified": datetime.fromtimestamp(status.st_mtime, UTC)}
 
 
 def read_table(path: str, field: str) -> pa.Table:
@@ -177,7 +195,9 @@ def read_table(path: str, field: str) -> pa.Table:
         delimiter = "\t" if path.endswith(".tsv") else ","
         parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
         names = pacsv.open_csv(io.BytesIO(data), parse_options=parse).schema.names
-        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+        convert = pacsv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+        )
         return pacsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
         raise UserError(

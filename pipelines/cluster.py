@@ -1,8 +1,8 @@
 """The only place that calls `ray.init`.
 
-A command that was submitted to a cluster, or that finds `RAY_ADDRESS`, joins that cluster; any other starts its own,
-on this machine and for its own lifetime. Both have token authentication on: Ray's control plane runs whatever code it
-is sent, and it does not listen on loopback alone.
+A command that was submitted to a cluster, or that finds `RAY_ADDRESS`, joins that cluster under its rules; any other
+starts its own, on this machine and for its own lifetime, with token authentication on: Ray's control plane runs
+whatever code it is sent, and it does not listen on loopback alone.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from curation.errors import UserError
+
 
 @contextmanager
-def connect(*, cpus: int = 1, gpus: float = 0, runtime_env: dict[str, Any] | None = None) -> Iterator[None]:
+def connect(*, cpus: int = 1, gpus: float = 0) -> Iterator[None]:
     """A Ray cluster for the duration of a `with` block.
 
     Args:
         cpus: logical CPUs that the command needs at once; a local cluster gets at least as many.
-        gpus: GPUs that the command needs at once; only asked of, never invented for, a cluster.
-        runtime_env: what every worker needs beside this checkout's packages.
+        gpus: GPUs that the command needs at once; a local cluster has those of the machine, and no more.
+
+    Raises:
+        UserError: when a local cluster lacks the GPUs, for which Ray would wait for ever.
     """
     _quiet()
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -43,9 +47,16 @@ def connect(*, cpus: int = 1, gpus: float = 0, runtime_env: dict[str, Any] | Non
         options["include_dashboard"] = False
         options["num_cpus"] = max(cpus, os.cpu_count() or 1)
     with _stderr_held():
-        ray.init(runtime_env=runtime_env, **options)
+        ray.init(**options)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        there = ray.cluster_resources().get("GPU", 0)
+        if address == "local" and gpus > there:
+            raise UserError(
+                f"the job needs {gpus:g} GPUs, this machine offers {there:g}",
+                field="gpus_per_worker",
+                remedy="ask for less, or submit the job to a cluster",
+            )
         yield
     finally:
         ray.shutdown()

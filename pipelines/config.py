@@ -34,9 +34,11 @@ def model_of(kind: str) -> type[BaseModel]:
         from pipelines.register import RegisterJob
 
         return RegisterJob
-    from serving.job import ServeJob
+    if kind == "serve":
+        from serving.job import ServeJob
 
-    return ServeJob
+        return ServeJob
+    raise KeyError(kind)
 
 
 def load_job(path: str, overrides: Sequence[str] = (), *, kind: str | None = None) -> Any:

@@ -25,7 +25,9 @@ def run(job: CurateJob) -> CurateResult:
     from pipelines.cluster import connect
 
     found = engine.listing(job)
-    with connect(cpus=math.ceil(job.workers * job.cpus_per_worker)), progress("images") as report:
+    engine.check_output(job)
+    cpus, gpus = math.ceil(job.workers * job.cpus_per_worker), job.workers * job.gpus_per_worker
+    with connect(cpus=cpus, gpus=gpus), progress("images") as report:
         return engine.curate(job, found, report)
 
 

@@ -35,8 +35,8 @@ def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, mo
         prompt: what to draw.
         out: the file; with several pictures a number goes before its suffix.
         fields: more fields of the request (`n`, `seed`, `guidance_scale`, …); None leaves one to the model.
-        server: the endpoint; when it is not given, a server on this machine is used if one answers and serves the
-            model, else the registry.
+        server: the endpoint; when neither it nor a model is given, a cleanplate server on this machine is used if one
+            answers, else the registry. Straight from the registry no output guard looks at the pictures.
         model: `models:/NAME@alias`, a name or a bundle's folder, for the registry.
 
     Raises:
@@ -96,9 +96,9 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> G
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/v1/health/ready", timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
+        return "manifest_id" in httpx.get(f"{url}/v1/models", timeout=2, trust_env=False).json()["data"][0]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return False  # nothing listens, or something that is not ours
 
 
 def summary(result: Generated) -> list[str]:

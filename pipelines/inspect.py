@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from curation.errors import UserError
-from curation.manifest import Manifest
+from curation.manifest import InputsInfo, Manifest
 
 
 class Inspection(BaseModel):
@@ -34,6 +34,9 @@ def run(path: str) -> Inspection:
     """
     manifest = Manifest.open(path)
     manifest.verify()
+    info = manifest.info
+    uris = (uri for batch in manifest.batches(["uri"]) for uri in batch["uri"].to_pylist())
+    listed = InputsInfo.of(uris)
     counts: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {}
     licences: Counter[str] = Counter()
@@ -45,11 +48,11 @@ def run(path: str) -> Inspection:
             if row["decision"] == "kept":
                 licences[row["licence"] or "unstated"] += 1
                 captions[row["caption_source"] or "none"] += 1
-    info = manifest.info
     stated = {decision: n for decision, n in info.counts.items() if n}
-    if dict(counts) != stated or sum(counts.values()) != info.rows:
+    by_reason = dict(sum(reasons.values(), Counter()))
+    if dict(counts) != stated or by_reason != info.reasons or listed != info.inputs:
         raise UserError(
-            f"the rows say {dict(counts)}, manifest.json says {stated} of {info.rows}",
+            f"the rows are {listed.rows} ({dict(counts)}), manifest.json says {info.inputs.rows} inputs ({stated})",
             field="manifest",
             remedy="do not train on it: restore the folder or curate again",
         )

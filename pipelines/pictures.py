@@ -62,7 +62,7 @@ def prepare(folder: Path, *, size: int = 256) -> int:
     for symbol in "🧦🧸":
         rows.append(_draw(pictures, symbol, (), size) | {"licence": "All rights reserved", "licence_url": ""})
     _break(pictures)
-    (pictures / "copy of a red apple.png").write_bytes((pictures / rows[0]["path"]).read_bytes())
+    _write(pictures / "copy of a red apple.png", (pictures / rows[0]["path"]).read_bytes())
     rows.append(rows[0] | {"path": "copy of a red apple.png"})
     _write_csv(folder / METADATA, rows)
     optouts = [{"creator": _OPTED_OUT_CREATOR, "uri": ""}, {"creator": "", "uri": rows[-2]["path"]}]
@@ -81,8 +81,10 @@ def _draw(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> d
     source = next(path for name in (code, f"{code}-FE0F") if (path := drawings / f"{name}.svg").is_file())
     data = bytes(resvg_py.svg_to_bytes(svg_string=source.read_text(), width=size, height=size, background="white"))
     name = f"{code}.png"
+    buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(folder / name, compress_level=6)
+        image.convert("RGB").save(buffer, "PNG", compress_level=6)
+    _write(folder / name, buffer.getvalue())
     known = emoji.EMOJI_DATA.get(symbol) or emoji.EMOJI_DATA[symbol + "\N{VARIATION SELECTOR-16}"]
     title = known["en"].strip(":").replace("_", " ").replace("’", "'").lower()
     return {"path": name, "title": title, "creator": CREATOR, "licence": LICENCE, "licence_url": LICENCE_URL}
@@ -93,12 +95,18 @@ def _break(folder: Path) -> None:
     noise = Image.frombytes("RGB", (128, 128), random.Random(0).randbytes(128 * 128 * 3))
     jpeg = io.BytesIO()
     noise.save(jpeg, "JPEG", quality=90)
-    (folder / "broken truncated.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 3])
-    (folder / "broken zero bytes.png").write_bytes(b"")
-    (folder / "broken svg.png").write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"/>\n')
-    (folder / "broken bomb.png").write_bytes(_png_header(60_000, 60_000))
-    (folder / "broken page.jpg").write_text("<!doctype html><title>404 Not Found</title>\n")
-    (folder / "broken noise.gif").write_bytes(b"GIF89a" + struct.pack("<HH", 16, 16) + random.Random(1).randbytes(200))
+    _write(folder / "broken truncated.jpg", jpeg.getvalue()[: len(jpeg.getvalue()) // 3])
+    _write(folder / "broken zero bytes.png", b"")
+    _write(folder / "broken svg.png", b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"/>\n')
+    _write(folder / "broken bomb.png", _png_header(60_000, 60_000))
+    _write(folder / "broken page.jpg", b"<!doctype html><title>404 Not Found</title>\n")
+    _write(folder / "broken noise.gif", b"GIF89a" + struct.pack("<HH", 16, 16) + random.Random(1).randbytes(200))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Leaves a file alone that holds this already: a new modification time would make it a new input."""
+    if not path.is_file() or path.read_bytes() != data:
+        path.write_bytes(data)
 
 
 def _png_header(width: int, height: int) -> bytes:

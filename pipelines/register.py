@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from curation.errors import UserError
 
 if TYPE_CHECKING:
     from training.tracking import ModelVersion
@@ -31,14 +28,10 @@ class RegisterJob(BaseModel):
 
 def plan(job: RegisterJob) -> dict[str, Any]:
     """What registering would do; checks that the bundle is there."""
-    from training.bundle import read_info
+    from training.bundle import local_bundle, read_info
     from training.tracking import tracking_uri
 
-    if not Path(job.bundle).is_dir():
-        raise UserError(
-            f"no bundle at {job.bundle}", field="bundle", remedy="give the folder that `cleanplate train` printed"
-        )
-    info = read_info(job.bundle)
+    info = read_info(local_bundle(job.bundle))
     return {"manifest_id": info.manifest_id, "tracking_uri": tracking_uri(job.tracking_uri), "cpus": 0, "gpus": 0}
 
 
@@ -46,7 +39,6 @@ def run(job: RegisterJob) -> ModelVersion:
     """Registers the bundle and moves the alias."""
     from training.tracking import register
 
-    plan(job)
     return register(
         job.bundle,
         job.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +41,14 @@ def run(job: TrainJob) -> TrainResult:
 
 def _text_encoder(manifest: Manifest, run_folder: str) -> str:
     """The text tower of the manifest's CLIP, exported into the run's folder: training knows nothing of curation."""
+    from curation import storage
     from curation.clip import ClipConfig
+    from training.folders import upload
+    from training.text import CONFIG_FILE
 
-    folder = Path(run_folder) / "text_encoder"
-    if (folder / "open_clip_text.json").is_file():
-        return str(folder)
+    folder = storage.join(run_folder, "text_encoder")
+    if storage.exists(storage.join(folder, CONFIG_FILE)):
+        return folder
     clip = ClipConfig.model_validate(manifest.info.job["clip"])
     clip.check()
     if clip.name() != manifest.info.clip.name:
@@ -53,8 +57,10 @@ def _text_encoder(manifest: Manifest, run_folder: str) -> str:
             field="manifest",
             remedy="restore that model, or curate again with this one",
         )
-    clip.build().export_text_tower(folder)
-    return str(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        clip.build().export_text_tower(Path(scratch))
+        upload(Path(scratch), folder, last=CONFIG_FILE)
+    return folder
 
 
 def summary(result: TrainResult) -> list[str]:

@@ -89,7 +89,9 @@ def save(folder: str, state: State, info: CheckpointInfo, *, keep: int) -> str:
     finally:
         if staging != target:
             storage.remove_tree(staging)
-    for old in _names(folder)[:-keep]:
+    # the newest whole ones stay; a damaged one is worth nothing and must not push a good one out
+    whole = [name for name in _names(folder) if _problem(storage.join(folder, name)) is None]
+    for old in set(_names(folder)) - set(whole[-keep:]):
         storage.remove_tree(storage.join(folder, old))
     return target
 

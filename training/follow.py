@@ -75,7 +75,10 @@ class Follower:
         finally:
             done.set()
             thread.join()
-        self._take(drain())
+        try:
+            self._take(drain())
+        except Exception:
+            logger.warning("the last points could not be logged; the run's folder has them", exc_info=True)
 
     def _take(self, points: list[Point]) -> None:
         self._pending += points

@@ -124,6 +124,10 @@ class TrainJob(_Config):
         """Optimizer steps of the whole budget."""
         return -(-self.images // self.batch_size)
 
+    def public(self) -> dict[str, Any]:
+        """The job as it is put on record: without places, which say nothing elsewhere and can hold a password."""
+        return self.model_dump(mode="json", exclude={"manifest", "output", "tracking"})
+
     def identity(self) -> dict[str, Any]:
         """What of the job the trained weights depend on: not paths, workers, how memory is saved or what is logged."""
         return self.model_dump(mode="json", exclude=_NOT_IDENTITY)

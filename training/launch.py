@@ -153,7 +153,7 @@ def _start_run(job: TrainJob, manifest: Manifest, folder: str) -> Run:
     tags = {"manifest_id": manifest.id, "config_sha256": job.config_sha256(manifest.id), "run_folder": folder}
     run = Run.start(job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known, tags=tags)
     storage.write_bytes(record, json.dumps({"run_id": run.run_id}).encode())
-    run.params(job.model_dump(mode="json"))
+    run.params(job.public())
     run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
     return run
 

@@ -227,7 +227,7 @@ class _Loop:
             training_rows=len(data),
             licences=data.licences,
             config_sha256=job.config_sha256(data.manifest_id),
-            job=job.model_dump(mode="json"),
+            job=job.public(),
             images_seen=seen,
             state_sha256=sha256,
             metrics=self._metrics,

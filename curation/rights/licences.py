@@ -27,9 +27,12 @@ class LicencesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     allow: tuple[str, ...] | None = Field(
-        None, description="SPDX identifiers, licence URLs or the source's own words; null allows every stated licence"
+        None,
+        description="SPDX identifiers, licence URLs or the source's own words; null takes no licence for a permission",
     )
-    unstated: Literal["keep", "hold", "drop"] = Field("hold", description="what to do where no licence is stated")
+    unstated: Literal["keep", "hold", "drop"] = Field(
+        "hold", description="what to do where no licence is stated, or where none is listed to compare it with"
+    )
 
 
 def normalise(licence: str) -> str:
@@ -59,7 +62,9 @@ class Licences:
         stated = row["licence"] or row["licence_url"]
         if not stated:
             return Observation("licence", None, "metadata", Verdict.UNKNOWN)
+        if self._allowed is None:
+            return Observation("licence", normalise(stated), "metadata", Verdict.UNKNOWN)
         names = {normalise(s).casefold() for s in (row["licence"], row["licence_url"]) if s}
         # Every statement must be allowed: a CC-BY name beside a by-nc URL is no permission.
-        allowed = self._allowed is None or names <= self._allowed
-        return Observation("licence", normalise(stated), "metadata", Verdict.ALLOW if allowed else Verdict.DENY)
+        verdict = Verdict.ALLOW if names <= self._allowed else Verdict.DENY
+        return Observation("licence", normalise(stated), "metadata", verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
 from curation.errors import UserError
+from curation.fetch import host_and_domain
 from curation.manifest import RightsSource, Verdict, now
 from curation.rights.verdict import Observation
 from curation.sources import read_table
@@ -48,7 +50,8 @@ class OptOuts:
         for index, config in enumerate(lists):
             field = f"optout[{index}].path"
             table = read_table(config.path, field)
-            columns = [c for c in table.column_names if c.lower() in SELECTORS]
+            table = table.rename_columns([name.strip().lower() for name in table.column_names])
+            columns = [c for c in table.column_names if c in SELECTORS]
             if not columns:
                 raise UserError(
                     f"{config.path} has none of the columns {', '.join(SELECTORS)}",
@@ -58,10 +61,18 @@ class OptOuts:
             where = config.path.rsplit("/", 1)[-1]
             entries = 0
             for column in columns:
-                for value in table[column].to_pylist():
-                    if value is not None and str(value).strip():
-                        selectors[column.lower()].setdefault(_normal(column.lower(), str(value)), where)
-                        entries += 1
+                for row, value in enumerate(table[column].to_pylist()):
+                    if value is None or not str(value).strip():
+                        continue
+                    selector = _normal(column, str(value))
+                    if not _FORMS.get(column, _ANYTHING).fullmatch(selector):
+                        raise UserError(
+                            f"row {row + 1} of {config.path} has {value!r} under {column}, which would match nothing",
+                            field=field,
+                            remedy=f"write {_EXAMPLES[column]}",
+                        )
+                    selectors[column].setdefault(selector, where)
+                    entries += 1
             digest = hashlib.sha256(storage.read_bytes(config.path)).hexdigest()
             sources.append(
                 RightsSource(kind=config.kind, path=config.path, sha256=digest, entries=entries, read_at=now())
@@ -73,8 +84,12 @@ class OptOuts:
         candidates = [("uri", row["uri"]), ("sha256", row["id"])]
         if row["creator"]:
             candidates.append(("creator", row["creator"]))
-        if row["host"]:
-            labels = row["host"].split(".")
+        hosts = [row["host"]]
+        if row.get("final_uri"):  # a redirect to somebody who opted out is a picture of theirs
+            candidates.append(("uri", row["final_uri"]))
+            hosts.append(host_and_domain(row["final_uri"])[0])
+        for host in filter(None, hosts):
+            labels = host.split(".")
             candidates += [("domain", ".".join(labels[i:])) for i in range(len(labels))]
         found = []
         for selector, value in candidates:
@@ -88,6 +103,18 @@ class OptOuts:
         return bool(self.observe({"uri": uri, "id": "", "creator": None, "host": host}))
 
 
+_FORMS = {"domain": re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"), "sha256": re.compile(r"[0-9a-f]{64}")}
+_ANYTHING = re.compile(r".+", re.DOTALL)
+_EXAMPLES = {"domain": "a domain such as example.com", "sha256": "64 hexadecimal digits"}
+
+
 def _normal(selector: str, value: str) -> str:
+    """A selector as it is compared. Domains may be given as URLs or with a `*.`, as people write them."""
     value = value.strip()
-    return value if selector == "uri" else value.casefold()
+    if selector == "uri":
+        return value
+    value = value.casefold()
+    if selector == "domain":
+        url = value if "://" in value else f"http://{value.removeprefix('*.')}"
+        value = host_and_domain(url)[0] or value
+    return value

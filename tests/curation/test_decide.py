@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from curation.decide import COLUMNS, Policy, Ruling, manifest_rows, settle
+from curation.fetch import row_id
 from curation.job import CurateJob
 from curation.manifest import Decision, Reason, Verdict
-from curation.measure import schema
+from curation.measure import forget, schema
 from curation.rights.lists import OptOuts
 
 DIM = 4
@@ -42,6 +44,10 @@ def failed(uri: str, reason: Reason = Reason.TRUNCATED, **changes: Any) -> dict[
     return row(uri, **missing, safety=None, failed_stage="decode", failed_reason=reason.value) | changes
 
 
+def weapon(score: float) -> list[dict[str, Any]]:
+    return [{"concept": "weapon", "score": score}]
+
+
 def policy(tmp_path: Path, optout: str = "uri\n", **fields: Any) -> Policy:
     (tmp_path / "optout.csv").write_text(optout)
     job = CurateJob.model_validate(
@@ -70,6 +76,12 @@ def rule(policy: Policy, *rows: dict[str, Any]) -> list[Ruling]:
         ({"licence": None}, Decision.HELD, Reason.LICENCE_UNSTATED, "licences.unstated"),
         ({"width": 7}, Decision.DROPPED, Reason.TOO_SMALL, "images.min_side"),
         ({"safety": [{"concept": "weapon", "score": 0.5}]}, Decision.DROPPED, Reason.UNSAFE, "safety.concepts.weapon"),
+        (
+            {"safety": [{"concept": "weapon", "score": math.nan}]},
+            Decision.DROPPED,
+            Reason.UNSAFE,
+            "safety.concepts.weapon",
+        ),
         ({"creator": "Mallory"}, Decision.DROPPED, Reason.OPTED_OUT, "optout: optout.csv"),
         ({"creator": "Mallory", "licence": None}, Decision.DROPPED, Reason.OPTED_OUT, "optout: optout.csv"),
         ({"licence": None, "width": 7}, Decision.HELD, Reason.LICENCE_UNSTATED, "licences.unstated"),
@@ -101,7 +113,7 @@ def test_unstated_licences_follow_the_job(tmp_path: Path, unstated: str, decisio
 )
 def test_unsafe_pictures_follow_the_job(tmp_path: Path, action: str, decision: Decision) -> None:
     chosen = policy(tmp_path, safety={"concepts": {"weapon": 0.5}, "action": action})
-    assert rule(chosen, row(safety=[{"concept": "weapon", "score": 0.9}]))[0].decision == decision
+    assert rule(chosen, row(safety=weapon(0.9)))[0].decision == decision
 
 
 def test_the_larger_of_two_copies_stays_and_the_first_of_equals(tmp_path: Path) -> None:
@@ -121,12 +133,29 @@ def test_a_copy_that_may_not_be_used_does_not_displace_one_that_may(tmp_path: Pa
 def test_an_optout_takes_its_near_copies_with_it(tmp_path: Path) -> None:
     rows = row("a", phash=5), row("b", phash=4), row("c"), failed("d")
     found = rule(policy(tmp_path, "uri\na\n"), *rows)
+    off = {"exact": False, "pixel": False, "perceptual": None}
+    assert found == rule(policy(tmp_path, "uri\na\n", duplicates=off), *rows), "whatever the job drops as duplicates"
     assert [r.reason for r in found] == [
         *(Reason.OPTED_OUT, Reason.OPTED_OUT_NEAR_COPY),
         *(Reason.PASSED, Reason.TRUNCATED),
     ]
     assert found[1].duplicate_of == rows[0]["id"]
     assert [r.row()["rights_verdict"] for r in found[:3]] == [Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
+
+
+def test_what_was_learned_before_an_optout_is_forgotten(tmp_path: Path) -> None:
+    known = pa.Table.from_pylist([row("http://a.example/x", phash=5), row("b", phash=5)], schema=schema(DIM))
+    never = pa.Table.from_pylist(
+        [
+            {"uri": "http://a.example/x", "id": row_id("http://a.example/x", None), "embedding": [0.0] * DIM}
+            | {"creator": "Jane", "licence": "CC0-1.0", "title": "cat"}
+            | {"failed_stage": "fetch", "failed_reason": "not_asked"},
+            row("b", phash=5),
+        ],
+        schema=schema(DIM),
+    )
+    assert forget(known, [0]).equals(never)
+    assert forget(known.select(COLUMNS), [0]).equals(never.select(COLUMNS))
 
 
 def test_every_row_has_its_evidence_and_only_kept_rows_their_picture(tmp_path: Path) -> None:

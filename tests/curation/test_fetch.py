@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", moved)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(OSError):  # a client that had enough has gone
+            self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -80,6 +82,12 @@ def test_every_outcome_has_a_reason(site: str, path: str, reason: str | None, as
     assert Handler.asked[path] == asked
 
 
+def test_where_a_redirect_led_is_on_record(site: str) -> None:
+    moved, direct = fetcher()([site + "/moved", site + "/ok"])
+    assert moved.final_uri == site + "/ok"
+    assert direct.final_uri is None
+
+
 def test_private_addresses_are_refused_before_any_request(site: str) -> None:
     Handler.asked.clear()
     locations = [site + "/ok", "http://[::1]/x", "http://169.254.169.254/latest", "http://localhost/x"]
@@ -88,8 +96,10 @@ def test_private_addresses_are_refused_before_any_request(site: str) -> None:
 
 
 def test_hosts_that_do_not_exist_and_odd_urls_are_told_apart() -> None:
-    found = fetcher(retries=0)(["http://nowhere.invalid/x", "http:///x", "http://127.0.0.1:1/x"])
-    assert [f.reason for f in found] == [Reason.DNS, Reason.REFUSED_ADDRESS, Reason.CONNECTION]
+    urls = ["http://nowhere.invalid/x", "http:///x", "http://127.0.0.1:1/x", "http://[bad/x"]
+    assert [f.reason for f in fetcher(retries=0)(urls)] == [
+        *(Reason.DNS, Reason.REFUSED_ADDRESS, Reason.CONNECTION, Reason.CONNECTION),
+    ]
 
 
 def test_files(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ def test_files(tmp_path: Path) -> None:
     found = fetcher()([str(tmp_path / name) for name in ("a", "large", "absent", "")] + ["", "ftp://x/y"])
     assert [f.reason for f in found] == [
         *(None, Reason.TOO_LARGE, Reason.NOT_FOUND),
-        *(Reason.UNREADABLE, Reason.NOT_FOUND, Reason.UNREADABLE),
+        *(Reason.NOT_A_FILE, Reason.NOT_FOUND, Reason.UNREADABLE),
     ]
     assert found[0].at is not None
     assert found[0].at.timestamp() == pytest.approx((tmp_path / "a").stat().st_mtime, abs=1e-3)
@@ -109,6 +119,8 @@ def test_files(tmp_path: Path) -> None:
     [
         ("https://img.shop.example.co.uk/x.png", ("img.shop.example.co.uk", "example.co.uk")),
         ("http://example.com:8080/", ("example.com", "example.com")),
+        ("http://example.com./", ("example.com", "example.com")),
+        ("http://bücher.example/", ("xn--bcher-kva.example", "xn--bcher-kva.example")),
         ("http://127.0.0.1/x", ("127.0.0.1", "127.0.0.1")),
         ("a/b.png", (None, None)),
         ("s3://bucket/key", (None, None)),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from curation.clip import Clip
 from curation.images import FORMATS, ImageConfig, ImageError, decode, encode, phash, pixel_hash, square
 from curation.manifest import Reason
 from pipelines.pictures import _png_header as png_header
@@ -117,6 +118,14 @@ def test_damaged_files_decode_or_say_why(kind: str, seed: int, flips: int, cut: 
         data[chance.randrange(len(data))] = chance.randrange(256)
     with contextlib.suppress(ImageError):  # any other exception fails the test
         assert decode(bytes(data[: int(len(data) * cut)]), CONFIG).image.mode == "RGB"
+
+
+def test_an_extreme_shape_costs_no_more_than_another() -> None:
+    clip = object.__new__(Clip)
+    clip.image_size = 192
+    for size in ((1, 60_000), (60_000, 1)):
+        assert clip.prepare(Image.new("RGB", size, "red")).shape == (192, 192, 3)
+        assert square(Image.new("RGB", size, "red"), 64, CONFIG).size == (64, 64)
 
 
 def test_pixel_hash_sees_pixels_not_files() -> None:

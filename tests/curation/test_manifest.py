@@ -17,6 +17,7 @@ from curation.errors import UserError
 from curation.manifest import (
     ClipInfo,
     Decision,
+    InputsInfo,
     Manifest,
     ManifestInfo,
     digest_rows,
@@ -50,6 +51,7 @@ def published(output: Path, *tables: pa.Table) -> Manifest:
         code_version="0",
         job={},
         clip=ClipInfo(name="none", dim=DIM),
+        inputs=InputsInfo.of(uri for t in tables for uri in t["uri"].to_pylist()),
         rows=total,
         counts={"kept": total},
         reasons={"passed": total},

@@ -72,6 +72,11 @@ def test_every_statement_must_be_allowed(licence: str | None, url: str | None, v
     assert allowed.observe({"licence": licence, "licence_url": url}).verdict == verdict
 
 
+def test_without_an_allow_list_no_licence_is_a_permission() -> None:
+    row = {"licence": "All rights reserved", "licence_url": None}
+    assert Licences(LicencesConfig()).observe(row).verdict == Verdict.UNKNOWN
+
+
 ROW = {"uri": "a/b.png", "id": "ab" * 32, "creator": "Jane Doe", "host": None}
 
 
@@ -92,6 +97,11 @@ def write(path: Path, text: str) -> OptOutList:
         ("domain\nexample.com\n", ROW | {"host": "notexample.com"}, False),
         ("domain\nimg.example.com\n", ROW | {"host": "example.com"}, False),
         ("creator\n\n", ROW | {"creator": None}, False),
+        ("uri, Creator \nx.png,jane doe\n", ROW, True),
+        ("creator\nNA\n", ROW | {"creator": "NA"}, True),
+        ("domain\nhttps://example.com/gallery\n", ROW | {"host": "example.com"}, True),
+        ("domain\n*.example.com\n", ROW | {"host": "img.example.com"}, True),
+        ("domain\nexample.com\n", ROW | {"final_uri": "https://cdn.example.com/b.png"}, True),
     ],
 )
 def test_lists_deny_what_they_select(tmp_path: Path, table: str, row: dict[str, str], denied: bool) -> None:
@@ -105,6 +115,10 @@ def test_a_list_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
         OptOuts.read([write(tmp_path / "a.csv", "uri\nx\n"), OptOutList(path=str(tmp_path / "absent.csv"))])
     with pytest.raises(UserError, match="none of the columns"):
         OptOuts.read([write(tmp_path / "b.csv", "url\nx\n")])
+    with pytest.raises(UserError, match="match nothing"):
+        OptOuts.read([write(tmp_path / "c.csv", "domain\nall of flickr\n")])
+    with pytest.raises(UserError, match="match nothing"):
+        OptOuts.read([write(tmp_path / "d.csv", "sha256\nabc\n")])
 
 
 def test_what_was_read_is_on_record(tmp_path: Path) -> None:

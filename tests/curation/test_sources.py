@@ -41,7 +41,7 @@ def test_no_name_is_too_odd_to_be_listed_and_read(tmp_path: Path) -> None:
     )
     found = dict(zip(inputs["uri"].to_pylist(), Fetcher(FetchConfig())(inputs["location"].to_pylist()), strict=True))
     assert {f.data for f in found.values()} == {*names, None}
-    assert (found["dangling.png"].reason, found["pipe.png"].reason) == ("not_found", "unreadable")
+    assert (found["dangling.png"].reason, found["pipe.png"].reason) == ("not_found", "not_a_file")
 
 
 def test_metadata_joins_by_path_and_absent_files_stay_inputs(folder: Path) -> None:
@@ -84,9 +84,37 @@ def test_a_table_keeps_its_order_and_its_repeats(tmp_path: Path) -> None:
     assert [row["uri"] for row in inputs] == rows["url"]
     assert [row["title"] for row in inputs] == rows["title"]
     assert inputs[1]["location"] == f"{tmp_path}/pics/a.png"
+    assert (inputs[1]["size"], inputs[1]["modified"]) == (None, None), "there is no such file yet"
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").write_bytes(b"now there is")
+    assert TableSource(path=str(tmp_path / "urls.parquet")).inputs()["size"].to_pylist() == [None, 12, None]
     (tmp_path / "urls.tsv").write_text("link\ttitle\nhttps://c.example/1\tC\n")
     inputs = TableSource(path=str(tmp_path / "urls.tsv"), column="link").inputs()
     assert inputs["title"].to_pylist() == ["C"]
+
+
+def test_names_are_text_and_passwords_stay_out_of_uris(tmp_path: Path) -> None:
+    text = "url,creator,title\nhttps://me:secret@a.example/x.png,NA,null\n"
+    (tmp_path / "t.csv").write_text(text)
+    (row,) = TableSource(path=str(tmp_path / "t.csv")).inputs().to_pylist()
+    assert (row["creator"], row["title"]) == ("NA", "null")
+    assert row["uri"] == "https://a.example/x.png"
+    assert "secret" in row["location"]
+
+
+def test_a_folder_that_cannot_be_listed_stops_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures" / "closed").mkdir(parents=True)
+    (tmp_path / "pictures" / "a.png").write_bytes(b"x")
+    real = os.scandir
+
+    def scandir(path: bytes) -> object:  # root may read everything, so the refusal is made here
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="cannot list"):
+        FolderSource(path=str(tmp_path / "pictures")).inputs()
 
 
 def test_a_table_without_locations_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,17 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from curation.manifest import ClipInfo, Manifest, ManifestInfo, manifest_id, now, publish, schema, write_part
+from curation.manifest import (
+    ClipInfo,
+    InputsInfo,
+    Manifest,
+    ManifestInfo,
+    manifest_id,
+    now,
+    publish,
+    schema,
+    write_part,
+)
 from training.data import TrainingSet, load
 from training.job import TrainJob
 from training.text import TextEncoder
@@ -63,7 +73,8 @@ def write_manifest(output: Path, rows: list[tuple[str, np.ndarray]], **changes: 
     kept = sum(row["decision"] == "kept" for row in columns)
     info = ManifestInfo(
         id=manifest_id({}, [digest]), name="shapes", created_at=now(), code_version="test", job={},
-        clip=ClipInfo(name="test", dim=4), rows=len(columns), counts={"kept": kept, "dropped": len(columns) - kept},
+        inputs=InputsInfo.of(str(row["uri"]) for row in columns), clip=ClipInfo(name="test", dim=4),
+        rows=len(columns), counts={"kept": kept, "dropped": len(columns) - kept},
         reasons={}, rights=[], files=[part],
     )  # fmt: skip
     return publish(str(staging), str(output), info)
