@@ -72,6 +72,9 @@ def run(out: str, sets: list[str]) -> DemoResult:
     with clock.step("prepare", "rendering OpenMoji drawings, and breaking a few files"):
         files = _prepare(folder)
     with connect(cpus=CPUS):
+        from serving.app import check_port
+
+        check_port(_job("serve", overrides, {}))  # now, not after six minutes of training
         with clock.step("curate", f"curating {files} files"):
             curate_job = _curate_job(folder, overrides)
             curated = curate.run(curate_job)

@@ -112,7 +112,7 @@ def run(job: ServeJob, *, ready_timeout_s: float = 120.0) -> str:
     if _serve_runs() and not serve.status().applications:
         serve.shutdown()  # left from an earlier job, with that one's host and port
     if not _serve_runs():
-        _check_port(job)
+        check_port(job)
     serve.start(
         http_options=HTTPOptions(
             host=job.host,
@@ -161,7 +161,7 @@ def _serve_runs() -> bool:
     return True
 
 
-def _check_port(job: ServeJob) -> None:
+def check_port(job: ServeJob) -> None:
     """Raises UserError when something else listens already; Serve itself would only log it and retry."""
     family = socket.AF_INET6 if ":" in job.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

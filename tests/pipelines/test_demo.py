@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-BUDGET = ("train.images=320", "train.checkpoint_every=160", "serve.port=8123")
+BUDGET = (
+    *("train.images=320", "train.checkpoint_every=160", "train.sample={steps: 2, prompts: [cactus]}"),
+    *("serve.port=8123", "serve.defaults={steps: 2, guidance_scale: 2.5, sampler: ddim}"),
+)
 
 
 def test_the_demo_ends_with_a_picture_and_books_that_balance(tmp_path: Path) -> None:
