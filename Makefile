@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[demo,onnx,dev]"
-	@$(BIN)/python -m curation.torchvision_ops
+	@$(BIN)/python -c "from curation.torchvision_ops import main; main()"
 	@touch $(STAMP)
 
 demo: setup   ## the whole road on real drawings, at most ten minutes on two cores

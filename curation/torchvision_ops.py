@@ -4,8 +4,8 @@ The wheel of torchvision on PyPI is built against CUDA torch. Its compiled opera
 and then `import torchvision` fails where it registers fake kernels for operators that do not exist. open_clip, timm and
 diffusers import torchvision only for Python code (transforms), so declaring the missing operators is enough.
 
-Our code calls `declare()` before it imports any of them. `python -m curation.torchvision_ops`, which `make setup` runs,
-does the same for everything else in the environment, so that plain diffusers loads our bundles there too.
+Our code calls `declare()` before it imports any of them. `main()`, which `make setup` calls, does the same for
+everything else in the environment, so that plain diffusers loads our bundles there too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,3 @@ def main() -> None:
     start_up = Path(sysconfig.get_path("purelib")) / "cleanplate_torchvision.pth"
     code = "try:\\n import curation.torchvision_ops as t; t.hook()\\nexcept ImportError: pass"
     start_up.write_text(f'import sys; exec("{code}")\n')
-
-
-if __name__ == "__main__":
-    main()

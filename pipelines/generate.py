@@ -84,13 +84,12 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> G
     from serving.job import ServeJob
     from training.tracking import only_model
 
-    job = ServeJob(model=model or f"models:/{only_model()}@champion")
     try:
         checked = GenerationRequest.model_validate({"prompt": prompt, **request})
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(first["msg"], field=".".join(map(str, first["loc"])), remedy="correct the value") from None
-    generator = load(job)
+    generator = load(ServeJob(model=model or f"models:/{only_model()}@champion"))
     return generator.generate(checked).response()
 
 

@@ -92,6 +92,7 @@ def test_a_dry_run_prints_the_job_and_its_resources_and_runs_nothing(
         (["inspect", "/nowhere"], "no manifest at /nowhere"),
         (["generate", "x", "--out", "x.bmp"], "--out"),
         (["generate", "x", "--model", "/nowhere/bundle"], "model"),
+        (["generate", "x", "--model", "any", "--steps", "0"], "num_inference_steps"),
         (["generate", "x", "--server", "http://127.0.0.1:9"], "cannot reach"),
         (["demo", "--set", "nonsense"], "--set"),
         (["curate"], "JOB.yaml"),

@@ -60,7 +60,3 @@ def test_the_demo_ends_with_a_picture_and_books_that_balance(tmp_path: Path) -> 
         assert json.loads(generated.stdout)["source"] == "registry"
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] == pictures[1]
-    command[-1] = "0"
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert refused.returncode == 2
-    assert "num_inference_steps" in refused.stderr
