@@ -152,7 +152,8 @@ def test_a_killed_driver_resumes_where_it_was(made: tuple[dict[str, Any], Curate
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(again.stdout.splitlines()[-1])
     assert result["id"] == undisturbed.id
-    assert result["units_measured"] == result["units"] - before
+    # A worker may finish the unit in its hands before it notices that its driver is gone.
+    assert 0 <= result["units_measured"] <= result["units"] - before < result["units"]
 
 
 @pytest.fixture(scope="module")
