@@ -171,7 +171,7 @@ def drive(job: TrainJob, tower: Path, *, kill_at: int | None = None) -> TrainRes
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_driver_resumes_to_the_same_bits(
-    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+    ray_cluster: None, make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
         "workers": 2,
@@ -179,8 +179,7 @@ def test_a_killed_driver_resumes_to_the_same_bits(
         "checkpoint_every": 32,
         "tracking": {"uri": tracking_uri, "experiment": "ray"},
     }
-    straight = drive(make_job(**settings, output=str(tmp_path / "straight")), tower)
-    assert straight is not None
+    straight = launch(make_job(**settings, output=str(tmp_path / "straight")), text_encoder=str(tower))
     job = make_job(**settings, output=str(tmp_path / "killed"))
     assert drive(job, tower, kill_at=64) is None
     resumed = drive(job, tower)
