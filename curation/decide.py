@@ -10,7 +10,7 @@ applies is the row's reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -157,43 +157,30 @@ def settle(policy: Policy, measured: pa.Table) -> list[Ruling]:
     return rulings
 
 
-def _bind(rulings: list[Ruling], bindings: Bindings, ids: np.ndarray, ruled: Any) -> list[Ruling]:
+def _bind(rulings: list[Ruling], bindings: Bindings, ids: np.ndarray, ruled: Callable[..., Ruling]) -> list[Ruling]:
+    """The rulings, those of bound rows replaced by `ruled(ruling, original, kind)` and told what binds them."""
     bound = list(rulings)
     for i in np.flatnonzero(bindings.of >= 0):
-        likeness = float(bindings.similarity[i])
-        bound[i] = ruled(rulings[i], str(ids[bindings.of[i]]), int(bindings.kind[i]), likeness)
+        original, kind, likeness = str(ids[bindings.of[i]]), int(bindings.kind[i]), float(bindings.similarity[i])
+        bound[i] = replace(
+            ruled(rulings[i], original, kind),
+            rule=RULES[kind],
+            score=likeness,
+            duplicate_of=original,
+            duplicate_kind=DUPLICATE_KINDS[kind],
+            similarity=likeness,
+        )
     return bound
 
 
-def _denied_copy(ruling: Ruling, original: str, kind: int, similarity: float) -> Ruling:
-    observation = Observation(
-        "optout_near_copy", f"{DUPLICATE_KINDS[kind]} copy of {original}", "manifest", Verdict.DENY
-    )
-    return Ruling(
-        Decision.DROPPED,
-        "rights",
-        Reason.OPTED_OUT_NEAR_COPY,
-        RULES[kind],
-        similarity,
-        rights=(*ruling.rights, observation),
-        duplicate_of=original,
-        duplicate_kind=DUPLICATE_KINDS[kind],
-        similarity=similarity,
-    )
+def _denied_copy(ruling: Ruling, original: str, kind: int) -> Ruling:
+    value = f"{DUPLICATE_KINDS[kind]} copy of {original}"
+    rights = (*ruling.rights, Observation("optout_near_copy", value, "manifest", Verdict.DENY))
+    return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT_NEAR_COPY, rights=rights)
 
 
-def _duplicate(ruling: Ruling, original: str, kind: int, similarity: float) -> Ruling:
-    return Ruling(
-        Decision.DROPPED,
-        "duplicates",
-        REASONS[kind],
-        RULES[kind],
-        similarity,
-        rights=ruling.rights,
-        duplicate_of=original,
-        duplicate_kind=DUPLICATE_KINDS[kind],
-        similarity=similarity,
-    )
+def _duplicate(ruling: Ruling, original: str, kind: int) -> Ruling:
+    return Ruling(Decision.DROPPED, "duplicates", REASONS[kind], rights=ruling.rights)
 
 
 def manifest_rows(job: CurateJob, measured: pa.Table, rulings: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:

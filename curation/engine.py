@@ -96,8 +96,8 @@ class Listing:
 
     def _outdated(self, unit: _Unit) -> bool:
         reasons = read_unit(self.file(unit.key), ["failed_reason"])["failed_reason"].to_pylist()
-        again = PASSING | {Reason.NOT_ASKED}
-        return any(reason in again for i, reason in enumerate(reasons) if i not in set(unit.unwanted))
+        again, unwanted = PASSING | {Reason.NOT_ASKED}, set(unit.unwanted)
+        return any(reason in again for i, reason in enumerate(reasons) if i not in unwanted)
 
 
 def listing(job: CurateJob) -> Listing:
