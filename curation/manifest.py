@@ -45,6 +45,20 @@ RIGHTS = pa.list_(
     )
 )
 SAFETY = pa.list_(pa.struct([("concept", pa.string()), ("score", pa.float32())]))
+SCORES = pa.list_(pa.struct([("name", pa.string()), ("score", pa.float32())]))
+GROUPS = pa.list_(pa.struct([("set", pa.string()), ("group", pa.string()), ("score", pa.float32())]))
+CAPTIONS = pa.list_(
+    pa.struct(
+        [
+            ("text", pa.string()),
+            ("source", pa.string()),
+            ("language", pa.string()),
+            ("words", pa.int32()),
+            ("score", pa.float32()),  # cosine of CLIP's text and image embeddings
+        ]
+    )
+)
+TEXTS = pa.map_(pa.string(), pa.string())
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -96,63 +110,85 @@ class Reason(StrEnum):
     DNS = "dns"
     TIMEOUT = "timeout"
     CONNECTION = "connection"
+    WRONG_LENGTH = "wrong_length"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    BAD_URL = "bad_url"
+    NO_IMAGE = "no_image"
     # dropped or held, by policy
     OPTED_OUT = "opted_out"
     OPTED_OUT_NEAR_COPY = "opted_out_near_copy"
     LICENCE_NOT_ALLOWED = "licence_not_allowed"
     LICENCE_UNSTATED = "licence_unstated"
     TOO_SMALL = "too_small"
+    FILTERED = "filtered"
+    NOT_MEASURED = "not_measured"
     UNSAFE = "unsafe"
+    CAPTION_MISSING = "caption_missing"
+    CAPTION_POOR = "caption_poor"
     DUPLICATE_EXACT = "duplicate_exact"
     DUPLICATE_PIXEL = "duplicate_pixel"
     DUPLICATE_PERCEPTUAL = "duplicate_perceptual"
+    DUPLICATE_SEMANTIC = "duplicate_semantic"
 
 
-def schema(embedding_dim: int) -> pa.Schema:
-    """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`.
+def schema(embedding_dim: int | None) -> pa.Schema:
+    """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`; None leaves that column out.
 
     A row without a picture has an embedding of zeros: Parquet readers of Arrow cannot read back a null in a
     fixed-size list, and zeros are near nothing.
     """
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("uri", pa.string()),
-            ("final_uri", pa.string()),
-            ("dataset", pa.string()),
-            ("host", pa.string()),
-            ("domain", pa.string()),
-            ("fetched_at", TIME),
-            ("bytes", pa.int64()),
-            ("format", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("pixel_hash", pa.string()),
-            ("phash", pa.uint64()),
-            ("colour_layout", pa.binary()),
-            ("title", pa.string()),
-            ("creator", pa.string()),
-            ("licence", pa.string()),
-            ("licence_url", pa.string()),
-            ("rights", RIGHTS),
-            ("rights_verdict", pa.string()),
-            ("caption", pa.string()),
-            ("caption_source", pa.string()),
-            ("embedding", pa.list_(pa.float16(), embedding_dim)),
-            ("safety", SAFETY),
-            ("duplicate_of", pa.string()),
-            ("duplicate_kind", pa.string()),
-            ("similarity", pa.float32()),
-            ("decision", pa.string()),
-            ("stage", pa.string()),
-            ("reason", pa.string()),
-            ("rule", pa.string()),
-            ("score", pa.float64()),
-            ("threshold", pa.float64()),
-            ("detail", pa.string()),
-            ("image", IMAGE),
-        ]
-    )
+    columns = _columns() if embedding_dim is None else _columns(("embedding", pa.list_(pa.float16(), embedding_dim)))
+    return pa.schema(columns)
+
+
+def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType]]:
+    return [
+        ("id", pa.string()),
+        ("uri", pa.string()),
+        ("final_uri", pa.string()),
+        ("redirects", pa.list_(pa.string())),
+        ("headers", TEXTS),
+        ("dataset", pa.string()),
+        ("host", pa.string()),
+        ("domain", pa.string()),
+        ("fetched_at", TIME),
+        ("bytes", pa.int64()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("pixel_hash", pa.string()),
+        ("phash", pa.uint64()),
+        ("phash_turned", pa.list_(pa.uint64())),  # of the seven other orientations, where they were asked for
+        ("colour_layout", pa.binary()),
+        ("embedded", TEXTS),  # what the file says about itself: XMP, IPTC, EXIF
+        ("title", pa.string()),
+        ("creator", pa.string()),
+        ("licence", pa.string()),
+        ("licence_url", pa.string()),
+        ("rights", RIGHTS),
+        ("rights_verdict", pa.string()),
+        ("caption", pa.string()),
+        ("caption_source", pa.string()),
+        ("captions", CAPTIONS),  # all that are kept, in order of preference; `caption` is one of them
+        *embedding,
+        ("safety", SAFETY),
+        ("scores", SCORES),
+        ("groups", GROUPS),
+        ("duplicate_of", pa.string()),
+        ("duplicate_kind", pa.string()),
+        ("similarity", pa.float32()),
+        ("duplicate_cluster", pa.string()),  # the id that stays of a cluster of copies, on all of its rows
+        ("nearest", pa.string()),  # the most similar row by embedding, above the floor that is stored
+        ("nearest_similarity", pa.float32()),
+        ("decision", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("rule", pa.string()),
+        ("score", pa.float64()),
+        ("threshold", pa.float64()),
+        ("detail", pa.string()),
+        ("image", IMAGE),
+    ]
 
 
 class PartFile(BaseModel):
@@ -173,6 +209,17 @@ class RightsSource(BaseModel):
     sha256: str
     entries: int
     read_at: datetime
+
+
+class WorkInfo(BaseModel):
+    """Where the measured units lay that the parts were made of: `<folder>/unit-<units[i]>.parquet` became part i.
+
+    They hold small pictures of rows that were not kept, which a manifest does not, until somebody clears them away.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    folder: str
+    units: list[str]
 
 
 class ClipInfo(BaseModel):
@@ -210,13 +257,14 @@ class ManifestInfo(BaseModel):
     created_at: datetime
     code_version: str
     job: dict[str, Any]
-    clip: ClipInfo
+    clip: ClipInfo | None  # None for a manifest without embeddings
     inputs: InputsInfo
     rows: int
     counts: dict[str, int]
     reasons: dict[str, int]
     rights: list[RightsSource]
     files: list[PartFile]
+    work: WorkInfo | None = None
 
 
 class Manifest:
@@ -229,6 +277,12 @@ class Manifest:
     @property
     def id(self) -> str:
         return self.info.id
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its rows, as they stand in its files: an older manifest has fewer than `schema` names."""
+        system, path = storage.filesystem(storage.join(self.uri, self.info.files[0].name))
+        return pq.read_schema(path, filesystem=system)
 
     @classmethod
     def open(cls, uri: str) -> Manifest:
@@ -283,7 +337,7 @@ class Manifest:
 
     def table(self, columns: Sequence[str] | None = None, *, decision: Decision | None = None) -> pa.Table:
         """`batches` as one table."""
-        chosen = schema(self.info.clip.dim)
+        chosen = self.schema
         if columns is not None:
             chosen = pa.schema([chosen.field(name) for name in columns])
         return pa.Table.from_batches(list(self.batches(columns, decision=decision)), schema=chosen)
@@ -380,6 +434,9 @@ def _digest_array(h: Any, array: pa.Array) -> None:
         for field, child in zip(kind, array.flatten(), strict=True):
             if field.name != "observed_at":
                 _digest_array(h, child)
+    elif pa.types.is_map(kind):
+        pairs = pa.struct([pa.field("key", kind.key_type, nullable=False), ("value", kind.item_type)])
+        _digest_array(h, array.cast(pa.list_(pairs)))
     elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         if pa.types.is_list(kind):
             lengths = pc.fill_null(pc.list_value_length(array), 0)

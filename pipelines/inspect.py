@@ -22,7 +22,7 @@ class Inspection(BaseModel):
     reasons: dict[str, dict[str, int]]  # by decision, then by reason
     licences: dict[str, int]  # of kept rows
     captions: dict[str, int]  # of kept rows, by captioner
-    clip: str
+    clip: str | None
     reconciled: bool
 
 
@@ -65,7 +65,7 @@ def run(path: str) -> Inspection:
         reasons={decision: dict(found.most_common()) for decision, found in sorted(reasons.items())},
         licences=dict(licences.most_common(10)),
         captions=dict(captions.most_common()),
-        clip=info.clip.name,
+        clip=info.clip.name if info.clip else None,
         reconciled=True,
     )
 
@@ -92,4 +92,6 @@ def show(found: Inspection) -> None:
         parts: dict[str, Any] = counted
         text = ", ".join(f"{name} {n:,}" for name, n in parts.items()) or "none"
         console.print(f"{title} of kept rows: {text}", highlight=False, markup=False)
-    console.print(f"embeddings by {found.clip}", highlight=False)
+    console.print(
+        f"embeddings by {found.clip}" if found.clip else "no embeddings: curated without CLIP", highlight=False
+    )

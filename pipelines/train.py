@@ -49,6 +49,7 @@ def _text_encoder(manifest: Manifest, run_folder: str) -> str:
     folder = storage.join(run_folder, "text_encoder")
     if storage.exists(storage.join(folder, CONFIG_FILE)):
         return folder
+    assert manifest.info.clip is not None, "the launcher's plan has refused such a manifest"
     clip = ClipConfig.model_validate(manifest.info.job["clip"])
     clip.check()
     if clip.name() != manifest.info.clip.name:

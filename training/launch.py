@@ -63,6 +63,12 @@ def plan(job: TrainJob) -> dict[str, Any]:
     from training.unet import build_unet
 
     manifest = Manifest.open(job.manifest)
+    if manifest.info.clip is None:
+        raise UserError(
+            "the manifest was made without CLIP, whose text tower captions are read with",
+            field="manifest",
+            remedy="curate again with `clip` set",
+        )
     size = picture_size(manifest)
     if job.image_size not in (None, size):
         raise UserError(
