@@ -15,6 +15,7 @@ from xml.parsers import expat
 MAX_PACKET = 8 << 20  # an extended packet with a depth map takes some megabytes
 MAX_TEXT = 2000
 _MAX_ELEMENTS = 20_000
+_MAX_PIECES = 400_000  # of text, between newlines and references
 _MAX_DEPTH = 64
 _MAX_ITEMS = 200
 
@@ -48,8 +49,8 @@ _PROPERTIES = {
     _NOTE + " HasExtendedXMP": "extended",
 }
 _LISTS = frozenset({"creator", "keywords"})
-# A packet in which none of this occurs cannot speak of those properties. Character references and UTF-16 can hide a
-# name, so a packet with those is read whole.
+# A whole packet in which none of this occurs cannot speak of those properties. Character references and UTF-16 can
+# hide a name, so a packet with those is parsed.
 _SPEAKS = (
     *(b"purl.org/dc/", b"useplus.org", b"ns.adobe.com/photoshop/", b"xap/1.0/rights/", b"ns.adobe.com/tiff/"),
     *(b"ns.adobe.com/xmp/note/", b"creativecommons.org/ns", b"web.resource.org/cc", b"Iptc4xmpExt"),
@@ -79,11 +80,10 @@ def read(packet: bytes) -> Packet:
         return Packet({}, True)
     if b"\x00" not in packet[:4] and packet[:2] not in (b"\xff\xfe", b"\xfe\xff"):  # not UTF-16
         packet = packet.strip(b"\x00 \t\r\n")
-    if not any(word in packet for word in _SPEAKS):
-        return Packet({}, not packet.endswith(b">"))
+    if b"</rdf:RDF>" in packet and not any(word in packet for word in _SPEAKS):
+        return Packet({}, False)
     reader = _Reader()
     parser = expat.ParserCreate(namespace_separator=" ")
-    parser.buffer_text = True
     parser.StartElementHandler = reader.start
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
@@ -116,6 +116,7 @@ class _Reader:
     def __init__(self) -> None:
         self._path: list[str] = []
         self._elements = 0
+        self._pieces = 0
         self._top = 0  # depth of the properties of rdf:RDF's nodes; 0 outside of rdf:RDF
         self._open: str | None = None  # the property that is being collected
         self._open_depth = 0
@@ -150,6 +151,9 @@ class _Reader:
         self._path.pop()
 
     def text(self, text: str) -> None:
+        self._pieces += 1
+        if self._pieces > _MAX_PIECES:
+            raise _RefusedError
         if self._open is not None and self._length <= 2 * MAX_TEXT:
             self._length += len(text)
             language, before = self._items[-1]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from curation.errors import UserError
 from curation.manifest import Verdict
+from curation.rights import embedded
 from curation.rights.licences import Licences, LicencesConfig, normalise
 from curation.rights.lists import OptOutList, OptOuts
 from curation.rights.verdict import combine
@@ -125,3 +126,43 @@ def test_what_was_read_is_on_record(tmp_path: Path) -> None:
     (source,) = OptOuts.read([write(tmp_path / "a.csv", "uri,creator\nx,\ny,Z\n")]).sources
     assert source.entries == 3
     assert len(source.sha256) == 64
+
+
+@pytest.mark.parametrize("form", ["{}", "http://ns.useplus.org/ldf/vocab/{}", "https://ns.useplus.org/LDF/vocab/{}/ "])
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [
+        ("DMI-ALLOWED", Verdict.ALLOW),
+        ("DMI-UNSPECIFIED", Verdict.UNKNOWN),
+        ("DMI-PROHIBITED", Verdict.DENY),
+        ("dmi-prohibited", Verdict.DENY),
+        ("DMI-PROHIBITED-AIMLTRAINING", Verdict.DENY),
+        ("DMI-PROHIBITED-GENAIMLTRAINING", Verdict.DENY),
+        ("DMI-PROHIBITED-EXCEPTSEARCHENGINEINDEXING", Verdict.DENY),
+        ("DMI-PROHIBITED-SEECONSTRAINT", Verdict.DENY),
+        ("DMI-PROHIBITED-SOMETHING-NEW", Verdict.DENY),
+        ("DMI-ALLOWEDX", Verdict.ERROR),
+        ("yes", Verdict.ERROR),
+    ],
+)
+def test_data_mining_inside_the_file(form: str, value: str, verdict: Verdict) -> None:
+    (observed,) = embedded.observe({"data_mining": form.format(value)})
+    assert (observed.signal, observed.verdict) == ("plus_data_mining", verdict)
+    assert observed.observed_at is None
+
+
+def test_the_strongest_of_several_statements_inside_the_file_wins() -> None:
+    observed = embedded.observe({"data_mining": "DMI-ALLOWED\nDMI-PROHIBITED", "title": "x"})
+    assert combine(o.verdict for o in observed) == Verdict.DENY
+
+
+@pytest.mark.parametrize("damaged", ["xmp", "exif,xmp", "container"])
+def test_metadata_that_could_not_be_read_is_an_error(damaged: str) -> None:
+    for found in ({"damaged": damaged}, {"damaged": damaged, "data_mining": "DMI-ALLOWED"}):
+        assert combine(o.verdict for o in embedded.observe(found)) == Verdict.ERROR
+
+
+def test_what_says_nothing_about_use_is_no_verdict() -> None:
+    assert embedded.observe({"title": "x", "damaged": "exif", "data_mining": ""}) == []
+    (observed,) = embedded.observe({"licence": "https://creativecommons.org/licenses/by/4.0/"})
+    assert observed.verdict == Verdict.UNKNOWN
