@@ -1,39 +1,54 @@
-"""Local folders and S3 buckets behind the same few calls.
+"""Local folders and buckets behind the same few calls.
 
-A path is a local path or an `s3://bucket/key` URI. The endpoint and the credentials of S3 come from the environment
-(`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`), never from a
-job file. A single-object write is atomic in both worlds: a rename here, a PUT there.
+A path is a local path, an `s3://bucket/key` or a `gs://bucket/key` URI. Endpoints and credentials come from the
+environment (`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`;
+`GOOGLE_APPLICATION_CREDENTIALS`, `STORAGE_EMULATOR_HOST`), never from a job file. A single-object write is atomic
+everywhere: a rename here, a PUT there.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import re
+import stat
 import uuid
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 from pyarrow import fs as pafs
 
 from curation.errors import UserError
 
+_BY_FSSPEC = {"gs": "gcsfs"}
+"""The schemes left to fsspec, and the package that each wants."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
 
 def is_remote(uri: str) -> bool:
     """True for `s3://…`: what is not a path of this machine."""
-    return "://" in uri and not uri.startswith("file://")
+    return _SCHEME.match(uri) is not None and not uri.startswith("file://")
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of `uri` and the path inside it.
 
     Raises:
-        UserError: for a scheme other than a local path, `file://` or `s3://`.
+        UserError: for a scheme other than a local path, `file://`, `s3://` or `gs://`.
     """
     if uri.startswith("s3://"):
         return _s3(), uri.removeprefix("s3://").rstrip("/")
     if is_remote(uri):
-        scheme = urlsplit(uri).scheme
-        raise UserError(f"no storage of the kind {scheme}://", remedy="use a local path or s3://bucket/key")
+        scheme, _, path = uri.partition("://")
+        if scheme not in _BY_FSSPEC:
+            raise UserError(
+                f"no storage of the kind {scheme}://", remedy="use a local path, s3://bucket/key or gs://bucket/key"
+            )
+        return _by_fsspec(scheme), str(_fsspec(scheme)._strip_protocol(path)).rstrip("/")
     return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
 
 
@@ -50,6 +65,26 @@ def _s3() -> pafs.S3FileSystem:
         region=os.environ.get("AWS_REGION", "us-east-1"),
         retry_strategy=retries,
     )
+
+
+@lru_cache
+def _by_fsspec(scheme: str) -> pafs.FileSystem:
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_fsspec(scheme)))
+
+
+@lru_cache
+def _fsspec(scheme: str) -> Any:
+    import fsspec  # type: ignore[import-untyped]
+
+    options: dict[str, Any] = {"use_listings_cache": False}  # other workers write there, too
+    if scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
+        options["token"] = "anon"  # else it looks for Google's metadata server first
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it waits for gRPC to answer
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError:
+        package = _BY_FSSPEC[scheme]
+        raise UserError(f"{scheme}:// needs the package {package}", remedy=f"pip install {package}") from None
 
 
 def local_location(path: bytes) -> str:
@@ -72,8 +107,39 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def info(location: str) -> pafs.FileInfo:
+    """Kind, size and time of what is at a location; its type is NotFound when nothing is."""
+    if is_remote(location):
+        system, path = filesystem(location)
+        return system.get_file_info(path)
+    try:
+        status = os.stat(local_path(location))
+    except (OSError, ValueError):
+        return pafs.FileInfo(location, pafs.FileType.NotFound)
+    kinds = {stat.S_IFREG: pafs.FileType.File, stat.S_IFDIR: pafs.FileType.Directory}
+    kind = kinds.get(stat.S_IFMT(status.st_mode), pafs.FileType.Unknown)
+    return pafs.FileInfo(location, kind, size=status.st_size, mtime=status.st_mtime)
+
+
+def open_file(location: str, buffer: int = 2**20) -> BinaryIO:
+    """Opens a file for reading and seeking; `buffer` bytes are read ahead, so that small reads are few requests.
+
+    Raises:
+        FileNotFoundError: when it is absent.
+        OSError: when it cannot be read, or is no regular file (opening a pipe would wait for ever).
+        UserError: when there is no such storage.
+    """
+    if is_remote(location):
+        system, path = filesystem(location)
+        return cast(BinaryIO, io.BufferedReader(system.open_input_file(path), buffer))
+    path_here = local_path(location)
+    if not stat.S_ISREG(os.stat(path_here).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(path_here, "rb")
+
+
 def exists(uri: str) -> bool:
-    """Whether a file or a folder (on S3: any key below it) is there."""
+    """Whether a file or a folder (in a bucket: any key below it) is there."""
     system, path = filesystem(uri)
     return bool(system.get_file_info(path).type != pafs.FileType.NotFound)
 
@@ -99,8 +165,11 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the file whole or not at all; folders above it are made."""
-    if uri.startswith("s3://"):
+    if is_remote(uri):
         system, path = filesystem(uri)
+        if isinstance(system, pafs.PyFileSystem):
+            system.handler.fs.pipe_file(path, data)  # one request; a stream that breaks may leave half a file
+            return
         with system.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
@@ -118,7 +187,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def move_tree(source: str, target: str) -> None:
-    """Moves a folder to a name that must not be taken: one rename locally, a copy of every object on S3.
+    """Moves a folder to a name that must not be taken: one rename locally, a copy of every object in a bucket.
 
     Raises:
         FileExistsError: when a local `target` is there already.
