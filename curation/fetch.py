@@ -1,53 +1,135 @@
-"""Fetching the original bytes of inputs: local files, S3 objects and URLs.
+"""Fetching the original bytes of inputs: local files, objects in a store, members of containers, and URLs.
 
-Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. A URL
-is refused when it leads to a private, loopback or link-local address, redirects included, unless the job allows it: a
-list of URLs from strangers must not make a cluster probe its own network.
+Whatever goes wrong with one input becomes a reason in its row; nothing here raises for the sake of one picture. The
+results come in the order of the locations, as a stream: local files are read when they are asked for, URLs (`web`) are
+on their way while the caller works on the ones before them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import os
-import socket
+import re
 import stat
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from functools import cache, cached_property, partial
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curation import storage
 from curation.errors import UserError
-from curation.manifest import Reason, now
+from curation.manifest import Reason
 
-_MAX_REDIRECTS = 5
-_RETRY_AT_ONCE = {Reason.TIMEOUT, Reason.CONNECTION, "http_500", "http_502", "http_503", "http_504"}
+if TYPE_CHECKING:
+    from curation.containers import MemberReader
+    from curation.web import Web
 
-PASSING = frozenset({*_RETRY_AT_ONCE, Reason.DNS, Reason.UNREADABLE, "http_429"})
+PASSING = frozenset(
+    {
+        *(Reason.TIMEOUT, Reason.CONNECTION, Reason.WRONG_LENGTH, Reason.DNS, Reason.UNREADABLE, "http_429"),
+        *(f"http_{status}" for status in range(500, 600)),
+    }
+)
 """Reasons that may be gone by the next run: rerunning a job asks again for the units that have them."""
+
+_OBJECTS_AT_A_TIME = 8
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 class FetchConfig(BaseModel):
-    """How bytes are fetched, and what is refused."""
+    """How bytes are fetched, and what is refused. The limits are those of the whole job, whatever its `workers`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_bytes: int = Field(64 * 2**20, ge=1, description="a larger file fails as too_large")
     timeout_s: float = Field(30, gt=0, description="for connecting, and for each wait on a URL's data, in seconds")
-    total_timeout_s: float = Field(120, gt=0, description="for one URL from first to last byte, in seconds")
-    retries: int = Field(2, ge=0, le=10, description="after a timeout, a broken connection or a 5xx; never a refusal")
-    connections: int = Field(16, ge=1, le=1024, description="URLs that one worker fetches at a time")
+    total_timeout_s: float = Field(
+        120, gt=0, description="for one URL with its redirects and retries, in seconds; waits of our own left out"
+    )
+    retries: int = Field(
+        2, ge=0, le=10, description="after a timeout, a broken connection, a 5xx or a 429; never after a refusal"
+    )
+    backoff_s: float = Field(0.5, ge=0, description="wait before the first retry, in seconds; doubled for each more")
+    max_retry_after_s: float = Field(
+        60, ge=0, description="longest wait a host may ask for (Retry-After), in seconds; a longer one fails its URLs"
+    )
+    max_redirects: int = Field(5, ge=0, le=20, description="redirects that are followed for one URL")
+    connections: int = Field(64, ge=1, le=10_000, description="URLs that the job fetches at a time")
+    per_host: int = Field(4, ge=1, description="requests that one host gets at a time")
+    delay_s: float = Field(0, ge=0, description="least time between the starts of two requests to one host, in seconds")
+    bytes_in_flight: int = Field(256 * 2**20, ge=1, description="bytes of fetched bodies that are held at a time")
+    dns_ttl_s: float = Field(300, ge=0, description="how long an answer of the name service is remembered, in seconds")
     allow_private: bool = Field(False, description="admit private, loopback and link-local addresses")
-    user_agent: str = Field("cleanplate/0.1", description="say who is asking, and where you can be reached")
+    user_agent: str = Field("cleanplate/0.1", description="the product that asks, as NAME/VERSION")
+    contact: str | None = Field(None, description="https:// or mailto: URL where hosts can reach you; URLs need it")
+
+    @field_validator("user_agent")
+    @classmethod
+    def _product(cls, name: str) -> str:
+        if not re.fullmatch(r"[!-~]+( [ -~]*[!-~])?", name):
+            raise ValueError("must be printable ASCII that neither begins nor ends with a space")
+        return name
+
+    @field_validator("contact")
+    @classmethod
+    def _reachable(cls, contact: str | None) -> str | None:
+        if contact is not None and not re.fullmatch(r"(https?://|mailto:)[!-'*-~]+", contact):
+            raise ValueError("must be a URL that begins with https://, http:// or mailto:")
+        return contact
+
+    def agent(self) -> str:
+        """The User-Agent header: the product, and where its user can be reached."""
+        return f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
+
+    def check(self, has_urls: bool, workers: int = 1) -> None:
+        """Looks at what a job that fetches URLs must say.
+
+        Raises:
+            UserError: URLs of strangers without a contact; or more workers than one host may get requests at a time:
+                workers do not take turns with each other, so each needs one of `per_host` for itself.
+        """
+        if not has_urls:
+            return
+        if self.contact is None and not self.allow_private:
+            raise UserError(
+                "the source lists URLs, and the job does not say who is asking for them",
+                field="fetch.contact",
+                remedy="set it to a web page or a mailto: address where the owner of a site can reach you",
+            )
+        limits: tuple[Literal["per_host", "connections"], ...] = ("per_host", "connections")
+        for name in limits:
+            limit = self.per_host if name == "per_host" else self.connections
+            if workers > limit:
+                raise UserError(
+                    f"{limit} cannot be divided among {workers} workers",
+                    field=f"fetch.{name}",
+                    remedy=f"raise it to {workers}, or set workers to {limit} at most",
+                )
+
+    def share(self, workers: int) -> FetchConfig:
+        """What one of `workers` equal workers may do, so that together they keep the job's limits.
+
+        `connections`, `per_host` and `bytes_in_flight` are divided, rounded down, at least 1. `delay_s` is multiplied:
+        a host then gets as many requests a second as the job allows, though two workers may happen to ask at once.
+        """
+        return self.model_copy(
+            update={
+                "connections": max(1, self.connections // workers),
+                "per_host": max(1, self.per_host // workers),
+                "bytes_in_flight": max(1, self.bytes_in_flight // workers),
+                "delay_s": self.delay_s * workers,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -55,61 +137,101 @@ class Fetched:
     """The bytes of an input, or why there are none."""
 
     data: bytes | None
-    at: datetime | None = None  # a file's modification time; for a URL, when it was asked
+    at: datetime | None = None  # a file's modification time; for a URL, when its bytes had come
     final_uri: str | None = None  # where redirects led, if they led anywhere
     reason: str | None = None
     detail: str | None = None
+    redirects: tuple[str, ...] = ()  # the targets of the redirects in order; the last of them is final_uri
+    headers: Mapping[str, str] = field(default_factory=dict)  # those of `web.KEPT_HEADERS` that the response had
 
 
 class FetchError(Exception):
+    """Why the bytes of one input did not come: the row's reason and detail."""
+
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
 
 class Fetcher:
-    """Fetches locations, URLs several at a time."""
+    """Fetches locations: paths, `file://`, `s3://` and what else `storage` reads, container members, http(s) URLs."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._config = config
 
-    def __call__(self, locations: Sequence[str]) -> list[Fetched]:
-        """The bytes at each location, in order."""
-        if any(location.startswith(("http://", "https://")) for location in locations):
-            return list(self._threads.map(self._fetch, locations))
-        return [self._fetch(location) for location in locations]
+    def __call__(self, locations: Sequence[str]) -> Iterator[Fetched]:
+        """The bytes at each location, in order, one result for each.
+
+        URLs are fetched from the first step on, wherever they stand in `locations`, with a bounded lead over the
+        caller; `FetchConfig.bytes_in_flight` bounds what is held for it. Closing the iterator stops them.
+        """
+        from curation.containers import is_member
+
+        def kind(location: str) -> str:
+            if _is_url(location):
+                return "url"
+            if is_member(location):
+                return "member"
+            return "object" if storage.is_remote(location) else "file"
+
+        asked = [location for location in locations if _is_url(location)]
+        with contextlib.closing(self._web.fetch(asked) if asked else _none()) as pages:
+            for what, run in groupby(locations, kind):
+                if what == "url":
+                    yield from islice(pages, sum(1 for _ in run))
+                elif what == "member":
+                    yield from self._members(list(run))
+                elif what == "object":
+                    yield from self._objects(run)
+                else:
+                    yield from (_tried(self._file, location) for location in run)
+
+    def close(self) -> None:
+        """Lets go of connections and open containers; a later call opens them anew."""
+        for name in ("_web", "_reader"):
+            if (held := self.__dict__.pop(name, None)) is not None:
+                held.close()
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._config.connections)
+    def _web(self) -> Web:
+        from curation.web import Web
+
+        return Web(self._config)
 
     @cached_property
-    def _client(self) -> httpx.Client:
-        limits = httpx.Limits(max_connections=self._config.connections)
-        headers = {"User-Agent": self._config.user_agent, "Accept": "image/*,*/*;q=0.1"}
-        return httpx.Client(timeout=self._config.timeout_s, limits=limits, headers=headers, trust_env=False)
+    def _reader(self) -> MemberReader:
+        from curation.containers import MemberReader
 
-    def _fetch(self, location: str) -> Fetched:
+        return MemberReader(self._config.max_bytes)
+
+    def _members(self, locations: Sequence[str]) -> Iterator[Fetched]:
+        for found in self._reader.read(locations):
+            if isinstance(found, bytes):
+                yield Fetched(found)
+            else:
+                yield Fetched(None, reason=found.reason, detail=found.detail)
+
+    def _objects(self, locations: Iterable[str]) -> Iterator[Fetched]:
+        """Some at a time, as far as `bytes_in_flight` goes: a store answers late, but it answers many."""
+        at_a_time = min(_OBJECTS_AT_A_TIME, self._config.connections)
+        threads = ThreadPoolExecutor(at_a_time, thread_name_prefix="cleanplate-objects")
+        reads: deque[tuple[int, Future[Fetched]]] = deque()
+        held = 0
         try:
-            if location.startswith(("http://", "https://")):
-                deadline = time.monotonic() + self._config.total_timeout_s
-                return self._retried(lambda: self._url(location, deadline))
-            return self._file(location)
-        except FetchError as failure:
-            return Fetched(None, reason=failure.reason, detail=failure.detail)
+            for found in _ahead(threads, partial(_tried, self._look), locations, 2 * at_a_time):
+                size = 0 if isinstance(found, Fetched) else found.info.size
+                while reads and (held + size > self._config.bytes_in_flight or len(reads) == at_a_time):
+                    taken, read = reads.popleft()
+                    yield read.result()
+                    held -= taken
+                reads.append((size, threads.submit(_tried, _object, found)))
+                held += size
+            while reads:
+                yield reads.popleft()[1].result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _file(self, location: str) -> Fetched:
-        try:
-            read = self._object if storage.is_remote(location) else self._local
-            return read(location)
-        except UserError as error:
-            raise FetchError(Reason.UNREADABLE, error.message) from None
-        except (FileNotFoundError, NotADirectoryError):
-            raise FetchError(Reason.NOT_FOUND, "no file there") from None
-        except (OSError, ValueError) as error:
-            raise FetchError(Reason.UNREADABLE, getattr(error, "strerror", None) or type(error).__name__) from None
-
-    def _local(self, location: str) -> Fetched:
         path = storage.local_path(location)
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -118,75 +240,63 @@ class Fetcher:
         with open(path, "rb") as file:
             return Fetched(file.read(), datetime.fromtimestamp(status.st_mtime, UTC))
 
-    def _object(self, location: str) -> Fetched:
+    def _look(self, location: str) -> _Found:
         system, path = storage.filesystem(location)
         info = system.get_file_info(path)
         if not info.is_file:
             raise FileNotFoundError(location)
         self._limit(info.size)
-        return Fetched(storage.read_bytes(location), info.mtime)
+        return _Found(location, info)
 
     def _limit(self, size: int) -> None:
         if size > self._config.max_bytes:
             raise FetchError(Reason.TOO_LARGE, f"{size} bytes")
 
-    def _retried(self, attempt: Callable[[], Fetched]) -> Fetched:
-        for delay in [0.5 * 2**n for n in range(self._config.retries)]:
-            try:
-                return attempt()
-            except FetchError as failure:
-                if failure.reason not in _RETRY_AT_ONCE:
-                    raise
-                time.sleep(delay)
-        return attempt()
 
-    def _url(self, asked: str, deadline: float) -> Fetched:
-        url = asked
-        for _ in range(_MAX_REDIRECTS + 1):
-            try:
-                self._admit(url)
-                with self._client.stream("GET", url) as response:
-                    # Names can resolve to another address by the time of the request: look at who answered, too.
-                    self._admit_address(url, response.extensions["network_stream"].get_extra_info("server_addr"))
-                    if response.is_redirect:
-                        url = urljoin(url, response.headers.get("location", ""))
-                        continue
-                    if response.status_code != 200:
-                        raise FetchError(f"http_{response.status_code}", url)
-                    return Fetched(self._body(response, deadline), now(), url if url != asked else None)
-            except httpx.TimeoutException:
-                raise FetchError(Reason.TIMEOUT, url) from None
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-                raise FetchError(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
-        raise FetchError(Reason.CONNECTION, f"more than {_MAX_REDIRECTS} redirects")
+@dataclass(frozen=True)
+class _Found:
+    """An object that is there, and what its store says of it."""
 
-    def _body(self, response: httpx.Response, deadline: float) -> bytes:
-        parts, size = [], 0
-        for part in response.iter_bytes():
-            size += len(part)
-            if size > self._config.max_bytes:
-                raise FetchError(Reason.TOO_LARGE, f"more than {self._config.max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise FetchError(Reason.TIMEOUT, f"not complete after {self._config.total_timeout_s:g} s")
-            parts.append(part)
-        return b"".join(parts)
+    location: str
+    info: Any
 
-    def _admit(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise FetchError(Reason.REFUSED_ADDRESS, f"not an http(s) URL: {url}")
-        try:
-            found = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError, ValueError):
-            raise FetchError(Reason.DNS, parts.hostname) from None
-        for *_, address in found:
-            self._admit_address(url, address)
 
-    def _admit_address(self, url: str, address: Any) -> None:
-        if self._config.allow_private:
-            return
-        if address is None or not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-            raise FetchError(Reason.REFUSED_ADDRESS, f"{urlsplit(url).hostname} is {address and address[0]}")
+def _object(found: _Found | Fetched) -> Fetched:
+    return found if isinstance(found, Fetched) else Fetched(storage.read_bytes(found.location), found.info.mtime)
+
+
+def _tried(work: Callable[[_In], _Out], what: _In) -> _Out | Fetched:
+    """What the work comes to; a failure of the one input is a row with its reason."""
+    try:
+        return work(what)
+    except FetchError as error:
+        return Fetched(None, reason=error.reason, detail=error.detail)
+    except UserError as error:
+        return Fetched(None, reason=Reason.UNREADABLE, detail=error.message)
+    except (FileNotFoundError, NotADirectoryError):
+        return Fetched(None, reason=Reason.NOT_FOUND, detail="no file there")
+    except (OSError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or type(error).__name__
+        return Fetched(None, reason=Reason.UNREADABLE, detail=detail)
+
+
+def _ahead(threads: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iterable[_In], lead: int) -> Iterator[_Out]:
+    """The work's results in order, with at most `lead` begun before the caller wants them."""
+    begun: deque[Future[_Out]] = deque()
+    for item in items:
+        begun.append(threads.submit(work, item))
+        if len(begun) == lead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def _is_url(location: str) -> bool:
+    return location.startswith(("http://", "https://"))
+
+
+def _none() -> Generator[Fetched]:
+    yield from ()
 
 
 def row_id(uri: str, data: bytes | None) -> str:
@@ -196,7 +306,7 @@ def row_id(uri: str, data: bytes | None) -> str:
 
 def host_and_domain(uri: str) -> tuple[str | None, str | None]:
     """A URL's host and its registrable domain by the Public Suffix List; both None for a file."""
-    if not uri.startswith(("http://", "https://")):
+    if not _is_url(uri):
         return None, None
     try:
         host = urlsplit(uri).hostname
@@ -210,14 +320,9 @@ def host_and_domain(uri: str) -> tuple[str | None, str | None]:
     return host, _suffixes()(host).top_domain_under_public_suffix or host
 
 
-_extract: Any = None
-
-
+@cache
 def _suffixes() -> Any:
-    global _extract
-    if _extract is None:
-        import tldextract
+    import tldextract
 
-        # The list that the package ships: curation must not depend on what a download says today.
-        _extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-    return _extract
+    # The list that the package ships: curation must not depend on what a download says today.
+    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)

@@ -1,117 +1,151 @@
-"""Fetching: files and URLs, against a real HTTP server on loopback that misbehaves on request."""
+"""Fetching: every kind of location in one stream, in order, and what a job must say before it may ask strangers."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import tarfile
+from io import BytesIO
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from curation.fetch import FetchConfig, Fetcher, host_and_domain
+from curation.containers import tar_member
+from curation.errors import UserError
+from curation.fetch import PASSING, FetchConfig, Fetcher, host_and_domain
 from curation.manifest import Reason
+from tests.curation.faults import PICTURE, Faults
 
 
-class Handler(BaseHTTPRequestHandler):
-    """`/ok`, `/status/N`, `/flaky` (503 once), `/large`, `/loop`, `/away` (to a private address), `/slow`."""
-
-    asked: ClassVar[Counter[str]] = Counter()
-    release: ClassVar[threading.Event] = threading.Event()
-
-    def do_GET(self) -> None:
-        Handler.asked[self.path] += 1
-        if self.path == "/slow":
-            Handler.release.wait(10)
-        moved = {"/loop": "/loop", "/away": "http://10.0.0.1/x", "/moved": "/ok"}.get(self.path)
-        status = 302 if moved else int(self.path.rsplit("/", 1)[1]) if "/status/" in self.path else 200
-        if self.path == "/flaky" and Handler.asked[self.path] == 1:
-            status = 503
-        body = b"x" * 5000 if self.path == "/large" else b"picture"
-        self.send_response(status)
-        if moved:
-            self.send_header("Location", moved)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(OSError):  # a client that had enough has gone
-            self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    Handler.release.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def fetcher(**settings: object) -> Fetcher:
-    defaults = {"allow_private": True, "max_bytes": 1000, "timeout_s": 0.5, "retries": 1}
-    return Fetcher(FetchConfig.model_validate(defaults | settings))
-
-
-@pytest.mark.parametrize(
-    ("path", "reason", "asked"),
-    [
-        ("/ok", None, 1),
-        ("/moved", None, 1),
-        ("/flaky", None, 2),
-        ("/status/404", "http_404", 1),
-        ("/status/403", "http_403", 1),
-        ("/status/500", "http_500", 2),
-        ("/large", Reason.TOO_LARGE, 1),
-        ("/loop", Reason.CONNECTION, 12),
-        ("/slow", Reason.TIMEOUT, 2),
-    ],
-)
-def test_every_outcome_has_a_reason(site: str, path: str, reason: str | None, asked: int) -> None:
-    Handler.asked.clear()
-    (found,) = fetcher()([site + path])
-    assert found.reason == reason
-    assert (found.data == b"picture") == (reason is None)
-    assert Handler.asked[path] == asked
-
-
-def test_where_a_redirect_led_is_on_record(site: str) -> None:
-    moved, direct = fetcher()([site + "/moved", site + "/ok"])
-    assert moved.final_uri == site + "/ok"
-    assert direct.final_uri is None
-
-
-def test_private_addresses_are_refused_before_any_request(site: str) -> None:
-    Handler.asked.clear()
-    locations = [site + "/ok", "http://[::1]/x", "http://169.254.169.254/latest", "http://localhost/x"]
-    assert [f.reason for f in fetcher(allow_private=False)(locations)] == [Reason.REFUSED_ADDRESS] * 4
-    assert not Handler.asked
-
-
-def test_hosts_that_do_not_exist_and_odd_urls_are_told_apart() -> None:
-    urls = ["http://nowhere.invalid/x", "http:///x", "http://127.0.0.1:1/x", "http://[bad/x"]
-    assert [f.reason for f in fetcher(retries=0)(urls)] == [
-        *(Reason.DNS, Reason.REFUSED_ADDRESS, Reason.CONNECTION, Reason.CONNECTION),
-    ]
+def fetcher(**fields: Any) -> Fetcher:
+    return Fetcher(FetchConfig.model_validate({"allow_private": True, "max_bytes": 1000, "retries": 0} | fields))
 
 
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"picture")
     (tmp_path / "large").write_bytes(b"x" * 1001)
-    found = fetcher()([str(tmp_path / name) for name in ("a", "large", "absent", "")] + ["", "ftp://x/y"])
+    os.mkfifo(tmp_path / "pipe")
+    names = ("a", "large", "absent", "", "pipe", "a/b")
+    found = list(fetcher()([str(tmp_path / name) for name in names] + ["", "ftp://x/y", "nul\0"]))
     assert [f.reason for f in found] == [
-        *(None, Reason.TOO_LARGE, Reason.NOT_FOUND),
-        *(Reason.NOT_A_FILE, Reason.NOT_FOUND, Reason.UNREADABLE),
+        *(None, Reason.TOO_LARGE, Reason.NOT_FOUND, Reason.NOT_A_FILE, Reason.NOT_A_FILE, Reason.NOT_FOUND),
+        *(Reason.NOT_FOUND, Reason.UNREADABLE, Reason.UNREADABLE),
     ]
     assert found[0].at is not None
     assert found[0].at.timestamp() == pytest.approx((tmp_path / "a").stat().st_mtime, abs=1e-3)
+
+
+def test_files_are_read_one_at_a_time_as_they_are_asked_for(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"before")
+    results = fetcher()([str(path) for path in paths])
+    assert next(results).data == b"before"
+    paths[1].write_bytes(b"after")
+    assert next(results).data == b"after"
+
+
+def test_all_kinds_of_locations_come_in_order(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"a file")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 8
+        tar.addfile(member, BytesIO(b"a member"))
+    inside = tar_member(str(tmp_path / "x.tar"), 512, 8)
+    with Faults() as site:
+        kinds = {
+            str(tmp_path / "file"): (b"a file", None),
+            inside: (b"a member", None),
+            site.url("/ok?wait=0.05"): (PICTURE, None),
+            site.url("/404"): (None, "http_404"),
+            "ftp://x/y": (None, Reason.UNREADABLE),
+            tar_member(str(tmp_path / "none.tar"), 512, 8): (None, Reason.NOT_FOUND),
+        }
+        once = list(kinds)
+        locations = [*once, *once[::-1], *once[::2], *once[2:4] * 3, once[1], once[1]]
+        fetch = fetcher()
+        assert [(f.data, f.reason) for f in fetch(locations)] == [kinds[location] for location in locations]
+        fetch.close()
+        assert [f.data for f in fetch(once[:3])] == [kinds[location][0] for location in once[:3]]  # it opens anew
+        fetch.close()
+
+
+def test_urls_are_on_their_way_while_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"a file")
+    with Faults() as site:
+        fetch = fetcher()
+        results = fetch([site.url("/ok"), *[str(tmp_path / "file")] * 3, site.url("/404")])
+        assert next(results).data == PICTURE
+        assert [next(results).data for _ in range(3)] == [b"a file"] * 3
+        assert next(results).reason == "http_404"
+        assert list(results) == []
+        fetch.close()
+
+
+def test_only_the_public_web_asks_for_a_contact() -> None:
+    FetchConfig().check(has_urls=False)
+    FetchConfig(allow_private=True).check(has_urls=True)
+    FetchConfig(contact="mailto:me@example.org").check(has_urls=True)
+    with pytest.raises(UserError) as error:
+        FetchConfig().check(has_urls=True)
+    assert error.value.field == "fetch.contact"
+    assert error.value.remedy
+
+
+@pytest.mark.parametrize("contact", ["me@example.org", "https://x/\r\nX-Evil: 1", "javascript:x", "https://x y", ""])
+def test_what_is_no_contact(contact: str) -> None:
+    with pytest.raises(ValidationError):
+        FetchConfig(contact=contact)
+
+
+@pytest.mark.parametrize("agent", ["", " ", "a\nb", "bücher/1"])
+def test_what_is_no_user_agent(agent: str) -> None:
+    with pytest.raises(ValidationError):
+        FetchConfig(user_agent=agent)
+
+
+def test_more_workers_than_requests_a_host_may_get_are_refused() -> None:
+    config = FetchConfig(contact="https://example.org", per_host=4, connections=8)
+    config.check(has_urls=True, workers=4)
+    config.check(has_urls=False, workers=99)
+    for fields, workers, field in [({}, 5, "fetch.per_host"), ({"per_host": 99}, 9, "fetch.connections")]:
+        with pytest.raises(UserError) as error:
+            config.model_copy(update=fields).check(has_urls=True, workers=workers)
+        assert error.value.field == field
+        assert str(workers) in (error.value.remedy or "")
+
+
+@given(
+    connections=st.integers(1, 1000),
+    per_host=st.integers(1, 100),
+    size=st.integers(1, 2**40),
+    delay=st.floats(0, 100),
+    data=st.data(),
+)
+def test_the_shares_of_all_workers_keep_the_jobs_limits(
+    connections: int, per_host: int, size: int, delay: float, data: st.DataObject
+) -> None:
+    job = FetchConfig(
+        connections=connections, per_host=per_host, bytes_in_flight=size, delay_s=delay, contact="https://example.org"
+    )
+    workers = data.draw(st.integers(1, min(connections, per_host, size)))
+    job.check(has_urls=True, workers=workers)
+    share = job.share(workers)
+    assert 1 <= share.connections <= connections / workers
+    assert 1 <= share.per_host <= per_host / workers
+    assert 1 <= share.bytes_in_flight <= size / workers
+    assert share.delay_s == delay * workers
+    assert job.share(1) == job
+
+
+def test_refusals_do_not_pass() -> None:
+    refusals = {f"http_{status}" for status in range(400, 500)} - {"http_429"}
+    refusals |= {Reason.REFUSED_ADDRESS, Reason.TOO_LARGE, Reason.TOO_MANY_REDIRECTS, Reason.BAD_URL, Reason.NOT_FOUND}
+    assert not PASSING & refusals
+    assert {"http_503", "http_429", Reason.WRONG_LENGTH, Reason.DNS, Reason.TIMEOUT, Reason.CONNECTION} <= PASSING
 
 
 @pytest.mark.parametrize(

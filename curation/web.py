@@ -1,0 +1,452 @@
+"""Fetching from the web: many URLs at a time, politely, and nothing that a stranger's list should not reach.
+
+One asyncio loop in a thread of the worker serves plain iterators outside. What a host is asked at a time, how fast, and
+how many bytes are held for the caller is bounded; a name or an address that leads into the own network is refused where
+the connection is made, so that no answer of a name service, no spelling of an address and no redirect gets round it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import ipaddress
+import math
+import re
+import socket
+import threading
+import weakref
+import zlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from email.utils import parsedate_to_datetime
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from curation.admission import Held, Host, Line, NoRoomError
+from curation.fetch import FetchConfig, Fetched, FetchError
+from curation.manifest import Reason, now
+
+KEPT_HEADERS = (
+    *("etag", "last-modified", "content-type", "link"),
+    *("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage"),
+)
+"""Response headers that are kept, by their lower-case names; several of one name are joined by commas."""
+
+_REDIRECTS = {301, 302, 303, 307, 308}
+_BUSY = {429, 503}
+_PIECE = 64 * 1024
+_LEAD = 8  # URLs begun beyond the one that the caller waits for, for each connection
+_NAME_THREADS = 32
+_IDLE_S = 5  # a connection unused for longer is closed: a list of a million hosts must not keep them all
+_HOSTS_KEPT = 10_000
+_CLEAN = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class Web:
+    """Fetches URLs. Not to be used from two processes; several threads may call `fetch`.
+
+    Args:
+        config: what this one worker may do; see `FetchConfig.share`.
+        resolver: who knows the addresses of names; the system's own unless given.
+        is_public: which addresses may be asked where the job does not admit private ones.
+    """
+
+    def __init__(
+        self,
+        config: FetchConfig,
+        resolver: AbstractResolver | None = None,
+        is_public: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._config = config
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(_NAME_THREADS, thread_name_prefix="cleanplate-names"))
+        thread = threading.Thread(target=self._loop.run_forever, name="cleanplate-web", daemon=True)
+        thread.start()
+        self._session: aiohttp.ClientSession = self._soon(
+            _session(config, resolver, is_public or public_address)
+        ).result()
+        self._connections = asyncio.Semaphore(config.connections)
+        self._hosts: dict[str, Host] = {}
+        self._held = Held(config.bytes_in_flight)
+        self.close = weakref.finalize(self, _stop, self._loop, thread, self._session)
+
+    def fetch(self, urls: Sequence[str]) -> Generator[Fetched]:
+        """What came of each URL, in order. Closing the iterator stops what is on its way.
+
+        At most `bytes_in_flight` of bodies are held, those that wait for the caller and the one it works on included;
+        only the body that the caller waits for is taken in also where it does not fit, lest everything stop.
+        """
+        arrived: SimpleQueue[tuple[int, Fetched] | None] = SimpleQueue()
+        line = Line(self._held)
+        running = self._soon(self._run(urls, line, arrived))
+        running.add_done_callback(lambda _: arrived.put(None))
+        early: dict[int, Fetched] = {}
+        try:
+            for index in range(len(urls)):
+                while index not in early:
+                    if (came := arrived.get()) is None:
+                        running.result()
+                        raise AssertionError("the web fetcher ended without a result: this is a defect of cleanplate")
+                    early[came[0]] = came[1]
+                yield early.pop(index)
+                self._loop.call_soon_threadsafe(line.advance)
+        finally:
+            if not self._loop.is_closed():
+                self._soon(line.end())
+
+    def _soon(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _run(self, urls: Sequence[str], line: Line, arrived: SimpleQueue[tuple[int, Fetched] | None]) -> None:
+        line.task = asyncio.current_task()
+
+        async def one(index: int, url: str) -> None:
+            arrived.put((index, await self._one(index, url, line)))
+
+        async with asyncio.TaskGroup() as group:
+            for index, url in enumerate(urls):
+                await line.enter(index, _LEAD * self._config.connections)
+                group.create_task(one(index, url))
+
+    async def _one(self, index: int, url: str, line: Line) -> Fetched:
+        while True:
+            visit = _Visit(self, self._config, lambda size: line.take(index, size))
+            try:
+                fetched = await visit(url)
+            except NoRoomError:
+                await line.first(index)
+                continue
+            line.settle(index, len(fetched.data or b""))
+            return fetched
+
+    @asynccontextmanager
+    async def turn(self, name: str) -> AsyncIterator[Host]:
+        """A request's turn: one of its host's slots, a connection, and the host's delay."""
+        if (host := self._hosts.get(name)) is None:
+            if len(self._hosts) >= _HOSTS_KEPT:
+                self._hosts = {known: host for known, host in self._hosts.items() if not host.idle()}
+            host = self._hosts[name] = Host(self._config.per_host)
+        async with host.entering(self._connections, self._config.delay_s):
+            yield host
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        return self._session
+
+    @property
+    def held(self) -> Held:
+        """The bytes of bodies that are held, or expected."""
+        return self._held
+
+
+class _Visit:
+    """One URL: its requests one after another, and how it ended."""
+
+    def __init__(self, web: Web, config: FetchConfig, take: Callable[[int], None]) -> None:
+        self._web, self._config, self._take = web, config, take
+        self._redirects: list[str] = []
+        self._headers: dict[str, str] = {}
+
+    async def __call__(self, asked: str) -> Fetched:
+        """Never raises for what the URL or its host did.
+
+        Raises:
+            NoRoomError: by `take`, for a body that the caller's line has no room for yet.
+        """
+        data, at, reason, detail = None, None, None, None
+        try:
+            async with asyncio.timeout(self._config.total_timeout_s) as self._limit:
+                data = await self._retried(_parse(asked))
+                at = now()
+        except FetchError as error:
+            reason, detail = error.reason, error.detail
+        except TimeoutError:
+            reason, detail = Reason.TIMEOUT, f"not complete after {self._config.total_timeout_s:g} s"
+        except NoRoomError:
+            raise
+        except Exception as error:  # whatever one URL does, the others are not to suffer for it
+            reason, detail = Reason.CONNECTION, type(error).__name__
+        led_to = self._redirects[-1] if self._redirects else None
+        return Fetched(data, at, led_to, reason, detail, tuple(self._redirects), self._headers)
+
+    async def _retried(self, url: URL) -> bytes:
+        for attempt in range(self._config.retries):
+            try:
+                return await self._followed(url)
+            except _RetryError:
+                with self._our_wait():
+                    await asyncio.sleep(self._config.backoff_s * 2**attempt * (0.5 + _fraction(f"{attempt} {url}")))
+        return await self._followed(url)
+
+    async def _followed(self, url: URL) -> bytes:
+        self._redirects.clear()
+        seen = {_public(url)}
+        authorization, origin = _authorization(url), url.origin()
+        for _ in range(self._config.max_redirects + 1):
+            answer = await self._asked(_public(url), authorization if url.origin() == origin else None)
+            if isinstance(answer, bytes):
+                return answer
+            target = _parse(answer, _public(url))
+            if target.user is not None:
+                authorization, origin = _authorization(target), target.origin()
+            url = target
+            self._redirects.append(str(_public(url)))
+            if _public(url) in seen:
+                raise FetchError(Reason.TOO_MANY_REDIRECTS, "the redirects go round in a loop")
+            seen.add(_public(url))
+        raise FetchError(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
+
+    async def _asked(self, url: URL, authorization: str | None) -> bytes | str:
+        """One request: the body, or where the answer points to."""
+        self._headers = {}
+        async with contextlib.AsyncExitStack() as stack:
+            with self._our_wait():
+                host = await stack.enter_async_context(self._web.turn(str(url.host)))
+            try:
+                headers = {"Authorization": authorization} if authorization else None
+                async with self._web.session.get(url, headers=headers, allow_redirects=False) as response:
+                    self._headers = _kept(response)
+                    if response.status not in _BUSY:
+                        host.failures = 0
+                    if response.status in _REDIRECTS and "Location" in response.headers:
+                        return response.headers["Location"]
+                    if response.status != 200:
+                        raise self._status(url, host, response)
+                    return await self._body(response)
+            except aiohttp.ClientConnectorDNSError:
+                host.close(Reason.DNS, str(url.host), self._config.dns_ttl_s)
+                raise FetchError(Reason.DNS, str(url.host)) from None
+            except aiohttp.ClientSSLError as error:  # a wrong certificate is wrong the next time, too
+                raise FetchError(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                kind = Reason.TIMEOUT if isinstance(error, TimeoutError) else Reason.CONNECTION
+                raise host.failed(_RetryError(kind, f"{type(error).__name__}: {url}")) from None
+            except aiohttp.ServerTimeoutError:
+                raise _RetryError(Reason.TIMEOUT, f"no data for {self._config.timeout_s:g} s: {url}") from None
+            except aiohttp.ClientPayloadError as error:
+                reset = isinstance(error.__cause__, OSError) or "ConnectionReset" in str(error)
+                kind = Reason.CONNECTION if reset else Reason.WRONG_LENGTH
+                raise _RetryError(kind, f"the body broke off: {url}") from None
+            except aiohttp.InvalidURL:
+                raise FetchError(Reason.BAD_URL, "not an http(s) URL") from None
+            except (aiohttp.ClientError, OSError) as error:
+                raise _RetryError(Reason.CONNECTION, f"{type(error).__name__}: {url}") from None
+
+    def _status(self, url: URL, host: Host, response: aiohttp.ClientResponse) -> FetchError:
+        reason, detail = f"http_{response.status}", str(url)
+        if response.status not in _BUSY:
+            return (_RetryError if response.status >= 500 else FetchError)(reason, detail)
+        wait = _retry_after(response.headers.get("Retry-After"))
+        if wait > self._config.max_retry_after_s:
+            host.close(reason, f"not asked: the host wants {wait:.0f} s of rest", wait)
+            return FetchError(reason, f"asked to wait {wait:.0f} s: {url}")
+        host.rest(wait)
+        return host.failed(_RetryError(reason, detail))
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        length, most = response.content_length, self._config.max_bytes
+        if length is not None and length > most:
+            raise FetchError(Reason.TOO_LARGE, f"{length} bytes")
+        expand = _Expander(response.headers.get("Content-Encoding", ""))
+        if length is not None and not expand.coded:
+            self._take(length)
+        parts, received, size = [], 0, 0
+        async for piece in response.content.iter_any():
+            received += len(piece)
+            for part in expand(piece):
+                size += len(part)
+                if max(size, received) > most:
+                    raise FetchError(Reason.TOO_LARGE, f"more than {most} bytes")
+                self._take(size)
+                parts.append(part)
+        expand.finish()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @contextmanager
+    def _our_wait(self) -> Iterator[None]:
+        """Stops the clock of the URL's total timeout: it must not pay for the URLs before it."""
+        loop, when = asyncio.get_running_loop(), self._limit.when()
+        assert when is not None
+        left = when - loop.time()
+        self._limit.reschedule(None)
+        try:
+            yield
+        finally:
+            self._limit.reschedule(loop.time() + left)
+
+
+class _RetryError(FetchError):
+    """A failure after which another request is right."""
+
+
+class _Expander:
+    """Undoes a Content-Encoding piece by piece; no piece is expanded beyond `_PIECE` bytes at a time."""
+
+    def __init__(self, coding: str) -> None:
+        coding = coding.strip().lower()
+        self.coded = coding not in ("", "identity")
+        if self.coded and coding not in ("gzip", "x-gzip", "deflate"):
+            raise FetchError(Reason.UNSUPPORTED_FORMAT, f"content-encoding {coding[:40]}")
+        self._zlib = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
+
+    def __call__(self, piece: bytes) -> Iterator[bytes]:
+        if not self.coded:
+            yield piece
+            return
+        part = b""
+        try:
+            while piece or len(part) == _PIECE:
+                part = self._zlib.decompress(piece, _PIECE)
+                piece = self._zlib.unconsumed_tail
+                yield part
+        except zlib.error:
+            raise FetchError(Reason.CORRUPT, "the body's compression is broken") from None
+
+    def finish(self) -> None:
+        if self.coded and not self._zlib.eof:
+            raise _RetryError(Reason.WRONG_LENGTH, "the compressed body broke off")
+
+
+class _Resolver(AbstractResolver):
+    """Names to addresses, none of them private."""
+
+    def __init__(self, resolver: AbstractResolver, admit: Callable[[str, str], None]) -> None:
+        self._resolver, self._admit = resolver, admit
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            found = await self._resolver.resolve(host, port, family)
+        except UnicodeError as error:  # a label of more than 63 characters
+            raise OSError(str(error)) from None
+        for address in found:
+            self._admit(address["host"], host)
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+async def _session(
+    config: FetchConfig, resolver: AbstractResolver | None, is_public: Callable[[str], bool]
+) -> aiohttp.ClientSession:
+    def admit(address: str, host: str) -> None:
+        if not config.allow_private and not is_public(address):
+            raise FetchError(Reason.REFUSED_ADDRESS, f"{host} is {address}" if host != address else host)
+
+    def connect(info: Any) -> socket.socket:
+        # aiohttp asks no resolver about what looks like an address, `http://2130706433/` included.
+        family, kind, protocol, _, address = info
+        admit(str(address[0]), str(address[0]))
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(
+        limit=config.connections,
+        resolver=_Resolver(resolver or aiohttp.ThreadedResolver(), admit),
+        ttl_dns_cache=math.ceil(config.dns_ttl_s),
+        use_dns_cache=config.dns_ttl_s > 0,
+        keepalive_timeout=_IDLE_S,
+        socket_factory=connect,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        headers={"User-Agent": config.agent(), "Accept": "image/*,*/*;q=0.1", "Accept-Encoding": "identity"},
+        timeout=aiohttp.ClientTimeout(total=None, connect=config.timeout_s, sock_read=config.timeout_s),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        max_line_size=2**16,  # 8 KiB, the default, is less than the policies of some sites
+        max_field_size=2**16,
+        auto_decompress=False,  # it expands without a limit that we could set
+        trust_env=False,
+    )
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, session: aiohttp.ClientSession) -> None:
+    async def end() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await session.close()
+
+    if threading.current_thread() is thread:  # collected by the loop's own hand: nothing to wait for
+        loop.stop()
+        return
+    asyncio.run_coroutine_threadsafe(end(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def public_address(address: str) -> bool:
+    """Whether an address is one of the public internet, also where it is wrapped in an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
+        if found in _NAT64:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner:
+            return public_address(str(inner))
+    return found.is_global and not found.is_multicast and not found.is_reserved
+
+
+def _parse(text: str, base: URL | None = None) -> URL:
+    """An http(s) URL, relative to `base`, as it is spelled where that is lawful; quoted where it is not."""
+    try:
+        if "\udc80" <= max(text, default="") <= "\udcff":  # bytes of a header that are not UTF-8
+            text = quote_from_bytes(text.encode("utf-8", "surrogateescape"), safe="%/:?#[]@!$&'()*+,;=~")
+        url = URL(text, encoded=_CLEAN.fullmatch(text) is not None)
+        url = base.join(url) if base is not None else url
+        if url.scheme not in ("http", "https") or not url.host or not url.port:
+            raise ValueError
+    except (ValueError, UnicodeError):
+        raise FetchError(
+            Reason.BAD_URL, "not an http(s) URL" if base is None else "redirected to no http(s) URL"
+        ) from None
+    return url
+
+
+def _public(url: URL) -> URL:
+    return url.with_user(None).with_fragment(None)
+
+
+def _authorization(url: URL) -> str | None:
+    if url.user is None:
+        return None
+    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+
+
+def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
+    found = {name: ", ".join(response.headers.getall(name, [])) for name in KEPT_HEADERS if name in response.headers}
+    # Bytes that are not UTF-8 arrive as lone surrogates, which no table takes.
+    return {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in found.items()}
+
+
+def _retry_after(value: str | None) -> float:
+    """Seconds to wait by a Retry-After header: a number or a date; 0 where it is absent or makes no sense."""
+    if value is None:
+        return 0.0
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+        return max(0.0, (when - now()).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _fraction(text: str) -> float:
+    """A number in [0, 1) that is the same for the same text: the jitter of retries."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
