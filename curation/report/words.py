@@ -1,0 +1,93 @@
+"""The report's words for the codes of a manifest."""
+
+from __future__ import annotations
+
+from curation.report.charts import number
+from curation.report.representation import ANY, Removal
+
+SCORE_KINDS = ("safety", "quality", "size", "caption", "duplicates")
+
+_SCORES = {
+    ("size", "shorter_side"): "shorter side, pixels",
+    ("size", "aspect"): "aspect, width ÷ height",
+    ("caption", "image_text"): "caption: CLIP image-text score",
+    ("duplicates", "perceptual"): "perceptual duplicates: share of hash bits that agree",
+    ("duplicates", "semantic"): "semantic duplicates: cosine",
+    ("duplicates", "nearest"): "nearest neighbour: cosine of embeddings",
+}
+
+_REASONS = {
+    "passed": "passed every check",
+    "not_asked": "not asked for: opted out by where it lies",
+    "not_found": "not found",
+    "not_a_file": "not a file",
+    "empty": "no bytes in it",
+    "too_large": "more bytes than allowed",
+    "not_an_image": "not an image",
+    "unsupported_format": "a format that is not read",
+    "truncated": "cut short",
+    "corrupt": "damaged",
+    "too_many_pixels": "more pixels than allowed",
+    "refused_address": "an address that is not fetched from",
+    "dns": "host name not found",
+    "connection": "connection failed",
+    "opted_out": "opted out",
+    "opted_out_near_copy": "near-copy of something opted out",
+    "rights_error": "rights statement that cannot be read",
+    "licence_not_allowed": "licence not on the job's list",
+    "licence_unstated": "no licence stated",
+    "too_small": "too small",
+    "filtered": "filter",
+    "not_measured": "could not be measured",
+    "unsafe": "safety",
+    "caption_missing": "no caption",
+    "caption_poor": "no caption that is good enough",
+    "duplicate_exact": "same bytes as a picture that stays",
+    "duplicate_pixel": "same pixels as a picture that stays",
+    "duplicate_perceptual": "looks like a picture that stays",
+    "duplicate_semantic": "shows the same as a picture that stays",
+}
+
+SOURCES = {
+    "domain": "Domains",
+    "creator": "Creators",
+    "licence": "Licences",
+    "dataset": "Data sets",
+    "format": "Formats",
+}
+
+
+def score(kind: str, name: str) -> str:
+    """A measure's title."""
+    return _SCORES.get((kind, name)) or (f"safety: {name}" if kind == "safety" else name.replace("_", " "))
+
+
+def reason(code: str) -> str:
+    """A reason, or a reason with its rule (`unsafe: safety.concepts.weapon`), for a person."""
+    name, _, rule = code.partition(": ")
+    text = _REASONS.get(name) or name.replace("_", " ")
+    return f"{text}: {rule.removeprefix('safety.concepts.').removeprefix('filters.')}" if rule else text
+
+
+def share(part: int, whole: int) -> str:
+    """A share in per cent with one decimal; what is there is never shown as 0.0 %, nor what is not all as 100.0 %."""
+    if whole == 0:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < percent < 0.05:
+        return "<0.1%"
+    if 99.95 <= percent < 100:
+        return ">99.9%"
+    return f"{percent:.1f}%"
+
+
+def warning(name: str, removal: Removal) -> str:
+    """A warning of the representation report about a set of groups, in a sentence."""
+    ratio = removal.ratio
+    assert ratio is not None, "nothing to warn of"
+    what = "Curation as a whole" if removal.filter == ANY else f"“{reason(removal.filter)}”"
+    return (
+        f"{what} removes {share(removal.removed, removal.reached)} of “{removal.group}” ({name}) but "
+        f"{share(removal.rest_removed, removal.rest_reached)} of the rest: {number(ratio.ratio)} times as often "
+        f"(95% interval {number(ratio.low)} to {number(ratio.high)})."
+    )
