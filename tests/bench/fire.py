@@ -52,9 +52,8 @@ def write_heap(folder: Path, inputs: int, seed: int = 0, big: int = 2**24) -> di
     """
     chance = random.Random(seed)
     hostile = _hostile(inputs // 10, chance, big)
-    special = _special(folder / "pictures" / "special") if inputs >= 100 else {}
-    found = {f"special/{name}": item for name, item in special.items()}
-    for index, item in enumerate(hostile[: inputs // 10 - len(special)]):
+    found = {f"special/{name}": item for name, item in special(folder / "pictures" / "special").items()}
+    for index, item in enumerate(hostile[: inputs // 10 - len(found)]):
         shard = f"{index % 7:02d}"
         (folder / "pictures" / shard).mkdir(parents=True, exist_ok=True)
         with open(os.fsencode(folder / "pictures" / shard) + b"/" + item.name, "wb") as file:
@@ -85,7 +84,7 @@ def _hostile(count: int, chance: random.Random, big: int) -> list[Hostile]:
     return found[:count]
 
 
-def _special(folder: Path) -> dict[str, Hostile]:
+def special(folder: Path) -> dict[str, Hostile]:
     """What a folder holds that is no file of bytes, by name below the folder."""
     folder.mkdir(parents=True)
     os.mkfifo(folder / "pipe.jpg")

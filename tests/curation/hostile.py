@@ -180,7 +180,8 @@ def _orientations(picture: Image.Image) -> Iterator[Hostile]:
         for value in (*range(1, 9), 0, 9, 65535) if writer not in ("AVIF", "HEIF") else (1, 3, 6, 8):
             exif = Image.Exif()
             exif[0x0112] = value
-            stored = picture.transpose(_TURNS[value]) if value in _TURNS else picture
+            # HEIC turns pictures by a property of its own, and what EXIF says beside it does not count (HEIF, 6.5.10).
+            stored = picture.transpose(_TURNS[value]) if value in _TURNS and writer != "HEIF" else picture
             yield _passes(f"turned-{writer.lower()}-{value}", encoded(stored, writer, exif=exif), writer, picture)
     for kind, block in _exif_blocks():
         jpeg = _with_segments(file(picture, "JPEG"), [(0xE1, b"Exif\0\0" + block)])
