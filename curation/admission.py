@@ -128,7 +128,8 @@ class Line:
         self._held = held
         self._first = 0
         self._sizes: dict[int, int] = {}
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ended = False
 
     async def enter(self, index: int, lead: int) -> None:
         """Waits until a URL may be begun: not too far ahead of the caller, and with room for what it may bring."""
@@ -166,10 +167,20 @@ class Line:
         self._first += 1
         self._held.changed()
 
-    async def end(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-            await asyncio.wait([self.task])
+    def begin(self, task: asyncio.Task[None]) -> None:
+        """Names the task that works on the line, for `end` to stop."""
+        self._task = task
+        if self._ended:
+            self.end()
+
+    def end(self) -> None:
+        """Stops what is on its way, and lets go of what is held."""
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+            self._task.add_done_callback(lambda _: self._let_go())
+
+    def _let_go(self) -> None:
         self._held.change(-sum(self._sizes.values()))
         self._sizes.clear()
 

@@ -100,14 +100,16 @@ class Web:
                 yield early.pop(index)
                 self._loop.call_soon_threadsafe(line.advance)
         finally:
-            if not self._loop.is_closed():
-                self._soon(line.end())
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is on its way any more
+                self._loop.call_soon_threadsafe(line.end)
 
     def _soon(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _run(self, urls: Sequence[str], line: Line, arrived: SimpleQueue[tuple[int, Fetched] | None]) -> None:
-        line.task = asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        line.begin(task)
 
         async def one(index: int, url: str) -> None:
             arrived.put((index, await self._one(index, url, line)))
