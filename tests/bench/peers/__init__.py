@@ -1,0 +1,1 @@
+"""cleanplate beside img2dataset, Data-Juicer and imagededup on this machine: `python -m tests.bench.peers`."""

@@ -1,0 +1,156 @@
+"""Images/s of cleanplate beside img2dataset, Data-Juicer and imagededup: `python -m tests.bench.peers`.
+
+Every tool is run on a small and a large folder of the same pictures, in alternating rounds. Its rate is the difference
+of the pictures over the difference of the seconds, so that what a tool takes to start counts for none; the plain rate,
+start included, is printed beside it. After the rounds every tool is given a folder of difficult files, to see what each
+of them leaves out. The last line is one JSON object with the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.peers import leaves_out, sides
+from tests.bench.peers.corpus import Corpus, difficult, photographs
+from tests.bench.peers.environments import REQUIREMENTS, environment
+from tests.bench.peers.sides import Found, Side
+
+Pairs = dict[str, tuple[Side, Side]]
+WORK = {
+    "img2dataset": "resize to 256, encode, Parquet",
+    "data_juicer": "size filter, perceptual copies",
+    "imagededup": "hash, pairs within 3 bits",
+}
+
+
+@dataclass
+class Runs:
+    """Seconds of one side, a number for every round, and what its last runs found."""
+
+    small: list[float] = field(default_factory=list)
+    large: list[float] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+
+    def plain(self, corpus: Corpus) -> float:
+        """Images/s of the large folder, start included."""
+        return corpus.large_count / statistics.median(self.large)
+
+    def rate(self, corpus: Corpus) -> float:
+        """Images/s from the medians of both sizes: a single quick start does not make a rate."""
+        more = corpus.large_count - corpus.small_count
+        return more / (statistics.median(self.large) - statistics.median(self.small))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/cleanplate-bench"))
+    parser.add_argument("--small", type=int, default=2000, help="pictures in the small folder")
+    parser.add_argument("--large", type=int, default=10_000, help="pictures in the large folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", action="append", choices=tuple(REQUIREMENTS), help="only this peer; may be repeated")
+    options = parser.parse_args()
+    cache = options.cache.expanduser().resolve()
+    corpus = photographs(cache, options.small, options.large)
+    for peer in options.peer or REQUIREMENTS:
+        environment(cache, peer)
+    resize, copies = sides.cleanplate(sides.cleanplate_resize), sides.cleanplate(sides.cleanplate_copies)
+    pairs = {
+        "img2dataset": (sides.img2dataset(cache), resize),
+        "data_juicer": (sides.data_juicer(cache), copies),
+        "imagededup": (sides.imagededup(cache), copies),
+    }
+    pairs = {name: pair for name, pair in pairs.items() if name in (options.peer or REQUIREMENTS)}
+    runs = {(name, side): Runs() for name in pairs for side in ("peer", "ours")}
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        for number in range(options.rounds):
+            for name, (peer, ours) in pairs.items():
+                turn = [("peer", peer), ("ours", ours)]
+                for which, side in turn if number % 2 == 0 else reversed(turn):
+                    _both(side, corpus, Path(scratch), runs[name, which])
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+        ratios = report(corpus, pairs, runs)
+        left_out(cache, corpus, pairs, runs, Path(scratch))
+    print(json.dumps({"ratios": ratios}))
+
+
+def _both(side: Side, corpus: Corpus, scratch: Path, runs: Runs) -> None:
+    runs.found.clear()
+    for pictures, seconds in ((corpus.small, runs.small), (corpus.large, runs.large)):
+        with tempfile.TemporaryDirectory(dir=scratch) as empty:
+            took, found = side.run(pictures, Path(empty))
+        seconds.append(took)
+        runs.found.append(found)
+
+
+def report(corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs]) -> dict[str, float]:
+    """Prints what was measured; the ratios by name."""
+    table = Table(title=f"{corpus.small_count:,} and {corpus.large_count:,} JPEGs of 512 pixels, two cores")
+    for column in (
+        "work",
+        "tool",
+        "images/s",
+        "s small",
+        "s large",
+        "images/s with start",
+        "pictures",
+        "copies",
+        "note",
+    ):
+        table.add_column(column)
+    ratios, plain = {}, {}
+    for name, sides_of_it in pairs.items():
+        for which, side in zip(("peer", "ours"), sides_of_it, strict=True):
+            run = runs[name, which]
+            found = run.found[-1]
+            copies = "" if found.copies is None else f"{found.copies} ({corpus.copies(corpus.large)} planted)"
+            seconds = [" ".join(f"{s:.1f}" for s in times) for times in (run.small, run.large)]
+            rates = (f"{run.rate(corpus):.0f}", *seconds, f"{run.plain(corpus):.0f}")
+            table.add_row(WORK[name], side.name, *rates, f"{found.pictures:,}", copies, found.note)
+        peer, ours = runs[name, "peer"], runs[name, "ours"]
+        ratios[f"over_{name}"] = round(ours.rate(corpus) / peer.rate(corpus), 2)
+        plain[name] = round(ours.plain(corpus) / peer.plain(corpus), 2)
+    _print(table)
+    print("ratios with the start of every tool counted: " + ", ".join(f"{n} {value}" for n, value in plain.items()))
+    return ratios
+
+
+def left_out(cache: Path, corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs], scratch: Path) -> None:
+    """Prints what came of difficult files, and what a second run costs after the first was killed."""
+    readers = {
+        "img2dataset": (sides.img2dataset(cache), leaves_out.read_img2dataset),
+        "data_juicer": (sides.data_juicer(cache, turbo=False), leaves_out.read_data_juicer),
+        "imagededup": (sides.imagededup(cache), leaves_out.read_imagededup),
+    }
+    ours = sides.cleanplate(sides.cleanplate_copies)
+    asked = {"cleanplate": (ours, leaves_out.read_cleanplate), **{name: readers[name] for name in pairs}}
+    found = {name: leaves_out.outcomes(side, read, scratch) for name, (side, read) in asked.items()}
+    table = Table(title="difficult files, in the tools' own words")
+    for column in ("file", *found):
+        table.add_column(column)
+    for file in difficult():
+        if file.what:
+            table.add_row(file.what, *(tool[file.text] for tool in found.values()))
+    shares = []
+    for name, pair in pairs.items():
+        for which, side in zip(("peer", "ours"), pair, strict=True):
+            whole = statistics.median(runs[name, which].large)
+            if which == "peer" or name == "img2dataset":
+                shares.append(f"{side.name} {leaves_out.rerun_share(side, corpus.large, whole, scratch):.0%}")
+    _print(table)
+    print("killed half-way and run again, seconds of the second run as a share of a whole one: " + ", ".join(shares))
+
+
+def _print(table: Table) -> None:
+    Console(width=180).print(table)
+
+
+if __name__ == "__main__":
+    main()
