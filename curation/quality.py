@@ -13,21 +13,26 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 _AREA = 256 * 256
+_NOISE_ENERGY = 0.116061  # of the 7 x 7 kernel that blur's two filters make together
 _UNIFORM = 12  # grey levels by which the pixels of a border may differ: JPEG's ringing, but no texture
 
 
 def blur(pixels: np.ndarray) -> float:
-    """Sharpness: variance of the Laplacian of luma over the variance of luma (Pech-Pacheco et al. 2000, normalised).
+    """Sharpness: energy of the Laplacian of Gaussian of luma over the variance of luma, in units of white noise's.
 
-    The higher the sharper, without a unit: 0 for a flat picture, below some 0.02 for one out of focus, 0.1 to 1 for
-    sharp photographs, 20 for white noise. Neither brightness nor contrast changes the quotient.
+    The higher the sharper: 0 for a flat picture, 1 for white noise. Two photographs of 427 pixels had 0.12 and 0.13,
+    0.04 and 0.05 blurred by 2 pixels, 0.01 by 4. The Laplacian's variance is Pech-Pacheco et al. 2000; dividing by
+    luma's makes it blind to contrast, and the Gaussian (sigma 1 pixel) to how a file was resized.
     """
     import cv2
 
     luma = _luma(pixels)
-    _, spread = cv2.meanStdDev(luma)
-    # A grey level in the denominator: the noise of rounding in a flat picture is no sharpness.
-    return float(cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))[1][0, 0] ** 2 / (spread[0, 0] ** 2 + 1))
+    gaussian = cv2.getGaussianKernel(5, 1, cv2.CV_32F)
+    smooth = cv2.sepFilter2D(luma, cv2.CV_32F, gaussian, gaussian)
+    energy = cv2.norm(cv2.Laplacian(smooth, cv2.CV_32F), cv2.NORM_L2SQR) / luma.size
+    variance = float(cv2.meanStdDev(luma)[1][0, 0]) ** 2
+    # A grey level in the denominator: the rounding of a flat picture is no sharpness.
+    return float(energy / (_NOISE_ENERGY * (variance + 1)))
 
 
 def entropy(pixels: np.ndarray) -> float:
@@ -81,8 +86,7 @@ def border(pixels: np.ndarray) -> float:
     bottom, right = _like_corner(cv2.flip(pixels, -1))
     if top + bottom >= height or left + right >= width:
         return 1.0
-    inner: int = (height - top - bottom) * (width - left - right)
-    return 1 - inner / (height * width)
+    return float(1 - (height - top - bottom) * (width - left - right) / (height * width))
 
 
 def _like_corner(pixels: np.ndarray) -> tuple[int, int]:
@@ -137,7 +141,7 @@ def working_scale(pixels: np.ndarray) -> np.ndarray:
     size = max(1, round(width / factor)), max(1, round(height / factor))
     if factor <= 1 or size == (width, height):
         return np.ascontiguousarray(pixels)
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR_EXACT), np.uint8)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
