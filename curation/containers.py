@@ -26,7 +26,7 @@ _READ_AHEAD = 2**20  # bytes of a Parquet column chunk that are read at a time
 class MemberError(Exception):
     """Why there are no bytes: a reason for the member's row, and what was found."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
@@ -48,9 +48,9 @@ def parquet_cell(container: str, row_group: int, row: int, column: str) -> str:
     return _location("parquet", container, row_group, row, column)
 
 
-def broken_member(reason: Reason, detail: str) -> str:
+def broken_member(reason: str, detail: str) -> str:
     """The location of an input that was found, and that has no bytes to read."""
-    return _location("broken", reason.value, detail)
+    return _location("broken", str(reason), detail)
 
 
 def is_member(location: str) -> bool:
@@ -103,10 +103,11 @@ class MemberReader:
             yield self._found(location)
 
     def _found(self, location: str) -> bytes | MemberError:
-        kind, *parts = json.loads(location.removeprefix("member:"))
+        kind = ""
         try:
+            kind, *parts = json.loads(location.removeprefix("member:"))
             if kind == "broken":
-                raise MemberError(Reason(parts[0]), parts[1])
+                raise MemberError(*parts)
             return self._from_tar(*parts) if kind == "tar" else self._from_parquet(*parts)
         except MemberError as error:
             return error
@@ -167,7 +168,7 @@ class _Cells:
         self._held: Any = None
         self._file = storage.open_file(container)
         try:
-            self._batches = pq.ParquetFile(self._file, buffer_size=_READ_AHEAD).iter_batches(
+            self._batches = pq.ParquetFile(self._file, buffer_size=_READ_AHEAD, pre_buffer=False).iter_batches(
                 batch_size=_CELLS, row_groups=[row_group], columns=[column], use_threads=False
             )
         except BaseException:

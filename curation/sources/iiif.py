@@ -13,14 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.containers import broken_member
 from curation.errors import UserError
-from curation.fetch import FetchConfig, Fetcher
+from curation.fetch import FetchConfig, Fetched
 from curation.manifest import Reason
 from curation.sources.inputs import INPUTS, rows_table, stated, without_password
-from curation.sources.urls import document
+from curation.sources.urls import asking, document
 
-_CREATORS = frozenset(
-    ("creator", "creators", "artist", "artists", "author", "authors", "maker", "painter", "photographer")
-)
+_CREATORS = ("creator", "creators", "artist", "artists", "author", "authors", "maker", "painter", "photographer")
 _DEEPEST = 16  # collections within collections
 _TOGETHER = 64  # manifests of a collection that are in memory at a time
 
@@ -57,7 +55,7 @@ class IIIFSource(BaseModel):
                 field="source.path",
                 remedy="give the JSON of a manifest or collection, Presentation API 2 or 3",
             )
-        walk = _Walk(Fetcher(self.fetch), self.size)
+        walk = _Walk(self.fetch, self.size)
         tables, rows = [INPUTS.empty_table()], []
         for row in walk.rows(found, 0):
             rows.append({**row, "dataset": self.dataset})
@@ -73,8 +71,8 @@ class IIIFSource(BaseModel):
 class _Walk:
     """One way through a tree of collections, which enters each of them once."""
 
-    def __init__(self, fetcher: Fetcher, size: str) -> None:
-        self._fetcher = fetcher
+    def __init__(self, fetch: FetchConfig, size: str) -> None:
+        self._fetch = fetch
         self._size = size
         self._seen: set[str] = set()
 
@@ -86,7 +84,7 @@ class _Walk:
         for start in range(0, len(children), _TOGETHER):
             part = [child for child in children[start : start + _TOGETHER] if self._is_new(_id(child))]
             missing = [_id(child) for child in part if _is_reference(child) and _is_web(_id(child))]
-            came = dict(zip(missing, self._fetcher(missing), strict=True))
+            came = dict(zip(missing, self._fetched(missing), strict=True))
             for child in part:
                 url = _id(child)
                 if not _is_reference(child):
@@ -94,9 +92,15 @@ class _Walk:
                 elif url not in came:
                     yield _broken(url, Reason.BAD_URL, "a listing that is not at an http(s) URL")
                 elif (data := came[url].data) is None:
-                    yield _broken(url, Reason(came[url].reason or ""), came[url].detail or "")
+                    yield _broken(url, came[url].reason or Reason.UNREADABLE, came[url].detail or "")
                 else:
                     yield from self._inner(_parsed(data), url, depth)
+
+    def _fetched(self, urls: Sequence[str]) -> list[Fetched]:
+        if not urls:
+            return []
+        with asking(self._fetch) as fetcher:
+            return list(fetcher(urls))
 
     def _inner(self, found: _Json | str, url: str, depth: int) -> Iterator[_Row]:
         if isinstance(found, str) or _kind(found) is None:
@@ -134,7 +138,7 @@ class _Walk:
                 yield {**_broken(_id(canvas), Reason.NO_IMAGE, "a canvas without a picture"), **said}
 
 
-def _broken(uri: str, reason: Reason, detail: str) -> _Row:
+def _broken(uri: str, reason: str, detail: str) -> _Row:
     return {"uri": without_password(uri), "location": broken_member(reason, detail)}
 
 

@@ -63,7 +63,7 @@ class ParquetSource(BaseModel):
             raise _UnfitError(f"cannot be opened ({error.strerror or error})") from None
         with file:
             try:
-                parquet = pq.ParquetFile(file)
+                parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
             except (pa.ArrowException, OSError) as error:
                 raise _UnfitError(f"is no Parquet file ({str(error)[:200]})") from None
             column = self._column(parquet.schema_arrow)

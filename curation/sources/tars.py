@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from curation.manifest import Reason
 
@@ -78,7 +78,7 @@ def index(file: BinaryIO, size: int, wants_text: Callable[[str, int], bool]) -> 
     return _resolved(members, links), damage
 
 
-def _headers(file: BinaryIO, size: int) -> Any:
+def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | Damage]:
     """The headers one after another, and a `Damage` as the last thing if one cannot be read."""
     try:
         tar = tarfile.TarFile(fileobj=_Bounded(file), errors="surrogateescape", encoding="utf-8")  # type: ignore[arg-type]

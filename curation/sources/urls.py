@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Literal
 
 import pyarrow as pa
@@ -15,6 +18,7 @@ from curation.fetch import FetchConfig, Fetcher
 from curation.manifest import Reason
 from curation.sources.inputs import INPUTS, as_text, stated_columns, without_password, without_passwords
 
+_SCHEME = re.compile(r"^https?(?=://)", re.IGNORECASE)
 _NO_URL = broken_member(Reason.BAD_URL, "the line is no http(s), s3 or gs URL")
 
 
@@ -41,8 +45,8 @@ class UrlListSource(BaseModel):
         lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
         if not lines:
             raise UserError(f"{self.path} lists nothing", field="source.path", remedy="write one URL on each line")
-        given = pa.array(lines, pa.string())
-        is_url = pc.match_substring_regex(given, r"^(?i:https?|s3|gs)://[^/]")
+        given = pa.array([_SCHEME.sub(lambda scheme: scheme[0].lower(), line) for line in lines], pa.string())
+        is_url = pc.match_substring_regex(given, r"^(https?|s3|gs)://[^/]")
         columns = {
             "uri": without_passwords(given),
             "location": pc.if_else(is_url, given, _NO_URL),
@@ -52,6 +56,21 @@ class UrlListSource(BaseModel):
             **stated_columns(pa.table({"nothing": pa.nulls(len(lines), pa.string())})),
         }
         return pa.table(columns, schema=INPUTS)
+
+
+@contextmanager
+def asking(fetch: FetchConfig) -> Iterator[Fetcher]:
+    """A fetcher of listing documents, for hosts that are told who asks.
+
+    Raises:
+        UserError: naming a field below `source.fetch`.
+    """
+    try:
+        fetch.check(has_urls=True)
+    except UserError as error:
+        raise UserError(error.message, field=f"source.{error.field}", remedy=error.remedy) from None
+    with closing(Fetcher(fetch)) as fetcher:
+        yield fetcher
 
 
 def document(path: str, fetch: FetchConfig) -> bytes:
@@ -75,7 +94,8 @@ def document(path: str, fetch: FetchConfig) -> bytes:
                 field="source.path",
                 remedy="give a file, s3://, gs:// or http(s)://",
             ) from None
-    (found,) = Fetcher(fetch)([path])
+    with asking(fetch) as fetcher:
+        (found,) = fetcher([path])
     if found.data is None:
         raise UserError(
             f"{path} did not come: {found.reason} ({found.detail})",

@@ -20,27 +20,9 @@ from curation.sources.files import Shard, shards
 from curation.sources.inputs import rows_table, stated
 from curation.sources.tars import Damage, Member, index
 
-_IMAGES = frozenset(
-    (
-        *(
-            "jpg",
-            "jpeg",
-            "jpe",
-            "jfif",
-            "png",
-            "webp",
-            "gif",
-            "tif",
-            "tiff",
-            "avif",
-            "heic",
-            "heif",
-            "hif",
-            "bmp",
-            "dib",
-        ),
-        *("ico", "jp2", "j2k", "jxl", "ppm", "pgm", "pbm", "pnm", "tga", "img"),
-    )
+_IMAGES = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "tif", "tiff", "avif", "heic", "heif", "hif", "bmp", "dib"),
+    *("ico", "jp2", "j2k", "jxl", "ppm", "pgm", "pbm", "pnm", "tga", "img"),
 )
 _TEXTS = ("caption", "txt", "text", "cls", "json")  # sidecars, the first to say a thing is believed
 _LARGEST_SIDECAR = 2**20
