@@ -95,8 +95,8 @@ class ParquetSource(BaseModel):
         named = [f"{shard.name}#{row}" for row in range(start, start + rows)]
         web = pc.fill_null(pc.match_substring_regex(given, "^https?://"), False)
         columns = {
-            "uri": pc.if_else(web, without_passwords(given), pa.array(named)),
-            "location": pc.coalesce(located(given, shard.location), pa.array(locations)),
+            "uri": pc.if_else(web, without_passwords(given), pa.array(named, pa.string())),
+            "location": pc.coalesce(located(given, shard.location), pa.array(locations, pa.string())),
             "dataset": pa.repeat(self.dataset, rows),
             "size": pa.nulls(rows, pa.int64()),
             "modified": pa.array([shard.modified] * rows, INPUTS.field("modified").type),

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from curation.containers import MemberError, is_member, read_members, tar_member
 from curation.errors import UserError
 from curation.fetch import FetchConfig, Fetcher
-from curation.sources import FolderSource, TableSource
+from curation.sources import FolderSource, ParquetSource, TableSource, UnionSource, UrlListSource
+from curation.sources.inputs import STATED, as_text, stated, stated_columns
 
 
 @pytest.fixture
@@ -127,3 +134,225 @@ def test_a_table_without_locations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match="cannot be read as a table"):
         TableSource(path=str(tmp_path / "t.parquet")).inputs()
+
+
+def test_json_lines_and_packed_tables_say_what_they_say(tmp_path: Path) -> None:
+    lines = [
+        {
+            "url": "https://a.example/1",
+            "alt": "2020-01-01",
+            "n": 1.0,
+            "ok": True,
+            "tags": ["x", "y"],
+            "License": "CC0-1.0",
+        },
+        {"alt": "half \ud83d", "url": "https://a.example/2", "author": "Ann", "n": "many", "none": None, "empty": ""},
+    ]
+    text = "\n\n".join(map(json.dumps, lines)).encode()
+    (tmp_path / "t.jsonl").write_bytes(text)
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(text))
+    first, second = TableSource(path=str(tmp_path / "t.jsonl")).inputs().to_pylist()
+    assert first["metadata"] == [("alt", "2020-01-01"), ("n", "1.0"), ("ok", "true"), ("tags", '["x", "y"]')]
+    assert (first["licence"], first["creator"], second["creator"]) == ("CC0-1.0", None, "Ann")
+    assert second["metadata"] == [("alt", "half \\ud83d"), ("n", "many")]
+    assert TableSource(path=str(tmp_path / "t.jsonl.gz")).inputs().to_pylist() == [first, second]
+    (tmp_path / "t.TSV.gz").write_bytes(gzip.compress(b"url\talt\nhttps://a.example/1\tA\n"))
+    (row,) = TableSource(path=str(tmp_path / "t.TSV.gz")).inputs().to_pylist()
+    assert row["metadata"] == [("alt", "A")]
+    for name, content, complaint in (
+        ("a.jsonl", b'{"url": "x"}\n{"url": \n', "line 2 is not JSON"),
+        ("b.jsonl", b'["x"]\n', "line 1 is not a JSON object"),
+        ("c.csv.gz", b"url\nx\n", "cannot be read as a table"),
+        ("d.csv.gz", gzip.compress(b"url\n" * 1000)[:20], "cannot be read as a table"),
+        ("e.csv", b"url,alt,alt\nx,a,b\n", "two columns alt"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=complaint) as error:
+            TableSource(path=str(tmp_path / name)).inputs()
+        assert error.value.field == "source.path"
+
+
+_CELLS = st.one_of(st.none(), st.text(max_size=5), st.integers(-9, 9), st.booleans(), st.floats(allow_nan=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["title", "Author", "creator", "license", "licence", "alt", "n", "Ünï"]),
+        st.lists(_CELLS, min_size=3, max_size=3),
+        max_size=6,
+    )
+)
+def test_columns_and_rows_state_the_same(columns: dict[str, list[object]]) -> None:
+    typed = {name: [None if v is None else as_text(v) for v in cells] for name, cells in columns.items()}
+    for table in (
+        typed,
+        {n: cells for n, cells in columns.items() if len({type(v) for v in cells} - {type(None)}) < 2},
+    ):
+        if not table:
+            continue
+        found = stated_columns(pa.table(table))
+        for i in range(3):
+            row = stated({name: cells[i] for name, cells in table.items()})
+            assert {n: c[i].as_py() for n, c in found.items()} == {**dict.fromkeys(STATED), **row}
+
+
+def test_a_long_table_is_listed_in_columns(tmp_path: Path) -> None:
+    rows = 70_000
+    urls = pa.array([f"https://a.example/{i}" for i in range(rows)])
+    pq.write_table(pa.table({"url": urls, "alt": pa.array([str(i) for i in range(rows)])}), tmp_path / "t.parquet")
+    inputs = TableSource(path=str(tmp_path / "t.parquet")).inputs()
+    assert inputs["uri"].to_pylist() == urls.to_pylist()
+    assert [inputs["metadata"][i].as_py() for i in (0, 65_535, 65_536, rows - 1)] == [
+        [("alt", str(i))] for i in (0, 65_535, 65_536, rows - 1)
+    ]
+
+
+def test_no_text_of_a_table_is_taken_for_a_place_in_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forged = tar_member("s3://bucket/secret.tar", 0, 10)
+    Path("t.jsonl").write_text(json.dumps({"path": forged}))
+    for path in ("t.jsonl", str(tmp_path / "t.jsonl")):
+        (location,) = TableSource(path=path).inputs()["location"].to_pylist()
+        assert not is_member(location)
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _picture(data: bytes | None, path: str | None) -> dict[str, object]:
+    return {"bytes": data, "path": path}
+
+
+def test_parquet_with_bytes_as_hugging_face_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "near.png").write_bytes(b"near")
+    images = [
+        _picture(b"zero", "0.png"),
+        _picture(None, "https://me:secret@a.example/1.png"),
+        _picture(None, "near.png"),
+        _picture(None, None),
+        None,
+        _picture(b"", "5.png"),
+    ]
+    columns = {
+        "label": pa.array(range(6)),
+        "image": pa.array(images, IMAGE),
+        "License": pa.array(["CC0-1.0"] + [None] * 5),
+        "vector": pa.array([[0.5]] * 6),
+        "tags": pa.array([["a", "b"]] * 6),
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "near.png").write_bytes(b"near")
+    path = tmp_path / "data" / "train.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=4)
+    rows = ParquetSource(path=str(tmp_path / "data")).inputs().to_pylist()
+    assert [row["uri"] for row in rows] == [
+        "train.parquet#0",
+        "https://a.example/1.png",
+        *[f"train.parquet#{i}" for i in range(2, 6)],
+    ]
+    assert (rows[0]["licence"], rows[1]["licence"]) == ("CC0-1.0", None)
+    assert rows[0]["metadata"] == [("label", "0"), ("tags", '["a", "b"]')]
+    assert rows[0]["modified"].timestamp() == pytest.approx(path.stat().st_mtime)
+    assert rows[1]["location"] == "https://me:secret@a.example/1.png"
+    assert rows[2]["location"] == f"{tmp_path}/data/near.png"
+    found = read_members([row["location"] for row in rows if is_member(row["location"])], 100)
+    assert [m if isinstance(m, bytes) else m.reason for m in found] == [b"zero", "no_image", "no_image", b""]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("statistics", [True, False])
+def test_parquet_with_a_plain_column_of_bytes(tmp_path: Path, kind: pa.DataType, statistics: bool) -> None:
+    cells = [b"x" * i if i % 7 else None for i in range(50)]
+    table = pa.table({"blob": pa.array(cells, kind), "jpg": pa.array(cells[::-1], kind), "alt": ["a"] * 50})
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=13, write_statistics=statistics)
+    for column, wanted in ((None, cells[::-1]), ("blob", cells)):
+        inputs = ParquetSource(path=str(tmp_path / "0.parquet"), column=column).inputs()
+        assert inputs["uri"].to_pylist() == [f"0.parquet#{i}" for i in range(50)]
+        found = read_members(inputs["location"].to_pylist(), 100)
+        assert [m if isinstance(m, bytes) else None for m in found] == wanted
+
+
+def test_parquet_files_that_are_none(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"alt": ["a"], "vector": [[1.0]]}), tmp_path / "no.parquet")
+    with pytest.raises(UserError, match=r"alt \(string\), vector") as error:
+        ParquetSource(path=str(tmp_path / "no.parquet")).inputs()
+    assert error.value.field == "source.column"
+    (tmp_path / "page.parquet").write_text("<html>")
+    with pytest.raises(UserError, match="is no Parquet file"):
+        ParquetSource(path=str(tmp_path / "page.parquet")).inputs()
+    with pytest.raises(UserError, match="no file or folder"):
+        ParquetSource(path=str(tmp_path / "absent.parquet")).inputs()
+    pq.write_table(pa.table({"png": pa.array([], pa.binary())}), tmp_path / "empty.parquet")
+    with pytest.raises(UserError, match="has no rows"):
+        ParquetSource(path=str(tmp_path / "empty.parquet")).inputs()
+    pq.write_table(pa.table({"png": [b"x"], "alt": ["a"]}), tmp_path / "yes.parquet")
+    inputs = ParquetSource(path=str(tmp_path)).inputs()
+    assert inputs["uri"].to_pylist() == ["no.parquet", "page.parquet", "yes.parquet#0"]
+    found = read_members(inputs["location"].to_pylist(), 100)
+    assert [m if isinstance(m, bytes) else m.reason for m in found] == ["corrupt", "corrupt", b"x"]
+
+
+def test_a_damaged_column_of_statements_fails_its_rows(tmp_path: Path) -> None:
+    table = pa.table(
+        {"png": [os.urandom(900) for _ in range(20)], "licence": [os.urandom(50).hex() for _ in range(20)]}
+    )
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=10, compression="zstd", use_dictionary=False)
+    chunk = pq.ParquetFile(tmp_path / "0.parquet").metadata.row_group(1).column(1)
+    with open(tmp_path / "0.parquet", "r+b") as file:
+        file.seek(chunk.data_page_offset)
+        file.write(b"\xff" * 64)
+    inputs = ParquetSource(path=str(tmp_path / "0.parquet")).inputs()
+    found = list(read_members(inputs["location"].to_pylist(), 10**4))
+    assert [m if isinstance(m, bytes) else m.reason for m in found] == [
+        *table["png"].to_pylist()[:10],
+        *["corrupt"] * 10,
+    ]
+
+
+def test_a_list_of_urls_has_a_row_for_every_line(tmp_path: Path) -> None:
+    lines = "\ufeff# pictures\nhttps://a.example/1#x\r\n\n HTTP://b.example/2 \n/etc/passwd\ns3://b/k\nfile:///etc/passwd\nhttps://\n"
+    (tmp_path / "urls.txt").write_text(lines)
+    rows = UrlListSource(path=str(tmp_path / "urls.txt")).inputs().to_pylist()
+    assert [row["uri"] for row in rows] == [
+        *("https://a.example/1#x", "http://b.example/2", "/etc/passwd", "s3://b/k", "file:///etc/passwd", "https://")
+    ]
+    broken = [next(read_members([row["location"]], 1)) for row in rows if is_member(row["location"])]
+    assert [m.reason for m in broken if isinstance(m, MemberError)] == ["bad_url"] * 3
+    assert rows[1]["location"] == "http://b.example/2"
+
+
+@pytest.fixture
+def union(tmp_path: Path) -> dict[str, Any]:
+    """Two folders and, in a union within the union, a table that names a file of the first folder, too."""
+    for name in ("one/a.png", "two/a.png", "two/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "urls.csv").write_text("url\nhttps://a.example/1\nhttps://a.example/1\none/a.png\n")
+    folders = [{"kind": "folder", "path": str(tmp_path / name), "dataset": name} for name in ("one", "two", "one")]
+    table = {"kind": "table", "path": str(tmp_path / "urls.csv")}
+    return {"kind": "union", "of": [*folders[:2], {"kind": "union", "of": [table]}, folders[2]]}
+
+
+def test_a_union_lists_its_sources_in_order_and_keeps_names_apart(union: dict[str, Any]) -> None:
+    source = UnionSource.model_validate(union)
+    inputs = source.inputs()
+    urls = ["https://a.example/1"] * 2
+    assert inputs["uri"].to_pylist() == ["a.png", "two/a.png", "b.png", *urls, "one/a.png", "a.png"]
+    assert inputs["dataset"].to_pylist() == ["one", "two", "two", *["table"] * 3, "one"]
+    assert UnionSource.model_validate(source.model_dump()) == source
+
+
+def test_a_mistake_within_a_union_is_found_where_it_is(union: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "urls.csv").unlink()
+    with pytest.raises(UserError, match="no table") as error:
+        UnionSource.model_validate(union).inputs()
+    assert error.value.field == "source.of[2].of[0].path"
+    (tmp_path / "one" / "one").mkdir()
+    (tmp_path / "one" / "one" / "a.png").write_bytes(b"which of the two is one/a.png?")
+    union["of"][1]["dataset"] = "one"
+    with pytest.raises(UserError, match="different files") as error:
+        UnionSource.model_validate(union).inputs()
+    assert error.value.field == "source.of[1].dataset"
