@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tests.curation.hostile import Hostile, hostiles, listed_as
 from tests.curation.pictures import encoded, noise
 
 TITLES = ("a heap of colours", "blobs", "fog, at dawn", 'a "quoted" title', "Äpfel & Öl")
-_RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _STALLED_S = 240.0  # without a sign of life: a hang
 
 
@@ -172,7 +172,7 @@ class Driver:
 
     def workers(self) -> list[Process]:
         """Ray's workers that have something to do, the actors of Ray Data among them."""
-        found = [p for p in self.members() if p.name.startswith("ray::") and not p.name.startswith(_RAY_AGENTS)]
+        found = [p for p in self.members() if p.name.startswith("ray::") and not p.name.startswith(RAY_AGENTS)]
         return [p for p in found if not p.name.startswith("ray::IDLE")] or found
 
     def kill(self, kind: str, chance: random.Random) -> str | None:
@@ -251,30 +251,26 @@ class Kill:
     """One planned kill: of what, and when."""
 
     kind: str
-    moment: str  # for a reader
-    due: Callable[[int, bool], bool] = field(repr=False)  # of the number of stored results, and of publishing
+    at: int | None  # so many stored results; None: as soon as the manifest is being written
     hit: str = ""
+
+    def due(self, results: int, publishes: bool) -> bool:
+        return publishes if self.at is None else results >= self.at
 
 
 def plan(kills: int, results: int, chance: random.Random) -> list[Kill]:
-    """Kills in the order of their moments: most of them workers, the last ones while deciding and publishing.
+    """Kills in the order of their moments: most of them of workers, the last ones while deciding and publishing.
 
     Args:
         kills: how many.
         results: files that a whole run stores for its units.
         chance: decides kinds and moments.
     """
-    late = [Kill("driver", "publishing", lambda _, publishes: publishes)]
-    late.insert(0, Kill("driver", "all measured", lambda count, _: count >= results))
-    late = late[2 - min(2, kills // 3) :]
+    late = [Kill("driver", results), Kill("driver", None)][2 - min(2, kills // 3) :]
     kinds = ["driver", "worker", "everything", "worker", "raylet", "worker", "worker"]
     early = [kinds[i % len(kinds)] for i in range(kills - len(late))]
     chance.shuffle(early)
-    moments = sorted(chance.randrange(results) for _ in early)
-    return [
-        Kill(kind, f"{moment}/{results} stored", lambda count, _, moment=moment: count >= moment)
-        for kind, moment in zip(early, moments, strict=True)
-    ] + late
+    return [*map(Kill, early, sorted(chance.randrange(results) for _ in early)), *late]
 
 
 @dataclass
@@ -436,7 +432,8 @@ def show(report: Report) -> None:
     for name, found in (("undisturbed", peace), ("under fire", fire)):
         print(f"{name:<14}{found.seconds:>9.1f}{found.reruns:>9}{found.failures:>14}{found.redone:>24}")
     for number, kill in enumerate(report.kills, 1):
-        print(f"kill {number:>2}  {kill.kind:<11} {kill.moment:<22} {kill.hit or 'never came'}")
+        moment = "publishing" if kill.at is None else f"{kill.at} results stored"
+        print(f"kill {number:>2}  {kill.kind:<11} {moment:<22} {kill.hit or 'never came'}")
     for fault in report.wrong[:40]:
         print(f"wrong: {fault}")
     print(f"differing: {', '.join(report.differing) or 'nothing'}")

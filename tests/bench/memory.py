@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.bench.fire import Driver, job
+from tests.bench.fire import RAY_AGENTS, Driver, job
 from tests.curation.pictures import encoded
 
 SIDE = 256
@@ -94,7 +94,7 @@ def course(scratch: Path, inputs: int, workers: int) -> Course:
 def _role(pid: int, name: str, driver: int) -> str | None:
     if pid == driver:
         return "driver"
-    if name.startswith("ray::"):
+    if name.startswith("ray::") and not name.startswith(RAY_AGENTS):
         return "worker"
     return None
 
@@ -116,7 +116,7 @@ def draw(courses: list[Course], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for panel, role in zip(panels, ("driver", "worker"), strict=True):
         for course, colour in zip(courses, ("tab:blue", "tab:orange"), strict=True):
             label: str | None = f"{course.inputs:,} inputs, {course.seconds:.0f} s"
@@ -126,7 +126,8 @@ def draw(courses: list[Course], path: Path) -> None:
                     share = [t / course.seconds for t in times]
                     panel.plot(share, [v / 2**20 for v in values], color=colour, label=label, linewidth=1.2)
                     label = None
-        panel.set(title=role if role == "driver" else "workers", xlabel="share of the run", ylim=(0, None))
+        panel.set(title=role if role == "driver" else "workers", xlabel="share of the run", xlim=(0, 1))
+        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend()
     panels[0].set_ylabel("resident memory, MiB")
