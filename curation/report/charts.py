@@ -16,13 +16,15 @@ _EMPTY = Markup("")
 
 
 def number(value: float) -> str:
-    """A number as a person writes it: three significant digits, or all of a whole one."""
+    """A number as a person writes it: at most three significant digits, or all of a whole one."""
     if value == math.inf:
         return "∞"
     if value == round(value) and abs(value) < 1e7:
         return f"{int(value):,}".replace("-", "−")
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
     text = f"{value:,.{digits}f}" if digits < 7 else f"{value:.2e}"
+    if "." in text and "e" not in text:
+        text = text.rstrip("0").rstrip(".")
     return text.replace("-", "−")
 
 
@@ -41,7 +43,7 @@ def stacked_bar(parts: Sequence[tuple[str, int]], whole: int) -> Markup:
     ).format(_EMPTY.join(out))
 
 
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 190, 8, 8, 34, 24
+_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 330, 168, 4, 4, 36, 22
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -64,6 +66,8 @@ def histogram(series: Series, lines: Sequence[Threshold], label: str) -> Markup:
 def lengths(found: Histogram, label: str) -> Markup:
     """A histogram of whole numbers, one series."""
     edges, counts = found.table()
+    if found.exponent == 0:
+        edges = edges - 0.5  # a bin is one number, which stands below its middle
     return _histogram(edges, counts, [0], (), label, logarithmic=False)
 
 
@@ -117,10 +121,13 @@ def _histogram(
     )
 
 
+_SIGNS = {"below": "<", "over": ">", "from": "≥"}
+
+
 def _threshold_lines(lines: Sequence[tuple[float, Threshold]]) -> list[Markup]:
     out = []
     for at, line in lines:
-        words = f"{'<' if line.side == 'below' else '≥'} {number(line.value)}: {line.action}"
+        words = f"{_SIGNS[line.side]} {number(line.value)}: {line.action}"
         anchor = "start" if at < _W / 2 else "end"
         shift = 4 if anchor == "start" else -4
         out.append(
@@ -138,10 +145,9 @@ def _axis(x: Callable[[float], float], low: float, high: float, logarithmic: boo
         Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(_LEFT, _W - _RIGHT, bottom, bottom),
     ]
     if logarithmic:
-        powers = [p for p in range(-12, 13) if low <= math.log2(10.0**p) <= high]
-        places = [(math.log2(10.0**p), number(10.0**p)) for p in powers]
-        if len(places) < 2:
-            places = [(t, number(2.0**t)) for t in ticks(low, high, 4)]
+        places = [(math.log2(10.0**p), number(10.0**p)) for p in range(-12, 13) if low <= math.log2(10.0**p) <= high]
+        if len(places) < 3:
+            places = [(float(p), number(2.0**p)) for p in range(math.ceil(low), math.floor(high) + 1)]
     else:
         places = [(t, number(t)) for t in ticks(low, high)]
     for place, text in places:

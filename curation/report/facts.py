@@ -51,7 +51,7 @@ class Counting(Protocol):
 class Outcomes:
     """Rows by what became of them."""
 
-    columns: ClassVar = (*_OUTCOME, "bytes")
+    columns: ClassVar[tuple[str, ...]] = (*_OUTCOME, "bytes")
     counts: Counter[Outcome] = field(default_factory=Counter)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -70,7 +70,7 @@ class Outcomes:
 class Rights:
     """Rows by the verdict on their rights, and single observations by signal and verdict."""
 
-    columns: ClassVar = ("decision", "rights_verdict", "rights")
+    columns: ClassVar[tuple[str, ...]] = ("decision", "rights_verdict", "rights")
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by verdict and decision
     signals: Counter[tuple[str, str, bool]] = field(default_factory=Counter)  # by signal, verdict and whether kept
 
@@ -91,8 +91,8 @@ class Rights:
 class Sources:
     """Where the rows came from: all of them and those that were kept, by domain, creator, licence and so on."""
 
-    columns: ClassVar = ("decision", "domain", "creator", "licence", "dataset", "format")
-    names: ClassVar = {
+    columns: ClassVar[tuple[str, ...]] = ("decision", "domain", "creator", "licence", "dataset", "format")
+    names: ClassVar[dict[str, str]] = {
         "domain": "no domain (local files)",
         "creator": "no creator stated",
         "licence": "no licence stated",
@@ -124,8 +124,8 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 class Captions:
     """The captions of kept rows: how long, in which words, by which captioner."""
 
-    columns: ClassVar = ("decision", "caption", "caption_source", "captions")
-    needed: ClassVar = ("decision", "caption", "caption_source")
+    columns: ClassVar[tuple[str, ...]] = ("decision", "caption", "caption_source", "captions")
+    needed: ClassVar[tuple[str, ...]] = ("decision", "caption", "caption_source")
     lengths: Histogram = field(default_factory=lambda: Histogram(1, finest=0))
     words: Tally = field(default_factory=Tally)
     chosen: Counter[str] = field(default_factory=Counter)  # by captioner, of the caption that is trained on
@@ -156,7 +156,7 @@ class Captions:
 class Groups:
     """Rows with a picture by set, zero-shot group and fate. The group of a row is the one that scores highest."""
 
-    columns: ClassVar = (*Outcomes.columns, "groups")
+    columns: ClassVar[tuple[str, ...]] = (*Outcomes.columns, "groups")
     counts: Counts = field(default_factory=Counter)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -204,7 +204,7 @@ _TALLIES = ("outcomes", "rights", "sources", "captions", "groups", "scores")
 
 def gather(manifest: Manifest, *more: Counting) -> Facts:
     """Counts the rows of a manifest, in its order; `more` tallies are given the same batches."""
-    facts, there = Facts(), set(manifest.schema.names)
+    facts, there = Facts(scores=Scores.of(manifest.info)), set(manifest.schema.names)
     counting: list[Counting] = list(more)
     for name in _TALLIES:
         tally = getattr(facts, name)

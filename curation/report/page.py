@@ -24,10 +24,10 @@ from curation.report import charts, funnel, representation, words
 from curation.report.facts import Counting, Facts, gather
 from curation.report.pictures import Album, Clusters, Key, Sample, Tile, clusters, rows_at
 from curation.report.representation import GroupSet
-from curation.report.scores import safety_thresholds, thresholds
+from curation.report.scores import safety_limits, thresholds
 
 HERE = Path(__file__).parent
-GALLERIES, LARGEST, SAMPLED, MEMBERS, TOP, WORDS, REMOVALS = 12, 6, 6, 7, 12, 40, 60
+GALLERIES, LARGEST, SAMPLED, MEMBERS, TOP, WORDS, REMOVALS = 12, 6, 6, 6, 12, 40, 400
 _SHOWN = (
     *("id", "uri", "final_uri", "title", "creator", "licence", "licence_url", "caption", "caption_source"),
     *("decision", "reason", "rule", "score", "threshold", "detail", "duplicate_kind", "similarity", "width", "height"),
@@ -60,7 +60,7 @@ def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
     numbers = {row for key in keys for row in sample.rows(key)}
     numbers |= {row for c in found for row in (c.representative, *c.members) if row is not None}
     rows = {n: _shown(row) for n, row in rows_at(manifest, numbers, _SHOWN).items()}
-    concepts = safety_thresholds(manifest.info, facts.scores.applied)
+    concepts = {name: at for name, (at, _) in safety_limits(manifest.info, facts.scores.applied).items()}
     galleries = [key for key in keys if key.decision in (Decision.DROPPED, Decision.HELD)][:GALLERIES]
     pictured = {row for key in galleries for row in sample.rows(key)}
     pictured |= {row for key in keys if key.decision == Decision.KEPT for row in sample.rows(key)}
@@ -167,7 +167,8 @@ def measured(row: Mapping[str, Any]) -> str:
         return ""
     if limit is None:
         return f"similarity {charts.number(score)}" if row.get("duplicate_kind") else charts.number(score)
-    return f"{charts.number(score)} {'≥' if score >= limit else '<'} {charts.number(limit)}"
+    sign = "<" if score < limit else ">" if str(row.get("rule")).endswith(".max") else "≥"
+    return f"{charts.number(score)} {sign} {charts.number(limit)}"
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def _scores(info: ManifestInfo, facts: Facts) -> list[dict[str, Any]]:
             title = words.score(score.kind, score.name)
             label = f"{title}: {series.n:,} rows from {charts.number(series.low)} to {charts.number(series.high)}"
             drawn = lines.get(score, [])
-            label += "".join(f"; {t.action} {t.side} {charts.number(t.value)}" for t in drawn)
+            label += "".join(f"; {t.action} {words.SIDES[t.side]} {charts.number(t.value)}" for t in drawn)
             found.append(
                 {"title": title, "series": series, "chart": charts.histogram(series, drawn, label), "lines": drawn}
             )

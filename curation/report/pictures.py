@@ -47,7 +47,7 @@ class Key(NamedTuple):
 class Sample:
     """For every decision and reason the row numbers of a few rows, chosen by the hashes of their ids."""
 
-    columns: ClassVar = ("id", "decision", "stage", "reason", "rule")
+    columns: ClassVar[tuple[str, ...]] = ("id", "decision", "stage", "reason", "rule")
     size: int = 8
     kept: int = 24
     chosen: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)  # heaps of (-rank, -row)
@@ -75,8 +75,8 @@ class Sample:
 class Clusters:
     """How many rows are duplicates of which: clusters are told apart by the hash of what they are copies of."""
 
-    columns: ClassVar = ("reason", "duplicate_of", "duplicate_cluster")
-    needed: ClassVar = ("reason", "duplicate_of")
+    columns: ClassVar[tuple[str, ...]] = ("reason", "duplicate_of", "duplicate_cluster")
+    needed: ClassVar[tuple[str, ...]] = ("reason", "duplicate_of")
     sizes: Counter[int] = field(default_factory=Counter)  # copies by rank of the representative's id
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -195,7 +195,7 @@ class Album:
     thresholds: Mapping[str, float]  # of safety concepts
     show_unsafe: bool = False
 
-    columns: ClassVar = ("id", "decision", "stage", "reason", "safety", "image")
+    columns: ClassVar[tuple[str, ...]] = ("id", "decision", "stage", "reason", "safety", "image")
 
     def tiles(self, numbers: Collection[int]) -> dict[int, Tile]:
         """A tile for every row number."""
@@ -210,7 +210,7 @@ class Album:
     def _refusal(self, row: Mapping[str, Any]) -> Tile | None:
         kept = row["decision"] == Decision.KEPT
         if row["reason"] in _WITHHELD or (not kept and row.get("stage") == "rights"):
-            return Tile(None, "withheld: the picture was opted out or its rights are not clear")
+            return Tile(None, "withheld: opted out, or its rights are not clear")
         if row["decision"] == Decision.FAILED:
             return Tile(None, "no picture came")
         over = [
@@ -219,7 +219,7 @@ class Album:
             if entry["concept"] in self.thresholds and not (entry["score"] or 0.0) < self.thresholds[entry["concept"]]
         ]
         if not self.show_unsafe and (over or row["reason"] == Reason.UNSAFE):
-            return Tile(None, f"veiled: {', '.join(over) or 'unsafe'} (--show-unsafe shows it)")
+            return Tile(None, f"veiled: {', '.join(over) or 'unsafe'}")
         return None
 
     def _from_work(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, bytes]:

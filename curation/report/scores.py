@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.manifest import Decision, ManifestInfo
+from curation.nsfw import CONCEPT as NSFW
 from curation.report.tallies import Histogram
 
 KEPT, NOT_KEPT = 0, 1
@@ -25,8 +26,12 @@ class Score(NamedTuple):
     name: str
 
 
+_ASPECT = Score("size", "aspect")
+_HASH_BITS = Score("duplicates", "perceptual")
+
+
 class Threshold(NamedTuple):
-    """A line in a histogram: what lies `below` it, or at and `above` it, is acted on."""
+    """A line in a histogram: what lies `below` it, `over` it, or `from` it upwards is acted on."""
 
     value: float
     side: str
@@ -34,11 +39,16 @@ class Threshold(NamedTuple):
 
 
 class Series:
-    """One measure's histogram on a linear and, where all numbers are positive, on a logarithmic scale."""
+    """One measure's histogram on a linear and, where all numbers are positive, on a logarithmic scale.
 
-    def __init__(self) -> None:
-        self._linear = Histogram(2)
+    Args:
+        score: the measure. Shares of hash bits come in steps of 1/64, and proportions are a matter of ratios.
+    """
+
+    def __init__(self, score: Score) -> None:
+        self._linear = Histogram(2, finest=-6 if score == _HASH_BITS else -10)
         self._log = Histogram(2, finest=-6)
+        self._ratio = score == _ASPECT
 
     def add(self, values: np.ndarray, kept: np.ndarray) -> None:
         series = np.where(kept, KEPT, NOT_KEPT)
@@ -70,26 +80,44 @@ class Series:
     def logarithmic(self) -> bool:
         """Whether a linear scale would show one bar and a long tail."""
         if self._log.n < self._linear.n or not self._linear.n or self.high < 16 * self.low:
-            return False
+            return self._ratio and self.low > 0
         _, counts = self._linear.table()
-        return bool(counts[: max(1, len(counts) // 8)].sum() > 0.6 * self._linear.n)
+        return self._ratio or bool(counts[: max(1, len(counts) // 8)].sum() > 0.6 * self._linear.n)
 
     def table(self) -> tuple[np.ndarray, np.ndarray]:
         """Edges (B + 1,), of log2 of the numbers where `logarithmic`, and counts (B, 2) of kept and not kept."""
         return (self._log if self.logarithmic else self._linear).table()
 
 
+# Measures that are read off columns; those of a filter of the job are shown beside the first two.
+_SIZES: Mapping[str, tuple[tuple[str, ...], Callable[..., np.ndarray]]] = {
+    "shorter_side": (("width", "height"), np.minimum),
+    "aspect": (("width", "height"), lambda width, height: np.maximum(width, height) / np.minimum(width, height)),
+    "width": (("width",), np.asarray),
+    "height": (("height",), np.asarray),
+    "pixels": (("width", "height"), np.multiply),
+    "bytes": (("bytes",), np.asarray),
+}
+
+
 @dataclass
 class Scores:
     """Every measure of the rows."""
 
-    columns: ClassVar = (
-        *("decision", "rule", "threshold", "width", "height", "safety", "scores", "captions", "caption"),
+    columns: ClassVar[tuple[str, ...]] = (
+        *("decision", "rule", "threshold", "bytes", "width", "height", "safety", "scores", "captions", "caption"),
         *("similarity", "duplicate_kind", "nearest_similarity"),
     )
-    needed: ClassVar = ("decision",)
+    needed: ClassVar[tuple[str, ...]] = ("decision",)
+    sizes: tuple[str, ...] = ("shorter_side", "aspect")
     series: dict[Score, Series] = field(default_factory=dict)
     applied: Counter[tuple[str, float]] = field(default_factory=Counter)  # rows by the rule and threshold they met
+
+    @classmethod
+    def of(cls, info: ManifestInfo) -> Scores:
+        """With a histogram for every size that the manifest's job filters by."""
+        asked = [name for name in sorted(_dict(info.job.get("filters"))) if name in _SIZES and name not in cls.sizes]
+        return cls((*cls.sizes, *asked))
 
     def add(self, batch: pa.RecordBatch) -> None:
         columns = set(batch.schema.names)
@@ -97,12 +125,12 @@ class Scores:
         if {"rule", "threshold"} <= columns:
             rules = zip(batch["rule"].to_pylist(), batch["threshold"].to_pylist(), strict=True)
             self.applied.update((rule, at) for rule, at in rules if rule is not None and at is not None)
-        if {"width", "height"} <= columns:
-            sides = np.stack([_floats(batch["width"]), _floats(batch["height"])])
-            known = (sides > 0).all(axis=0)
-            width, height = sides[:, known]
-            self._add(Score("size", "shorter_side"), np.minimum(width, height), kept[known])
-            self._add(Score("size", "aspect"), width / height, kept[known])
+        for name in self.sizes:
+            needed, size = _SIZES[name]
+            if set(needed) <= columns:
+                given = [_floats(batch[column]) for column in needed]
+                known = np.all([values > 0 for values in given], axis=0)
+                self._add(Score("size", name), size(*(values[known] for values in given)), kept[known])
         for column, key, kind in (("safety", "concept", "safety"), ("scores", "name", "quality")):
             if column in columns:
                 self._add_lists(batch[column], key, kind, kept)
@@ -118,7 +146,7 @@ class Scores:
 
     def _add(self, score: Score, values: np.ndarray, kept: np.ndarray) -> None:
         if len(values):
-            self.series.setdefault(score, Series()).add(values, kept)
+            self.series.setdefault(score, Series(score)).add(values, kept)
 
     def _add_known(self, score: Score, values: pa.Array, kept: np.ndarray) -> None:
         known = values.is_valid().to_numpy(zero_copy_only=False)
@@ -149,14 +177,21 @@ def _floats(values: pa.Array) -> np.ndarray:
     return np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
 
 
-def safety_thresholds(info: ManifestInfo, applied: Mapping[tuple[str, float], int]) -> dict[str, float]:
-    """The threshold of every safety concept: as rows met it, else as the job states it or its model is calibrated."""
-    found = {rule.split(".", 2)[-1]: at for rule, at in sorted(applied) if rule.startswith("safety.")}
-    stated = _dict(_dict(info.job.get("safety")).get("concepts"))
-    for name, at in (stated | _resolved(info.job)).items():
-        if isinstance(at, int | float):
-            found.setdefault(name, float(at))
+def safety_limits(info: ManifestInfo, applied: Mapping[tuple[str, float], int]) -> dict[str, tuple[float, str]]:
+    """Every safety concept's threshold and action: as rows met it, else as the job states it or its model has it."""
+    safety = _dict(info.job.get("safety"))
+    action = str(safety.get("action") or "drop")
+    stated = {rule.removeprefix(_CONCEPT): at for rule, at in sorted(applied) if rule.startswith(_CONCEPT)}
+    for name, at in (_dict(safety.get("concepts")) | _resolved(info.job)).items():
+        stated.setdefault(name, at)
+    found = {name: (float(at), action) for name, at in stated.items() if isinstance(at, int | float)}
+    nsfw = _dict(safety.get("nsfw"))
+    if isinstance(nsfw.get("threshold"), int | float):
+        found[NSFW] = (float(nsfw["threshold"]), str(nsfw.get("action") or "drop"))
     return found
+
+
+_CONCEPT = "safety.concepts."
 
 
 def _resolved(job: dict[str, Any]) -> dict[str, float]:
@@ -183,22 +218,21 @@ def thresholds(info: ManifestInfo, applied: Mapping[tuple[str, float], int]) -> 
         if isinstance(value, int | float) and math.isfinite(value) and all(line.value != value for line in lines):
             lines.append(Threshold(float(value), side, action))
 
-    action = str(_dict(job.get("safety")).get("action") or "drop")
-    for name, at in safety_thresholds(info, applied).items():
-        put(Score("safety", name), at, "above", action)
+    for name, (at, action) in safety_limits(info, applied).items():
+        put(Score("safety", name), at, "from", action)
     put(Score("size", "shorter_side"), _dict(job.get("images")).get("min_side"), "below", "drop")
     for name, limits in _dict(job.get("filters")).items():
-        score = Score("size", name) if name in ("aspect", "shorter_side") else Score("quality", name)
+        score = Score("size" if name in _SIZES else "caption" if name == "words" else "quality", name)
         limits = _dict(limits)
-        for bound, side in (("min", "below"), ("max", "above")):
+        for bound, side in (("min", "below"), ("max", "over")):
             put(score, limits.get(bound), side, str(limits.get("action") or "drop"))
     put(Score("caption", "image_text"), _dict(job.get("caption_policy")).get("min_score"), "below", "act")
     duplicates = _dict(job.get("duplicates"))
     radius = _dict(duplicates.get("perceptual")).get("radius")
     if isinstance(radius, int):
-        put(Score("duplicates", "perceptual"), 1 - radius / 64, "above", "drop")
+        put(_HASH_BITS, 1 - radius / 64, "from", "drop")
     for name in ("nearest", "semantic"):
-        put(Score("duplicates", name), _dict(duplicates.get("semantic")).get("threshold"), "above", "drop")
+        put(Score("duplicates", name), _dict(duplicates.get("semantic")).get("threshold"), "from", "drop")
     return {score: sorted(lines) for score, lines in found.items() if lines}
 
 

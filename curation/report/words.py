@@ -5,11 +5,17 @@ from __future__ import annotations
 from curation.report.charts import number
 from curation.report.representation import ANY, Removal
 
+SIDES = {"below": "below", "over": "above", "from": "from"}
 SCORE_KINDS = ("safety", "quality", "size", "caption", "duplicates")
 
 _SCORES = {
     ("size", "shorter_side"): "shorter side, pixels",
-    ("size", "aspect"): "aspect, width ÷ height",
+    ("size", "aspect"): "aspect, long side ÷ short side",
+    ("size", "width"): "width, pixels",
+    ("size", "height"): "height, pixels",
+    ("size", "pixels"): "width × height, pixels",
+    ("size", "bytes"): "file size, bytes",
+    ("safety", "opennsfw"): "safety: NSFW classifier (open_nsfw)",
     ("caption", "image_text"): "caption: CLIP image-text score",
     ("duplicates", "perceptual"): "perceptual duplicates: share of hash bits that agree",
     ("duplicates", "semantic"): "semantic duplicates: cosine",
@@ -66,7 +72,18 @@ def reason(code: str) -> str:
     """A reason, or a reason with its rule (`unsafe: safety.concepts.weapon`), for a person."""
     name, _, rule = code.partition(": ")
     text = _REASONS.get(name) or name.replace("_", " ")
-    return f"{text}: {rule.removeprefix('safety.concepts.').removeprefix('filters.')}" if rule else text
+    if name == "filtered" and rule.startswith("filters."):
+        measure, _, bound = rule.removeprefix("filters.").partition(".")
+        return f"{measure.replace('_', ' ')} {_BOUNDS.get(bound, 'out of bounds')}"
+    return (
+        f"{text}: {_RULES.get(rule) or rule.removeprefix('safety.concepts.').removeprefix('filters.')}"
+        if rule
+        else text
+    )
+
+
+_BOUNDS = {"min": "too low", "max": "too high"}
+_RULES = {"safety.nsfw.threshold": "NSFW classifier"}
 
 
 def share(part: int, whole: int) -> str:
@@ -86,8 +103,10 @@ def warning(name: str, removal: Removal) -> str:
     ratio = removal.ratio
     assert ratio is not None, "nothing to warn of"
     what = "Curation as a whole" if removal.filter == ANY else f"“{reason(removal.filter)}”"
+    begin = f"{what} removes {share(removal.removed, removal.reached)} of “{removal.group}” ({name}) and "
+    if removal.rest_removed == 0:
+        return f"{begin}none of the rest (the ratio's 95% interval begins at {number(ratio.low)})."
     return (
-        f"{what} removes {share(removal.removed, removal.reached)} of “{removal.group}” ({name}) but "
-        f"{share(removal.rest_removed, removal.rest_reached)} of the rest: {number(ratio.ratio)} times as often "
+        f"{begin}{share(removal.rest_removed, removal.rest_reached)} of the rest: {number(ratio.ratio)} times as often "
         f"(95% interval {number(ratio.low)} to {number(ratio.high)})."
     )
