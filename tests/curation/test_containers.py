@@ -157,3 +157,16 @@ def test_a_reader_goes_on_where_it_was(tmp_path: Path) -> None:
         os.unlink(path)
         assert list(reader.read(places[50:])) == [bytes([i]) for i in range(50, 100)], "the file is not opened again"
         assert isinstance(next(reader.read(places[:1])), MemberError)
+
+
+def test_a_fault_that_passes_costs_the_rows_that_met_it(tmp_path: Path) -> None:
+    cells = [bytes([i]) * 100_000 for i in range(100)]
+    path = _parquet(tmp_path / "a.parquet", cells, data_page_size=2**16, write_batch_size=8, compression="none")
+    whole = Path(path).read_bytes()
+    places = [parquet_cell(path, 0, i, "image.bytes") for i in range(100)]
+    with MemberReader(10**6) as reader:
+        assert list(reader.read(places[:2])) == cells[:2]
+        os.truncate(path, 3_000_000)
+        assert isinstance(next(reader.read(places[90:])), MemberError)
+        Path(path).write_bytes(whole)
+        assert list(reader.read(places[91:])) == cells[91:]

@@ -47,11 +47,15 @@ def test_what_is_written_is_there(root: str) -> None:
 
 def test_what_another_process_writes_is_seen(root: str) -> None:
     storage.write_bytes(f"{root}/a", b"1")
-    assert len(storage.list_files(root)) == 1
-    write = f"from curation import storage; storage.write_bytes({root + '/b'!r}, b'22')"
-    subprocess.run([sys.executable, "-c", write], check=True, cwd=Path(__file__).parents[2])
-    assert [i.size for i in storage.list_files(root)] == [1, 2]
+    assert len(storage.list_files(root, recursive=True)) == len(storage.list_files(root)) == 1
+    assert not storage.exists(f"{root}/b")
+    writes = "".join(f"storage.write_bytes({f'{root}/{name}'!r}, b'22'); " for name in "ab")
+    write = [sys.executable, "-c", f"from curation import storage; {writes}"]
+    subprocess.run(write, check=True, cwd=Path(__file__).parents[2])
     assert storage.exists(f"{root}/b")
+    assert storage.info(f"{root}/a").size == 2
+    for recursive in (True, False):
+        assert [i.size for i in storage.list_files(root, recursive=recursive)] == [2, 2]
 
 
 def test_a_file_is_read_from_its_middle(root: str) -> None:
