@@ -337,17 +337,17 @@ def run(path: Path, output: Path, logs: Path, kills: Sequence[Kill] = (), seed: 
 # Judging
 
 
-def listed(folder: Path) -> set[str]:
+def listed(folder: Path) -> list[str]:
     """Every file below a folder, by the operating system's own listing, as a manifest names them."""
-    found, folders = set(), [os.fsencode(folder)]
+    found, folders = [], [os.fsencode(folder)]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 else:
-                    found.add(listed_as(os.path.relpath(entry.path, os.fsencode(folder))))
-    return found
+                    found.append(listed_as(os.path.relpath(entry.path, os.fsencode(folder))))
+    return sorted(found)
 
 
 def parts(manifest: Path) -> dict[str, str]:
@@ -357,7 +357,7 @@ def parts(manifest: Path) -> dict[str, str]:
 
 def books(manifest: Path, folder: Path, hostile: dict[str, Hostile]) -> list[str]:
     """What is wrong with a manifest's books, by Arrow and the operating system alone; nothing when they are right."""
-    names = listed(folder)
+    names = collections.Counter(listed(folder))
     rows = [
         row
         for file in sorted(manifest.glob("*.parquet"))
@@ -366,11 +366,11 @@ def books(manifest: Path, folder: Path, hostile: dict[str, Hostile]) -> list[str
     told = json.loads((manifest / "manifest.json").read_text())["counts"]
     decisions = collections.Counter(row["decision"] for row in rows)
     uris = collections.Counter(row["uri"] for row in rows)
-    wrong = [f"{uri!r} has {n} rows" for uri, n in uris.items() if n > 1]
-    wrong += [f"{name!r} has no row" for name in sorted(names - uris.keys())]
-    wrong += [f"{uri!r} is no file" for uri in sorted(uris.keys() - names)]
-    if len(rows) != len(names) or sum(told.values()) != len(names) or {k: v for k, v in told.items() if v} != decisions:
-        wrong.append(f"{len(names)} files, {len(rows)} rows, {dict(decisions)}, told {told}")
+    wrong = [f"{uri!r} has {n} rows too many" for uri, n in sorted((uris - names).items())]
+    wrong += [f"{name!r} has {n} rows too few" for name, n in sorted((names - uris).items())]
+    files = names.total()
+    if len(rows) != files or sum(told.values()) != files or {k: v for k, v in told.items() if v} != decisions:
+        wrong.append(f"{files} files, {len(rows)} rows, {dict(decisions)}, told {told}")
     if set(decisions) - {"kept", "dropped", "held", "failed"}:
         wrong.append(f"decisions {sorted(decisions)}")
     for row in rows:
