@@ -353,7 +353,7 @@ async def _session(
         return socket.socket(family, kind, protocol)
 
     connector = aiohttp.TCPConnector(
-        limit=config.connections,
+        limit=0,  # `Web.turn` counts them, and a wait for one is not to look like a slow host
         resolver=_Resolver(resolver or aiohttp.ThreadedResolver(), admit),
         ttl_dns_cache=math.ceil(config.dns_ttl_s),
         use_dns_cache=config.dns_ttl_s > 0,

@@ -161,6 +161,12 @@ class _Answer:
         await asyncio.sleep(3600)
         return False
 
+    async def announced(self) -> bool:
+        """Says that a great deal will come, then nothing."""
+        self._writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+        await asyncio.sleep(3600)
+        return False
+
     async def endless(self) -> bool:
         self._writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:

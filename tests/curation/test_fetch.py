@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from curation import storage
 from curation.containers import tar_member
 from curation.errors import UserError
 from curation.fetch import PASSING, FetchConfig, Fetcher, host_and_domain
 from curation.manifest import Reason
 from tests.curation.faults import PICTURE, Faults
+from tests.curation.seaweed import seaweed
 
 
 def fetcher(**fields: Any) -> Fetcher:
@@ -83,6 +85,24 @@ def test_urls_are_on_their_way_while_files_are_read(tmp_path: Path) -> None:
         assert next(results).reason == "http_404"
         assert list(results) == []
         fetch.close()
+
+
+@pytest.mark.slow
+def test_objects_of_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with seaweed(tmp_path) as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        storage._s3.cache_clear()
+        for i in range(30):
+            store.put("bucket", f"{i}.jpg", b"%d" % i * (i + 1))
+        store.put("bucket", "large", b"x" * 1001)
+        names = [f"{i}.jpg" for i in range(30)] + ["large", "absent"]
+        for budget in (1, 100, 10**6):
+            found = list(fetcher(bytes_in_flight=budget)([f"s3://bucket/{name}" for name in names]))
+            assert [f.data for f in found[:30]] == [b"%d" % i * (i + 1) for i in range(30)]
+            assert [f.reason for f in found[30:]] == [Reason.TOO_LARGE, Reason.NOT_FOUND]
+            assert found[0].at is not None
+    storage._s3.cache_clear()
 
 
 def test_only_the_public_web_asks_for_a_contact() -> None:

@@ -93,6 +93,7 @@ def fetch(site: Faults, *paths: str, **fields: Any) -> list[Fetched]:
         ("/206", "http_206", 1),
         ("/busy?after=1000", "http_429", 1),
         ("/endless", Reason.TOO_LARGE, 1),
+        ("/announced", Reason.TOO_LARGE, 1),
         ("/ok?size=100001", Reason.TOO_LARGE, 1),
         ("/loop", Reason.TOO_MANY_REDIRECTS, 2),
         ("/chain?left=6", Reason.TOO_MANY_REDIRECTS, 6),
