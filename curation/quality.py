@@ -1,8 +1,11 @@
 """Quality measures: plain numbers read off the pixels, none of them a judgement before the job file sets a bound.
 
 All are taken at one scale (the area of 256 x 256 pixels, or less where the picture is smaller), so that they compare
-between pictures of any size and cost the same. Sides and bytes stand in columns of their own. No watermark measure is
-here: no package ships weights for one that could be relied on.
+between pictures of any size and cost the same. Sides and bytes stand in columns of their own.
+
+Neither watermarks nor text are measured. No package ships weights of a watermark detector. Of two text heuristics that
+were tried (strokes by top-hat, rows of MSER regions) the better told 360 generated pictures with text from 360 without
+at an AUROC of 0.84, and crops of photographs at 0.69: it would drop the wrong ones.
 """
 
 from __future__ import annotations
