@@ -127,7 +127,7 @@ _SIGNS = {"below": "<", "over": ">", "from": "≥"}
 def _threshold_lines(lines: Sequence[tuple[float, Threshold]]) -> list[Markup]:
     out = []
     for at, line in lines:
-        words = f"{_SIGNS[line.side]} {number(line.value)}: {line.action}"
+        words = f"{_SIGNS[line.side]} {number(line.value)}: {line.action[:12]}"
         anchor = "start" if at < _W / 2 else "end"
         shift = 4 if anchor == "start" else -4
         out.append(

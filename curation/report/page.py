@@ -126,10 +126,17 @@ def _environment() -> jinja2.Environment:
 
 
 def clean(value: object, limit: int = 160) -> str:
-    """Text of a stranger's as it may be shown: no control or direction-changing characters, and not without end."""
-    text = without_user("" if value is None else str(value))
-    shown = "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text[: limit + 1])
-    return shown if len(text) <= limit else shown[: limit - 1] + "…"
+    """Text of a stranger's as it may be shown: `visible`, without passwords, and not without end."""
+    text = "" if value is None else without_user(str(value))
+    return visible(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn"}
+
+
+def visible(text: str) -> str:
+    """The text with a sign in place of control characters, and of those that turn or hide what stands beside them."""
+    return "".join("�" if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -141,12 +148,12 @@ def without_user(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A JSON value whose strings went through `without_user`."""
+    """A JSON value whose strings are shown as they may be: without passwords, and `visible`."""
     if isinstance(value, dict):
-        return {without_user(str(key)): redacted(entry) for key, entry in value.items()}
+        return {visible(without_user(str(key))): redacted(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(entry) for entry in value]
-    return without_user(value) if isinstance(value, str) else value
+    return visible(without_user(value)) if isinstance(value, str) else value
 
 
 def link(uri: object) -> str | None:
@@ -175,7 +182,13 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the words it is shown under and the address it is linked to."""
     name = str(row.get("uri") or "").rstrip("/").rsplit("/", 1)[-1] or "unnamed"
     label = row.get("caption") or row.get("title") or name
-    return {**row, "label": label, "name": name, "href": link(row.get("uri")) or link(row.get("final_uri"))}
+    return {
+        **dict.fromkeys(_SHOWN),
+        **row,
+        "label": label,
+        "name": name,
+        "href": link(row.get("uri")) or link(row.get("final_uri")),
+    }
 
 
 def _reasons(facts: Facts, sample: Sample, rows: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -204,9 +217,11 @@ def _scores(info: ManifestInfo, facts: Facts) -> list[dict[str, Any]]:
         series = facts.scores.series[score]
         if series.n:
             title = words.score(score.kind, score.name)
-            label = f"{title}: {series.n:,} rows from {charts.number(series.low)} to {charts.number(series.high)}"
+            label = (
+                f"{clean(title)}: {series.n:,} rows from {charts.number(series.low)} to {charts.number(series.high)}"
+            )
             drawn = lines.get(score, [])
-            label += "".join(f"; {t.action} {words.SIDES[t.side]} {charts.number(t.value)}" for t in drawn)
+            label += "".join(f"; {clean(t.action, 20)} {words.SIDES[t.side]} {charts.number(t.value)}" for t in drawn)
             found.append(
                 {"title": title, "series": series, "chart": charts.histogram(series, drawn, label), "lines": drawn}
             )

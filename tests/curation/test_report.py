@@ -1,0 +1,519 @@
+"""The report page: figures that reconcile, strangers' text that stays text, pictures that stay hidden."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import re
+from collections import Counter
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from curation.errors import UserError
+from curation.manifest import (
+    ClipInfo,
+    InputsInfo,
+    Manifest,
+    ManifestInfo,
+    RightsSource,
+    WorkInfo,
+    manifest_id,
+    publish,
+    schema,
+    write_part,
+)
+from curation.report import funnel, pictures, words
+from curation.report.facts import Captions, Outcomes, gather
+from curation.report.page import clean, link, redacted, render, without_user
+from curation.report.scores import Score, Threshold, thresholds
+from pipelines import report
+from tests.curation.pictures import encoded, noise
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+DIM = 4
+EVIL = "<script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)>\u202e\x00\"'>"
+JOB: dict[str, Any] = {
+    "kind": "curate",
+    "source": {"kind": "urls", "path": "https://user:secret@example.org/list.csv"},
+    "images": {"min_side": 64},
+    "filters": {"blur": {"min": 2.0}, "bytes": {"max": 5e6, "action": "hold"}},
+    "safety": {"concepts": {"weapon": 0.3}, "action": "hold", "nsfw": {"threshold": 0.8, "action": "drop"}},
+    "duplicates": {"perceptual": {"radius": 3}},
+}
+
+
+def row(
+    name: str, decision: str = "kept", stage: str = "decide", reason: str = "passed", **more: Any
+) -> dict[str, Any]:
+    """A row of a manifest; kept ones have a picture and a caption."""
+    found: dict[str, Any] = {
+        "id": hashlib.sha256(name.encode()).hexdigest(),
+        "uri": name,
+        "domain": "example.org",
+        "creator": "Ann",
+        "licence": "CC0-1.0",
+        "bytes": 1000,
+        "width": 200,
+        "height": 100,
+        "embedding": [0.0] * DIM,
+        "rights": [
+            {"signal": "licence", "value": "CC0-1.0", "where": "metadata", "observed_at": AT, "verdict": "allow"}
+        ],
+        "rights_verdict": "allow",
+        "decision": decision,
+        "stage": stage,
+        "reason": reason,
+        "caption": f"a red {name}" if decision == "kept" else None,
+        "caption_source": "metadata" if decision == "kept" else None,
+        "safety": [{"concept": "weapon", "score": 0.1}, {"concept": "opennsfw", "score": 0.01}],
+        "scores": [{"name": "blur", "score": 5.0}],
+        "groups": [{"set": "place", "group": "indoors" if len(name) % 2 else "outdoors", "score": 0.5}],
+        "image": {"bytes": picture(name), "path": name} if decision == "kept" else None,
+    }
+    if decision == "failed":
+        found |= {"bytes": None, "width": None, "height": None, "safety": None, "scores": None, "groups": None}
+    return found | more
+
+
+def picture(name: str) -> bytes:
+    return encoded(noise(len(name), (48, 32)))
+
+
+def published(
+    output: Path, *parts: list[dict[str, Any]], job: Any = JOB, without: tuple[str, ...] = (), **info: Any
+) -> Manifest:
+    """A manifest of these rows, a part for each list; `without` leaves columns out, as older versions did."""
+    staging = output / ".work" / "staging"
+    columns = pa.schema([field for field in schema(DIM) if field.name not in without])
+    written = [
+        write_part(f"{staging}/part-{i:05d}.parquet", pa.Table.from_pylist(part, schema=columns))
+        for i, part in enumerate(parts)
+    ]
+    rows = [row for part in parts for row in part]
+    fields: dict[str, Any] = {
+        "id": manifest_id(job, [digest for _, digest in written]),
+        "name": "test",
+        "created_at": AT,
+        "code_version": "0",
+        "job": job,
+        "clip": ClipInfo(name="none", dim=DIM),
+        "inputs": InputsInfo.of(row["uri"] for row in rows),
+        "rows": len(rows),
+        "counts": Counter(row["decision"] for row in rows),
+        "reasons": Counter(row["reason"] for row in rows),
+        "rights": [],
+        "files": [part for part, _ in written],
+    }
+    return publish(str(staging), str(output), ManifestInfo(**(fields | info)))
+
+
+def with_work(output: Path, *parts: list[dict[str, Any]], **info: Any) -> Manifest:
+    """The same, with the pictures of all rows in the work folder."""
+    work = output / "units"
+    work.mkdir(parents=True)
+    for i, part in enumerate(parts):
+        images = [{"bytes": picture(r["uri"]), "path": r["uri"]} for r in part]
+        pq.write_table(pa.table({"id": [r["id"] for r in part], "image": images}), work / f"unit-u{i}.parquet")
+    units = [f"u{i}" for i in range(len(parts))]
+    return published(output, *parts, work=WorkInfo(folder=str(work), units=units), **info)
+
+
+def heap() -> list[dict[str, Any]]:
+    """Rows that leave at every step."""
+    first = row("apple")
+    copy = {"duplicate_of": first["id"], "duplicate_cluster": first["id"], "similarity": 0.96}
+    return [
+        first | {"duplicate_cluster": first["id"]},
+        row("pear"),
+        row("missing", "failed", "fetch", "http_404"),
+        row("broken", "failed", "decode", "corrupt", bytes=10, detail="not a picture"),
+        row("unasked", "failed", "fetch", "not_asked"),
+        row("unfetched", "dropped", "rights", "opted_out", bytes=None, rule="optout: list.csv", rights_verdict="deny"),
+        row("painting", "dropped", "rights", "opted_out", rule="optout: list.csv", rights_verdict="deny"),
+        row("near", "dropped", "rights", "opted_out_near_copy", rights_verdict="deny", duplicate_of="x"),
+        row("unstated", "held", "licence", "licence_unstated", licence=None),
+        row("tiny", "dropped", "size", "too_small", rule="images.min_side", score=10.0, threshold=64.0),
+        row("blurred", "dropped", "filters", "filtered", rule="filters.blur.min", score=1.0, threshold=2.0),
+        row("knife", "held", "safety", "unsafe", rule="safety.concepts.weapon", score=0.4, threshold=0.3),
+        row("silent", "dropped", "captions", "caption_missing"),
+        row("apple2", "dropped", "duplicates", "duplicate_perceptual", duplicate_kind="perceptual", **copy),
+    ]
+
+
+class Text(HTMLParser):
+    """The page as a browser reads it: its elements with attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_funnel_and_the_reasons_reconcile_with_the_rows(tmp_path: Path) -> None:
+    rows = heap()
+    manifest = published(tmp_path, rows[:5], rows[5:])
+    facts = gather(manifest)
+    assert facts.rows == len(rows)
+    assert facts.outcomes.decisions() == {"kept": 2, "failed": 3, "dropped": 7, "held": 2}
+    bars = funnel.bars(facts.outcomes.counts)
+    assert [(bar.step.name, bar.reached, sum(bar.left.values())) for bar in bars] == [
+        ("asked for", 14, 2),
+        ("fetched", 12, 1),
+        ("decoded", 11, 1),
+        ("rights", 10, 3),
+        ("filters", 7, 2),
+        ("safety", 5, 1),
+        ("captions", 4, 1),
+        ("duplicates", 3, 1),
+    ]
+    assert bars[-1].passed == 2
+    page = render(manifest)
+    assert page.warnings == []
+    text = " ".join(Text(page.html).text.split())
+    assert "2 kept + 7 dropped + 2 held + 3 failed = 14 rows = 14 inputs" in text
+    assert "The counts add up to 14." in text
+    assert "Reconciled" in text
+
+
+def test_a_stage_without_a_name_is_a_step_of_its_own(tmp_path: Path) -> None:
+    facts = gather(published(tmp_path, [row("a"), row("b", "dropped", "new_stage", "new_reason")]))
+    assert [(bar.step, bar.left) for bar in funnel.bars(facts.outcomes.counts)][-1] == (funnel.OTHER, {"dropped": 1})
+
+
+def test_rows_that_do_not_reconcile_are_said_to_be_so(tmp_path: Path) -> None:
+    page = render(published(tmp_path, [row("a")], counts={"kept": 2}))
+    assert len(page.warnings) == 1
+    assert "do not reconcile" in page.warnings[0]
+    assert "do not reconcile" in page.html
+    denied = render(published(tmp_path / "b", [row("a", rights_verdict="deny")]))
+    assert denied.warnings == ["1 kept rows carry a denial of rights."]
+    assert "No kept row carries a denial" not in denied.html
+
+
+def test_the_same_manifest_gives_the_same_page(tmp_path: Path) -> None:
+    manifest = published(tmp_path, heap())
+    assert render(manifest).html == render(Manifest.open(manifest.uri)).html
+
+
+def hostile(output: Path) -> Manifest:
+    """A manifest in which every text is a stranger's attempt at more than text."""
+    evil = {
+        **dict.fromkeys(("title", "caption", "creator", "licence", "domain", "dataset", "detail", "format"), EVIL),
+        "uri": f"javascript:alert(1)//{EVIL}",
+        "final_uri": f"data:text/html,{EVIL}",
+        "rights": [{"signal": EVIL, "value": EVIL, "where": EVIL, "observed_at": AT, "verdict": EVIL}],
+        "safety": [{"concept": EVIL, "score": 0.1}],
+        "scores": [{"name": EVIL, "score": 0.1}],
+        "groups": [{"set": EVIL, "group": EVIL, "score": 0.1}],
+        "captions": [{"text": EVIL, "source": EVIL, "language": EVIL, "words": 1, "score": 0.2}],
+    }
+    other = evil | {"groups": [{"set": EVIL, "group": "b" + EVIL, "score": 0.1}]}
+    copy = {"duplicate_of": "gone" + EVIL, "duplicate_kind": EVIL, "similarity": 0.5}
+    rows = [
+        *(row(f"a{i}", **evil) for i in range(20)),
+        *(row(f"b{i}", "dropped", EVIL, f"filtered{EVIL}", rule=EVIL, **other) for i in range(9)),
+        row("c", "dropped", "duplicates", "duplicate_x", **evil, **copy),
+    ]
+    source = RightsSource(kind=EVIL, path=EVIL, sha256=EVIL, entries=1, read_at=AT)
+    clip = ClipInfo(name=EVIL, dim=DIM)
+    job = {"evil": EVIL, "safety": {"concepts": {EVIL: 0.5}, "action": EVIL}, "filters": {EVIL: {"min": 0.2}}}
+    return published(output, rows, job=job, rights=[source], clip=clip, name=EVIL, code_version=EVIL)
+
+
+def test_what_strangers_wrote_stays_text(tmp_path: Path) -> None:
+    page = render(hostile(tmp_path))
+    found = Text(page.html)
+    assert page.warnings  # the evil group is in a warning too
+    assert {tag for tag, _ in found.elements}.isdisjoint({"script", "iframe", "object", "embed", "base", "form"})
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    assert {a["src"][:11] for tag, a in found.elements if tag == "img" and a["src"]} == {"data:image/"}
+    assert [a["href"] for tag, a in found.elements if tag == "a" and not (a["href"] or "").startswith("#")] == []
+    assert "<script>alert" in found.text
+    assert "\u202e" not in page.html
+    assert "\x00" not in page.html
+
+
+def test_links_are_http_and_say_nothing_of_where_they_come_from(tmp_path: Path) -> None:
+    uri = "https://ann:secret@example.org/a.png?b=1"
+    found = Text(render(published(tmp_path, [row(uri), row("local.png"), row("ftp://example.org/a")])).html)
+    links = [a for tag, a in found.elements if tag == "a" and not (a["href"] or "").startswith("#")]
+    assert {a["href"] for a in links} == {"https://example.org/a.png?b=1"}
+    assert {a["rel"] for a in links} == {"noreferrer nofollow noopener"}
+    for text in ("javascript:alert(1)", "data:text/html,x", "//example.org", "http://", "http://[", "", None, 3):
+        assert link(text) is None
+
+
+def test_nothing_is_loaded_and_no_secret_is_shown(tmp_path: Path) -> None:
+    page = render(published(tmp_path, heap())).html
+    found = Text(page)
+    assert "secret" not in page
+    (policy,) = [a["content"] for tag, a in found.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert not [a for _, a in found.elements if "style" in a]  # the policy would not let it through
+    outside = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(https?:[^\"')]+)", page)
+    assert outside == []
+    style = page.split("<style>")[1].split("</style>")[0]
+    assert "@import" not in style
+    assert without_user("see https://a:b@c.d/e and s3://k@bucket/x@y") == "see https://c.d/e and s3://bucket/x@y"
+    assert redacted({"a": ["http://u:p@h/", 1, None], "http://u@k": True}) == {
+        "a": ["http://h/", 1, None],
+        "http://k": True,
+    }
+
+
+def shown(manifest: Manifest, **options: bool) -> dict[str, str]:
+    """By uri, the data URI of a row's picture, or the words that stand instead of it."""
+    uris = [uri for batch in manifest.batches(["uri"]) for uri in batch["uri"].to_pylist()]
+    tiles = pictures.Album(manifest, {"weapon": 0.3, "opennsfw": 0.8}, **options).tiles(range(len(uris)))
+    return {uri: tiles[i].uri or tiles[i].instead for i, uri in enumerate(uris)}
+
+
+def test_pictures_of_rows_that_were_not_kept_come_from_the_work_folder_if_anybody_may_see_them(tmp_path: Path) -> None:
+    rows = [*heap(), row("armed", safety=[{"concept": "weapon", "score": 0.9}])]
+    manifest = with_work(tmp_path, rows[:3], rows[3:])
+    found = shown(manifest)
+    visible = {uri for uri, tile in found.items() if tile.startswith("data:image/webp;base64,")}
+    assert visible == {"apple", "pear", "unstated", "tiny", "blurred", "silent", "apple2"}
+    for uri in ("painting", "unfetched", "near"):
+        assert found[uri].startswith("withheld")
+    assert found["knife"].startswith("veiled")
+    assert found["armed"] == "veiled: weapon"
+    assert found["missing"] == "no picture came"
+    asked = shown(manifest, show_unsafe=True)
+    assert {uri for uri, tile in asked.items() if tile.startswith("data:")} == visible | {"knife", "armed"}
+
+
+def test_pictures_of_a_work_folder_that_is_gone_or_of_other_inputs_are_not_shown(tmp_path: Path) -> None:
+    rows = heap()
+    manifest = with_work(tmp_path, rows[:3], rows[3:])
+    unit = tmp_path / "units" / "unit-u1.parquet"
+    table = pq.read_table(unit)
+    pq.write_table(table.take(pa.array([*range(1, table.num_rows), 0])), unit)  # rows of another order
+    assert shown(manifest)["blurred"] == "the picture is no longer stored"
+    unit.write_bytes(b"not parquet")
+    assert shown(manifest)["blurred"] == "the picture is no longer stored"
+    unit.unlink()
+    assert shown(manifest)["blurred"] == "the picture is no longer stored"
+    assert "the picture is no longer stored" in render(manifest).html
+
+
+def test_a_thumbnail_is_small_and_a_broken_picture_is_words() -> None:
+    tile = pictures.thumbnail(encoded(noise(1, (900, 300))))
+    assert tile.uri is not None
+    import base64
+
+    with Image.open(io.BytesIO(base64.b64decode(tile.uri.split(",")[1]))) as image:
+        assert (image.format, image.size) == ("WEBP", (128, 43))
+    assert pictures.thumbnail(b"GIF89a").instead == "the stored picture cannot be read"
+    assert pictures.thumbnail(None).uri is None
+
+
+def test_a_sample_is_a_function_of_the_ids(tmp_path: Path) -> None:
+    rows = [row(f"p{i}") for i in range(60)]
+    forth, back = pictures.Sample(), pictures.Sample()
+    gather(published(tmp_path / "a", rows[:7], rows[7:]), forth)
+    gather(published(tmp_path / "b", rows[::-1]), back)
+    (key,) = forth.chosen
+    chosen = [rows[i]["uri"] for i in forth.rows(key)]
+    assert len(chosen) == 24
+    assert chosen == [rows[::-1][i]["uri"] for i in back.rows(key)]
+    assert chosen == [r["uri"] for r in sorted(rows, key=lambda r: pictures.rank(r["id"]))[:24]]
+    assert "showing 24 of 60" in render(published(tmp_path / "c", rows)).html
+
+
+def test_clusters_have_their_representative_first(tmp_path: Path) -> None:
+    kept = row("apple")
+
+    def copy(name: str, kind: str, of: str, **more: Any) -> dict[str, Any]:
+        return row(name, "dropped", "duplicates", f"duplicate_{kind}", duplicate_of=of, duplicate_kind=kind, **more)
+
+    rows = [
+        copy("b", "exact", kept["id"], id=kept["id"]),  # the same bytes have the same id
+        *(copy(f"c{i}", "perceptual", kept["id"], similarity=0.97) for i in range(9)),
+        kept,
+        copy("d", "semantic", "somewhere else"),
+        row("e", "dropped", "rights", "opted_out_near_copy", duplicate_of=kept["id"]),
+    ]
+    manifest = published(tmp_path, rows[:4], rows[4:])
+    found = pictures.Clusters()
+    gather(manifest, found)
+    large, small = pictures.clusters(manifest, found, largest=1, sampled=1, members=6)
+    assert (large.of, large.copies, large.representative, large.members) == (kept["id"], 10, 10, (0, 1, 2, 3, 4, 5))
+    assert (small.of, small.copies, small.representative, small.members) == ("somewhere else", 1, None, (11,))
+    text = " ".join(Text(render(manifest).html).text.split())
+    assert "11 rows are copies of 2 pictures" in text
+    assert "and 4 more" in text
+    assert "not in this manifest" in text
+
+
+def test_groups_are_the_best_of_each_set_and_a_lopsided_filter_is_warned_of(tmp_path: Path) -> None:
+    def of(name: str, group: str, **more: Any) -> dict[str, Any]:
+        scores = [
+            {"set": "place", "group": "indoors", "score": 0.9 if group == "indoors" else 0.1},
+            {"set": "place", "group": "outdoors", "score": 0.5},
+            {"set": "time", "group": "day", "score": 0.2},
+        ]
+        return row(name, groups=scores, **more)
+
+    gone = {"decision": "dropped", "stage": "filters", "reason": "filtered", "rule": "filters.blur.min"}
+    rows = [of(f"i{i}", "indoors", **(gone if i < 20 else {})) for i in range(40)]
+    rows += [of(f"o{i}", "outdoors", **(gone if i < 4 else {})) for i in range(40)]
+    page = render(published(tmp_path, rows, [row("f", "failed", "fetch", "dns")]))
+    assert page.warnings == [
+        "“blur too low” removes 50.0% of “indoors” (place) and 10.0% of the rest: "
+        "5 times as often (95% interval 1.88 to 13.3)."
+    ]
+    text = " ".join(Text(page.html).text.split())
+    assert "before, 80 pictures" in text
+    assert "a model's guess from pixels" in text
+    assert page.warnings[0] in text
+
+
+def test_an_older_manifest_has_sections_that_say_what_it_lacks(tmp_path: Path) -> None:
+    later = ("final_uri", "redirects", "headers", "phash_turned", "colour_layout", "embedded", "captions", "scores")
+    later += ("groups", "duplicate_cluster", "nearest", "nearest_similarity", "detail")
+    rows = heap()
+    page = render(published(tmp_path, rows, without=later, job={"kind": "curate", "safety": {"concepts": {"x": None}}}))
+    text = " ".join(Text(page.html).text.split())
+    assert "This manifest has no concept groups" in text
+    assert "no column groups" in text
+    assert "1 rows are copies of 1 pictures" in text
+    assert "safety: weapon" in text
+    least = ("rights", "rights_verdict", "licence", "creator", "domain", "caption", "caption_source", "safety")
+    bare = render(published(tmp_path / "bare", rows, without=(*later, *least, "duplicate_of", "width", "score")))
+    for what in ("rights evidence", "record of its sources", "captions"):
+        assert f"This manifest has no {what}" in bare.html
+    empty = render(published(tmp_path / "empty", []))
+    assert "Nothing was kept." in empty.html
+
+
+def test_thresholds_are_those_of_the_job_and_of_the_rows(tmp_path: Path) -> None:
+    info = published(tmp_path, [row("a")]).info
+    found = thresholds(info, {("safety.concepts.weapon", 0.25): 3, ("images.min_side", 64.0): 1})
+    assert found == {
+        Score("safety", "weapon"): [Threshold(0.25, "from", "hold")],  # as rows met it
+        Score("safety", "opennsfw"): [Threshold(0.8, "from", "drop")],
+        Score("size", "shorter_side"): [Threshold(64.0, "below", "drop")],
+        Score("quality", "blur"): [Threshold(2.0, "below", "drop")],
+        Score("size", "bytes"): [Threshold(5e6, "over", "hold")],
+        Score("duplicates", "perceptual"): [Threshold(1 - 3 / 64, "from", "drop")],
+    }
+    page = render(Manifest.open(str(tmp_path))).html
+    for words_of_a_line in ("&lt; 2: drop", "≥ 0.3: hold", "&gt; 5,000,000: hold", "&lt; 64: drop"):
+        assert words_of_a_line in page
+
+
+def test_thresholds_left_to_the_model_are_the_models(tmp_path: Path) -> None:
+    job = {"safety": {"concepts": {"weapon": None}}, "clip": {"model": "embedded"}}
+    from curation.clip import ClipConfig
+
+    found = thresholds(published(tmp_path, [row("a")], job=job).info, {})
+    assert found == {Score("safety", "weapon"): [Threshold(ClipConfig().calibrated()["weapon"], "from", "drop")]}
+    job["clip"] = {"model": "of another time", "unknown": 1}
+    assert thresholds(published(tmp_path / "b", [row("a")], job=job).info, {}) == {}
+
+
+def test_scores_count_every_row_once(tmp_path: Path) -> None:
+    rows = [
+        row("a", scores=[{"name": "blur", "score": float(2**i)} for i in range(1)], width=100, height=400),
+        row("b", "dropped", "filters", "filtered", scores=[{"name": "blur", "score": float("nan")}]),
+        row("c", captions=[{"text": "x", "score": 0.9}, {"text": "a red c", "score": 0.3}], nearest_similarity=0.5),
+    ]
+    facts = gather(published(tmp_path, rows))
+    series = facts.scores.series
+    assert (series[Score("quality", "blur")].n, series[Score("quality", "blur")].not_finite) == (2, 1)
+    assert (series[Score("size", "aspect")].low, series[Score("size", "aspect")].high) == (2.0, 4.0)
+    assert series[Score("caption", "image_text")].high == pytest.approx(0.3)  # of the caption that was chosen
+    assert series[Score("duplicates", "nearest")].n == 1
+    edges, counts = series[Score("size", "shorter_side")].table()
+    assert counts.sum(axis=0).tolist() == [2, 1]
+    assert edges[0] <= 100 < edges[-1]
+    assert (series[Score("size", "bytes")].n) == 3  # because the job filters by it
+
+
+def test_captions_are_counted_on_kept_rows(tmp_path: Path) -> None:
+    rows = [row("cat", caption="A cat and a cat"), row("dog", caption="the dog"), row("x", "dropped", caption="cat")]
+    facts = gather(published(tmp_path, rows))
+    assert facts.captions.words.top(9) == [("cat", [1]), ("dog", [1])]
+    assert facts.captions.lengths.n == 2
+    assert dict(facts.captions.chosen) == {"metadata": 2}
+    assert facts.sources.tallies["creator"].top(1) == [("Ann", [3, 2])]
+
+
+def test_text_is_cleaned_and_cut() -> None:
+    assert clean("a\u202eb\x00c\u200bd") == "a�b�c�d"
+    assert clean(None) == ""
+    assert clean("é" * 300, 10) == "é" * 9 + "…"
+    assert clean("日本語 مرحبا") == "日本語 مرحبا"
+
+
+def test_words_for_reasons() -> None:
+    assert words.reason("filtered: filters.blur.min") == "blur too low"
+    assert words.reason("filtered: filters.aspect.max") == "aspect too high"
+    assert words.reason("unsafe: safety.concepts.weapon") == "safety: weapon"
+    assert words.reason("unsafe: safety.nsfw.threshold") == "safety: NSFW classifier"
+    assert words.reason("http_404") == "http 404"
+    assert words.share(0, 10) == "0.0%"
+    assert words.share(1, 100_000) == "<0.1%"
+    assert words.share(99_999, 100_000) == ">99.9%"
+    assert words.share(1, 0) == "–"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_enough_contrast(scheme: int) -> None:
+    css = (Path(report.__file__).parents[1] / "curation" / "report" / "page.css").read_text()
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", css.split(":root {")[1 + scheme].split("}")[0]))
+    pairs = [(ink, paper) for ink in ("ink", "soft", "link", "good", "threshold") for paper in ("paper", "card")]
+    for ink, paper in [*pairs, ("soft", "track"), ("warn-ink", "warn-paper")]:
+        dark, light = sorted((luminance(colours[ink]), luminance(colours[paper])))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+    for bar in ("kept", "dropped", "held", "failed"):
+        dark, light = sorted((luminance(colours[bar]), luminance(colours["track"])))
+        assert (light + 0.05) / (dark + 0.05) >= 2, bar
+
+
+def test_the_verb_writes_the_page_and_says_what_matters(tmp_path: Path) -> None:
+    made = published(tmp_path / "m", heap())
+    out = tmp_path / "deep" / "report.html"
+    result = report.run(str(tmp_path / "m"), str(out))
+    assert (result.manifest_id, result.rows, result.bytes) == (made.id, 14, out.stat().st_size)
+    assert result.counts == {"kept": 2, "dropped": 7, "held": 2, "failed": 3}
+    assert report.summary(result)[0] == "14 inputs = 2 kept, 7 dropped, 2 held, 3 failed"
+    assert json.loads(html.unescape(out.read_text().split("<pre>")[1].split("</pre>")[0]))["images"] == {"min_side": 64}
+    with pytest.raises(UserError, match="is a folder"):
+        report.run(made.uri, str(tmp_path))
+    with pytest.raises(UserError, match="no manifest at"):
+        report.run(str(tmp_path / "nowhere"), str(out))
+    (Path(made.uri) / made.info.files[0].name).unlink()
+    with pytest.raises(UserError, match="missing"):
+        report.run(made.uri, str(out))
+
+
+def test_tallies_name_columns_that_the_schema_has() -> None:
+    there = set(schema(DIM).names)
+    for tally in (Outcomes, Captions, pictures.Sample, pictures.Clusters):
+        assert set(tally.columns) <= there
