@@ -14,9 +14,10 @@ import os
 import re
 import stat
 import uuid
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
 from pyarrow import fs as pafs
@@ -27,6 +28,25 @@ _BY_FSSPEC = {"gs": "gcsfs"}
 """The schemes left to fsspec, and the package that each wants."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _faults_are_os_errors(call: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Libraries of stores raise errors of their own for what a store answers; here all of them are OSErrors."""
+
+    @wraps(call)
+    def wrapped(*args: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return call(*args, **options)
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    return wrapped
 
 
 def is_remote(uri: str) -> bool:
@@ -67,6 +87,11 @@ def _s3() -> pafs.S3FileSystem:
     )
 
 
+def _is_fsspec(system: pafs.FileSystem) -> bool:
+    """Whether to speak to fsspec itself: pyarrow's wrapper takes a store that refuses for one that has no such file."""
+    return isinstance(system, pafs.PyFileSystem)
+
+
 @lru_cache
 def _by_fsspec(scheme: str) -> pafs.FileSystem:
     return pafs.PyFileSystem(pafs.FSSpecHandler(_fsspec(scheme)))
@@ -74,7 +99,7 @@ def _by_fsspec(scheme: str) -> pafs.FileSystem:
 
 @lru_cache
 def _fsspec(scheme: str) -> Any:
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}  # other workers write there, too
     if scheme == "gs" and "STORAGE_EMULATOR_HOST" in os.environ:
@@ -107,6 +132,7 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+@_faults_are_os_errors
 def info(location: str) -> pafs.FileInfo:
     """Kind, size and time of what is at a location; its type is NotFound when nothing is."""
     if is_remote(location):
@@ -121,6 +147,7 @@ def info(location: str) -> pafs.FileInfo:
     return pafs.FileInfo(location, kind, size=status.st_size, mtime=status.st_mtime)
 
 
+@_faults_are_os_errors
 def open_file(location: str, buffer: int = 2**20) -> BinaryIO:
     """Opens a file for reading and seeking; `buffer` bytes are read ahead, so that small reads are few requests.
 
@@ -131,43 +158,57 @@ def open_file(location: str, buffer: int = 2**20) -> BinaryIO:
     """
     if is_remote(location):
         system, path = filesystem(location)
-        return cast(BinaryIO, io.BufferedReader(system.open_input_file(path), buffer))
+        raw = system.handler.fs.open(path, "rb") if _is_fsspec(system) else system.open_input_file(path)
+        return cast(BinaryIO, io.BufferedReader(raw, buffer))
     path_here = local_path(location)
     if not stat.S_ISREG(os.stat(path_here).st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     return open(path_here, "rb")
 
 
+@_faults_are_os_errors
 def exists(uri: str) -> bool:
     """Whether a file or a folder (in a bucket: any key below it) is there."""
     system, path = filesystem(uri)
     return bool(system.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+@_faults_are_os_errors
 def is_dir(uri: str) -> bool:
     system, path = filesystem(uri)
     return bool(system.get_file_info(path).type == pafs.FileType.Directory)
 
 
+@_faults_are_os_errors
 def list_files(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
     """The files below a folder in name order; an absent folder has none."""
     system, path = filesystem(uri)
+    if _is_fsspec(system):
+        found = system.handler.fs.find(path, maxdepth=None if recursive else 1, detail=True)
+        infos = (
+            pafs.FileInfo(name, pafs.FileType.File, size=i["size"], mtime=i.get("mtime")) for name, i in found.items()
+        )
+        return sorted((i for i in infos if i.path != path), key=lambda i: i.path)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     return sorted((i for i in system.get_file_info(selector) if i.is_file), key=lambda i: i.path)
 
 
+@_faults_are_os_errors
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError or OSError."""
     system, path = filesystem(uri)
+    if _is_fsspec(system):
+        return bytes(system.handler.fs.cat_file(path))
     with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
 
 
+@_faults_are_os_errors
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes the file whole or not at all; folders above it are made."""
     if is_remote(uri):
         system, path = filesystem(uri)
-        if isinstance(system, pafs.PyFileSystem):
+        if _is_fsspec(system):
             system.handler.fs.pipe_file(path, data)  # one request; a stream that breaks may leave half a file
             return
         with system.open_output_stream(path, compression=None) as stream:
@@ -186,6 +227,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+@_faults_are_os_errors
 def move_tree(source: str, target: str) -> None:
     """Moves a folder to a name that must not be taken: one rename locally, a copy of every object in a bucket.
 
@@ -207,6 +249,7 @@ def move_tree(source: str, target: str) -> None:
     system.delete_dir(path)
 
 
+@_faults_are_os_errors
 def remove_tree(uri: str) -> None:
     """Removes a folder and everything below it; an absent one is fine."""
     system, path = filesystem(uri)

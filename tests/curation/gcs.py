@@ -22,15 +22,19 @@ def gcs() -> Iterator[str]:
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     server.start()
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-            _forget()
+        with spoken_to(f"http://127.0.0.1:{port}"):
             yield "gs://bucket"
     finally:
-        _forget()
         server.stop()
 
 
-def _forget() -> None:
-    storage._fsspec.cache_clear()
-    storage._by_fsspec.cache_clear()
+@contextmanager
+def spoken_to(endpoint: str) -> Iterator[None]:
+    """Has `storage`, and processes started meanwhile, take `endpoint` for Google."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        for made in (storage._fsspec, storage._by_fsspec):
+            made.cache_clear()
+        yield
+        for made in (storage._fsspec, storage._by_fsspec):
+            made.cache_clear()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from curation import storage
 from curation.errors import UserError
-from tests.curation.gcs import gcs
+from tests.curation.gcs import gcs, spoken_to
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,30 @@ def test_a_tree_moves_and_goes(root: str) -> None:
     storage.remove_tree(f"{root}/new")
     storage.remove_tree(f"{root}/new")
     assert [i.base_name for i in storage.list_files(root, recursive=True)] == ["y"]
+
+
+def test_whatever_a_store_answers_is_an_os_error() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"error": {"message": "no such thing"}}'
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    try:
+        with spoken_to(f"http://127.0.0.1:{server.server_port}"):
+            for call in (storage.read_bytes, storage.exists, storage.info, storage.list_files, storage.open_file):
+                with pytest.raises(OSError, match="no such thing"):
+                    call("gs://bucket/x")
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_only_known_storage_is_spoken_to() -> None:
