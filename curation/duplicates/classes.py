@@ -1,0 +1,68 @@
+"""Rows with the same bytes or the same pixels: classes by the full 256 bits of their hashes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from curation.duplicates.hamming import Groups
+
+_NIBBLES = np.full(256, 255, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_CHUNK = 1 << 14
+
+
+def digests(hashes: np.ndarray | pa.Array) -> np.ndarray:
+    """Hexadecimal sha256 hashes as numbers.
+
+    Args:
+        hashes: (N,) strings or bytes: 64 lower-case hexadecimal digits each. Others are numbered instead, which keeps
+            them apart but says nothing outside this array.
+
+    Returns:
+        (N, 4) uint64: equal exactly where the hashes are.
+    """
+    if isinstance(hashes, np.ndarray) and hashes.dtype == np.dtype("S64"):
+        text = np.ascontiguousarray(hashes).view(np.uint8)
+    else:
+        strings = pa.array(hashes).cast(pa.large_binary())
+        strings = strings.combine_chunks() if isinstance(strings, pa.ChunkedArray) else strings
+        ends = np.frombuffer(strings.buffers()[1], np.int64)[strings.offset : strings.offset + len(strings) + 1]
+        if not (np.diff(ends) == 64).all():
+            return _numbered(hashes)
+        text = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+    words = np.empty((len(hashes), 4), np.uint64)
+    for start in range(0, len(hashes), _CHUNK):
+        nibbles = _NIBBLES[text[start * 64 : (start + _CHUNK) * 64]]
+        if (nibbles == 255).any():
+            return _numbered(hashes)
+        words[start : start + _CHUNK] = ((nibbles[::2] << 4) | nibbles[1::2]).view(">u8").reshape(-1, 4)
+    return words
+
+
+def _numbered(hashes: np.ndarray | pa.Array) -> np.ndarray:
+    words = np.zeros((len(hashes), 4), np.uint64)
+    encoded = pa.chunked_array([pa.array(hashes)]).dictionary_encode().combine_chunks()
+    words[:, 0] = (encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded).indices
+    return words
+
+
+def first_equal(words: np.ndarray) -> np.ndarray:
+    """For every row the first row that is equal to it: itself where none before it is.
+
+    Args:
+        words: (N, W) uint64. Sorted by the first word; all words decide.
+
+    Returns:
+        (N,) int64 row numbers.
+    """
+    groups = Groups.of(np.ascontiguousarray(words[:, 0]))
+    first = groups.spread(groups.first)
+    later = np.flatnonzero(first != np.arange(len(words)))
+    other = later[(words[later] != words[first[later]]).any(axis=1)]
+    if len(other):  # another hash with the same first 64 bits
+        rows = np.flatnonzero(np.isin(first, first[other]))
+        rows = rows[np.lexsort((rows, *words[rows].T))]
+        new = np.append(True, (words[rows[1:]] != words[rows[:-1]]).any(axis=1))
+        first[rows] = rows[new][np.cumsum(new) - 1]
+    return first

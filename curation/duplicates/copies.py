@@ -1,0 +1,272 @@
+"""Choosing: which of the copies stays, and what an opt-out reaches.
+
+`elect` walks the rows in order of preference and lets each one that nothing better speaks for stay instead of its
+copies. So every duplicate is within the radius of the picture that was kept (no chains). Only rows that have copies are
+walked, and only those that stay are asked for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from curation.duplicates.edges import (
+    EXACT,
+    PERCEPTUAL,
+    PIXEL,
+    SEMANTIC,
+    TURNED,
+    CopyInputs,
+    DuplicatesConfig,
+    Edges,
+    find,
+)
+from curation.manifest import Reason
+
+KINDS = ("exact", "pixel", "perceptual", "semantic")
+REASONS = (
+    Reason.DUPLICATE_EXACT,
+    Reason.DUPLICATE_PIXEL,
+    Reason.DUPLICATE_PERCEPTUAL,
+    Reason.DUPLICATE_SEMANTIC,
+)
+RULES = (
+    "duplicates.exact",
+    "duplicates.pixel",
+    "duplicates.perceptual.radius",
+    "duplicates.semantic.threshold",
+)
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """For each row the row it is a copy of: `of[i] == -1` where row i is bound to none."""
+
+    of: np.ndarray  # (N,) int64 row numbers
+    kind: np.ndarray  # (N,) int8: EXACT, PIXEL, PERCEPTUAL or SEMANTIC; meaningful where of >= 0
+    similarity: np.ndarray  # (N,) float32: share of the 64 hash bits that agree, or the cosine; 1 for the exact kinds
+
+    def clusters(self) -> np.ndarray:
+        """(N,) int64: the row that represents each row's cluster, itself where it stays for others; -1 for singles."""
+        found = self.of.copy()
+        stays = np.unique(self.of[self.of >= 0])
+        found[stays] = stays
+        return found
+
+
+def preference(prefer: Sequence[str], ranks: Mapping[str, np.ndarray], first: np.ndarray | None = None) -> np.ndarray:
+    """The rows, the most wanted first.
+
+    Args:
+        prefer: what counts, the most important first; what follows `order` can decide nothing.
+        ranks: by name of `prefer`, (N,) numbers of which smaller is better: place in the list of licences, minus
+            pixels. `order` needs none.
+        first: (N,) numbers that count before all else, such as 0 for the winners of an older manifest and 1 for others.
+
+    Returns:
+        (N,) int64, a permutation.
+    """
+    names = list(prefer[: prefer.index("order")] if "order" in prefer else prefer)
+    n = len(first) if first is not None else len(next(iter(ranks.values())))
+    keys = [np.arange(n), *(ranks[name] for name in reversed(names))]
+    return np.lexsort(keys if first is None else [*keys, first])
+
+
+class Copies:
+    """Who is a copy of whom, as a policy has it.
+
+    Args:
+        ids: (N,) str, sha256 of the bytes.
+        pixel_hashes: (N,) str, sha256 of the pixels.
+        phashes: (N,) uint64.
+        colours: (N, 48) uint8 colour layouts, 4x4 RGB.
+        config: the kinds that count.
+        turned: (N, 7) uint64, hashes of the other orientations.
+        embeddings: (N, D) float16, L2-normalised; zeros where there is none.
+        edges: what `find` gave for these rows and a config whose search covers this one; found anew when None.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray | pa.Array,
+        pixel_hashes: np.ndarray | pa.Array,
+        phashes: np.ndarray,
+        colours: np.ndarray,
+        config: DuplicatesConfig,
+        *,
+        turned: np.ndarray | None = None,
+        embeddings: np.ndarray | None = None,
+        edges: Edges | None = None,
+    ) -> None:
+        if edges is None:
+            edges = find(CopyInputs(ids, pixel_hashes, phashes, colours, turned, embeddings), config)
+        elif not edges.covers(config):
+            raise ValueError("the edges were found by a narrower search than this config needs")
+        self._config, self._colours = config, colours
+        self._bytes, self._pixels, self._hash = edges.same_bytes, edges.same_pixels, edges.same_hash
+        self._by_pixels = _Lists(edges.same_pixels, np.arange(len(phashes)))
+        perceptual, semantic = config.perceptual, config.semantic
+        self._busy = self._by_pixels.sizes[self._pixels] > 1
+        if perceptual is not None:
+            least = 1 - perceptual.radius / 64
+            self._by_hash = _Lists(self._hash, np.arange(len(phashes)))
+            self._near = _Lists.both(*edges.of(PERCEPTUAL, least), len(phashes))
+            a, b, similarity = edges.of(TURNED, least) if perceptual.turned else edges.of(-1)
+            self._turns_to = _Lists(a, b, similarity, len(phashes))
+            self._turned_from = _Lists(b, a, similarity, len(phashes))
+            for lists in (self._near, self._turned_from):
+                self._busy |= lists.sizes[self._hash] > 0
+            self._busy |= (self._by_hash.sizes[self._hash] > 1) | (self._turns_to.sizes[self._pixels] > 0)
+        if semantic is not None and semantic.threshold is not None:
+            self._alike = _Lists.both(*edges.of(SEMANTIC, semantic.threshold), len(phashes))
+            self._busy |= self._alike.sizes[self._pixels] > 0
+
+    def of(self, row: int) -> list[tuple[int, int, float]]:
+        """The copies of a row, itself left out: (row, kind, similarity), each once and as its strongest kind."""
+        wanted = np.ones(len(self._pixels), bool)
+        wanted[row] = False
+        copies = []
+        for others, kind, similarity in self._around(row, wanted):
+            wanted[others] = False
+            copies += [(int(o), kind, float(s)) for o, s in zip(others, similarity, strict=True)]
+        return copies
+
+    def elect(self, candidates: np.ndarray, preference: np.ndarray) -> Bindings:
+        """Chooses who stays.
+
+        Args:
+            candidates: (N,) bool: rows that the rest of the policy would keep; only these stay or are duplicates.
+            preference: (N,) a permutation of the rows, the most wanted first.
+
+        Returns:
+            Bindings in which every duplicate is a copy of a row that stays.
+        """
+        bindings = _unbound(len(candidates))
+        free = candidates.copy()
+        for row in preference[(self._busy & candidates)[preference]].tolist():
+            if not free[row]:
+                continue
+            free[row] = False
+            for others, kind, similarity in self._around(row, free):
+                free[others] = False
+                bindings.of[others], bindings.kind[others], bindings.similarity[others] = row, kind, similarity
+        return bindings
+
+    def spread(self, marked: np.ndarray) -> Bindings:
+        """Binds every unmarked row to a marked one that it is a copy of, to the most alike by the strongest kind.
+
+        This is how an opt-out reaches near-copies: what is marked is denied, and so is what is bound to it. Semantic
+        neighbours are other pictures, and are not reached.
+        """
+        bindings = _unbound(len(marked))
+        unmarked = ~marked
+        rows = np.flatnonzero(marked & self._busy)
+        _, first = np.unique(self._pixels[rows] * len(marked) + self._bytes[rows], return_index=True)
+        for row in rows[np.sort(first)].tolist():  # the same bytes have the same copies
+            for others, kind, similarity in self._around(row, unmarked):
+                if kind == SEMANTIC:
+                    continue
+                held = bindings.kind[others]
+                better = (bindings.of[others] < 0) | (kind < held)
+                better |= (kind == held) & (similarity > bindings.similarity[others])
+                others = others[better]
+                bindings.of[others], bindings.kind[others], bindings.similarity[others] = row, kind, similarity[better]
+        return bindings
+
+    def _around(self, row: int, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """The copies of a row among the wanted ones, (rows, kind, similarities), the strongest kinds first.
+
+        A row may come again as a weaker kind, unless the caller takes it from `wanted` in between.
+        """
+        members = self._by_pixels[self._pixels[row]]
+        if len(members) > 1:
+            members = members[wanted[members]]
+            equal = self._bytes[members] == self._bytes[row]
+            if self._config.exact:
+                yield members[equal], EXACT, np.ones(np.count_nonzero(equal), np.float32)
+                members = members[~equal]
+            if self._config.pixel:
+                yield members, PIXEL, np.ones(len(members), np.float32)
+        if self._config.perceptual is not None:
+            yield from self._perceptual(row, wanted, self._config.perceptual.colour)
+        if self._config.semantic is not None and self._config.semantic.threshold is not None:
+            own = self._pixels[row]
+            others, similarity = self._by_pixels.gather(self._alike[own], self._alike.weight(own))
+            kept = wanted[others]
+            yield others[kept], SEMANTIC, similarity[kept]
+
+    def _perceptual(self, row: int, wanted: np.ndarray, colour: float) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        own, picture = self._hash[row], self._pixels[row]
+        groups = np.append(own, self._near[own])
+        others, similarity = self._by_hash.gather(groups, np.append(np.float32(1), self._near.weight(own)))
+        yield self._coloured(self._colours[row][None], others, similarity, wanted, colour)
+        to, back = self._turns_to[picture], self._turned_from[own]
+        if len(to) or len(back):
+            others, similarity = self._by_hash.gather(to, self._turns_to.weight(picture))
+            more, likeness = self._by_pixels.gather(back, self._turned_from.weight(own))
+            others, similarity = np.concatenate([others, more]), np.concatenate([similarity, likeness])
+            order = np.lexsort((-similarity, others))  # found from both sides: the nearer counts
+            others, similarity = others[order], similarity[order]
+            new = np.append(True, others[1:] != others[:-1])
+            turns = turned_layouts(self._colours[row])
+            yield self._coloured(turns, others[new], similarity[new], wanted, colour)
+
+    def _coloured(
+        self, layouts: np.ndarray, others: np.ndarray, similarity: np.ndarray, wanted: np.ndarray, colour: float
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        kept = wanted[others]
+        others, similarity = others[kept], similarity[kept]
+        if len(others):
+            theirs = self._colours[others].astype(np.int16)
+            apart = np.min([np.abs(theirs - layout.astype(np.int16)).mean(axis=1) for layout in layouts], axis=0) / 255
+            others, similarity = others[apart <= colour], similarity[apart <= colour]
+        return others, PERCEPTUAL, similarity
+
+
+def turned_layouts(layout: np.ndarray) -> np.ndarray:
+    """(7, 48): a (48,) colour layout as its picture mirrored, turned by quarters, and both would have it."""
+    square = layout.reshape(4, 4, 3)
+    turns = [np.rot90(flipped, k) for flipped in (square, square[:, ::-1]) for k in range(4)]
+    return np.stack(turns[1:]).reshape(7, 48)
+
+
+def _unbound(n: int) -> Bindings:
+    return Bindings(np.full(n, -1, np.int64), np.zeros(n, np.int8), np.zeros(n, np.float32))
+
+
+class _Lists:
+    """For each row number a list of rows, in ascending order, each with a weight."""
+
+    def __init__(
+        self, keys: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None, size: int | None = None
+    ) -> None:
+        # Values that ascend already stay in order when their keys are sorted stably.
+        order = np.argsort(keys, kind="stable") if weights is None else np.lexsort((values, keys))
+        self.sizes = np.bincount(keys, minlength=len(keys) if size is None else size)
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._values = values[order]
+        self._weights = None if weights is None else weights[order]
+
+    @classmethod
+    def both(cls, a: np.ndarray, b: np.ndarray, weights: np.ndarray, size: int) -> _Lists:
+        """Of undirected edges."""
+        return cls(np.append(a, b), np.append(b, a), np.append(weights, weights), size)
+
+    def __getitem__(self, key: int) -> np.ndarray:
+        return self._values[self._starts[key] : self._starts[key + 1]]
+
+    def weight(self, key: int) -> np.ndarray:
+        assert self._weights is not None
+        return self._weights[self._starts[key] : self._starts[key + 1]]
+
+    def gather(self, keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The lists of several keys after each other, and the key's weight for each of their rows."""
+        if len(keys) == 1:
+            rows = self[keys[0]]
+            return rows, np.full(len(rows), weights[0])
+        if not len(keys):
+            return self._values[:0], np.zeros(0, np.float32)
+        return np.concatenate([self[key] for key in keys]), np.repeat(weights, self.sizes[keys])
