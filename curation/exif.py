@@ -100,27 +100,23 @@ def read_photoshop(resources: bytes) -> tuple[dict[str, str], bool]:
 
 def _read_iim(block: bytes) -> tuple[dict[str, str], bool]:
     found: dict[int, list[bytes]] = {}
-    utf8 = False
     position = 0
     while position + 5 <= len(block) and block[position] == 0x1C:
         record, dataset = block[position + 1], block[position + 2]
         length = int.from_bytes(block[position + 3 : position + 5], "big")
         if length & 0x8000:  # an extended length has no place in texts of at most 2,000 bytes
-            return _iim_fields(found, utf8), True
+            return _iim_fields(found), True
         value = block[position + 5 : position + 5 + length]
-        if record == 1 and dataset == 90:
-            utf8 = value == b"\x1b%G"
-        elif record == 2 and dataset in _DATASETS:
+        if record == 2 and dataset in _DATASETS:
             found.setdefault(dataset, []).append(value)
         position += 5 + length
-    return _iim_fields(found, utf8), position > len(block) or bool(block[position:].strip(b"\0"))
+    return _iim_fields(found), position > len(block) or bool(block[position:].strip(b"\0"))
 
 
-def _iim_fields(found: dict[int, list[bytes]], utf8: bool) -> dict[str, str]:
+def _iim_fields(found: dict[int, list[bytes]]) -> dict[str, str]:
     fields: dict[str, str] = {}
     for dataset in sorted(found):
-        values = found[dataset][:200]
-        texts = [value.decode("utf-8", "replace") if utf8 else text(value) for value in values]
+        texts = [text(value) for value in found[dataset][:200]]
         several = dataset in (25, 80)
         if words := tidy(", ".join(texts) if several else texts[0]):
             fields.setdefault(_DATASETS[dataset], words)

@@ -326,9 +326,9 @@ def _raw_profile(kind: str, text: bytes, parts: _Parts) -> None:
 
 
 def _webp(data: bytes, parts: _Parts) -> None:
-    position, size = 12, len(data)
+    position, size = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))  # what stands behind is not WebP's
     for _ in range(_MAX_CHUNKS):
-        if position >= size:
+        if position + 8 > size:
             return
         kind, length = struct.unpack_from("<4sI", data, position)
         start, end = position + 8, position + 8 + length

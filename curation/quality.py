@@ -99,8 +99,7 @@ def _like_corner(pixels: np.ndarray) -> tuple[int, int]:
     corner = pixels[0, 0].astype(np.float64)
     low, high = np.clip(corner - _UNIFORM, 0, 255), np.clip(corner + _UNIFORM, 0, 255)
     alike = cv2.inRange(pixels, low, high)
-    top = _leading(alike.min(axis=1))
-    return top, _leading(alike[top:].min(axis=0, initial=255))
+    return _leading(alike.min(axis=1)), _leading(alike.min(axis=0))
 
 
 def _leading(alike: np.ndarray) -> int:

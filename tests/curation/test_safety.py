@@ -55,6 +55,10 @@ def test_the_second_opinion_has_an_action_of_its_own() -> None:
     found = both.exceeded(scored(weapon=0.9, opennsfw=0.9))
     assert found is not None
     assert (found.concept, found.limit.action) == (CONCEPT, "drop")  # the sterner of the two
+    turned = config(concepts={"weapon": 0.3}, nsfw={"threshold": 0.7, "action": "hold"}).limits(CLIP)
+    found = turned.exceeded(scored(weapon=0.9, opennsfw=0.9))
+    assert found is not None
+    assert (found.concept, found.limit.action) == ("weapon", "drop")
     found = both.exceeded(scored(weapon=0.3, opennsfw=0.1))
     assert found == Exceeded("weapon", 0.3, Limit(0.3, "hold", "safety.concepts.weapon"))
     flagged = config(concepts={"weapon": 0.3}, action="flag", nsfw={"threshold": 0.7}).limits(CLIP)
