@@ -1,9 +1,10 @@
 """Images/s of cleanplate beside img2dataset, Data-Juicer and imagededup: `python -m tests.bench.peers`.
 
 Every tool is run on a small and a large folder of the same pictures, in alternating rounds. Its rate is the difference
-of the pictures over the difference of the seconds, so that what a tool takes to start counts for none; the plain rate,
-start included, is printed beside it. After the rounds every tool is given a folder of difficult files, to see what each
-of them leaves out. The last line is one JSON object with the ratios.
+of the pictures over the difference of the median seconds, so that what a tool takes to start counts for none; the plain
+rate, start included, and the CPU seconds, which other work on the machine changes least, are printed beside it. After
+the rounds every tool is given a folder of difficult files, to see what each of them leaves out, and is killed half-way
+and run again. The last line is one JSON object with the ratios.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.table import Table
 from tests.bench.peers import leaves_out, sides
 from tests.bench.peers.corpus import Corpus, difficult, photographs
 from tests.bench.peers.environments import REQUIREMENTS, environment
-from tests.bench.peers.sides import Found, Side
+from tests.bench.peers.sides import Run, Side
 
 Pairs = dict[str, tuple[Side, Side]]
 WORK = {
@@ -33,20 +34,28 @@ WORK = {
 
 @dataclass
 class Runs:
-    """Seconds of one side, a number for every round, and what its last runs found."""
+    """The runs of one side, two for every round."""
 
-    small: list[float] = field(default_factory=list)
-    large: list[float] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
+    small: list[Run] = field(default_factory=list)
+    large: list[Run] = field(default_factory=list)
+
+    def rate(self, corpus: Corpus) -> float:
+        """Images/s without the start, from the medians of both sizes."""
+        more = corpus.large_count - corpus.small_count
+        return more / (_median(self.large, "seconds") - _median(self.small, "seconds"))
+
+    def cpu(self, corpus: Corpus) -> float:
+        """CPU seconds of 1,000 images without the start, likewise."""
+        more = corpus.large_count - corpus.small_count
+        return 1000 * (_median(self.large, "cpu") - _median(self.small, "cpu")) / more
 
     def plain(self, corpus: Corpus) -> float:
         """Images/s of the large folder, start included."""
-        return corpus.large_count / statistics.median(self.large)
+        return corpus.large_count / _median(self.large, "seconds")
 
-    def rate(self, corpus: Corpus) -> float:
-        """Images/s from the medians of both sizes: a single quick start does not make a rate."""
-        more = corpus.large_count - corpus.small_count
-        return more / (statistics.median(self.large) - statistics.median(self.small))
+
+def _median(runs: list[Run], what: str) -> float:
+    return float(statistics.median(getattr(run, what) for run in runs))
 
 
 def main() -> None:
@@ -82,44 +91,36 @@ def main() -> None:
 
 
 def _both(side: Side, corpus: Corpus, scratch: Path, runs: Runs) -> None:
-    runs.found.clear()
-    for pictures, seconds in ((corpus.small, runs.small), (corpus.large, runs.large)):
+    for pictures, done in ((corpus.small, runs.small), (corpus.large, runs.large)):
         with tempfile.TemporaryDirectory(dir=scratch) as empty:
-            took, found = side.run(pictures, Path(empty))
-        seconds.append(took)
-        runs.found.append(found)
+            done.append(side.run(pictures, Path(empty)))
+        print(f"  {side.name} {pictures.name}: {done[-1].seconds:.1f} s, {done[-1].found}", flush=True)
 
 
 def report(corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs]) -> dict[str, float]:
     """Prints what was measured; the ratios by name."""
-    table = Table(title=f"{corpus.small_count:,} and {corpus.large_count:,} JPEGs of 512 pixels, two cores")
-    for column in (
-        "work",
-        "tool",
-        "images/s",
-        "s small",
-        "s large",
-        "images/s with start",
-        "pictures",
-        "copies",
-        "note",
-    ):
+    title = f"{corpus.small_count:,} and {corpus.large_count:,} JPEGs of 512 pixels, two cores, medians of the rounds"
+    table = Table(title=title)
+    for column in ("work", "tool", "images/s", "with its start", "CPU s/1,000", "s small", "s large", "pictures"):
         table.add_column(column)
-    ratios, plain = {}, {}
-    for name, sides_of_it in pairs.items():
-        for which, side in zip(("peer", "ours"), sides_of_it, strict=True):
+    table.add_column(f"copies ({corpus.copies(corpus.large)} planted)")
+    lines: dict[str, dict[str, float]] = {"without start": {}, "with start": {}, "by CPU seconds": {}}
+    for name, both in pairs.items():
+        for which, side in zip(("peer", "ours"), both, strict=True):
             run = runs[name, which]
-            found = run.found[-1]
-            copies = "" if found.copies is None else f"{found.copies} ({corpus.copies(corpus.large)} planted)"
-            seconds = [" ".join(f"{s:.1f}" for s in times) for times in (run.small, run.large)]
-            rates = (f"{run.rate(corpus):.0f}", *seconds, f"{run.plain(corpus):.0f}")
-            table.add_row(WORK[name], side.name, *rates, f"{found.pictures:,}", copies, found.note)
+            found = run.large[-1].found
+            rates = (f"{run.rate(corpus):.0f}", f"{run.plain(corpus):.0f}", f"{run.cpu(corpus):.2f}")
+            seconds = [" ".join(f"{one.seconds:.1f}" for one in size) for size in (run.small, run.large)]
+            copies = "" if found.copies is None else str(found.copies)
+            table.add_row(WORK[name], side.name, *rates, *seconds, f"{found.pictures:,}", copies)
         peer, ours = runs[name, "peer"], runs[name, "ours"]
-        ratios[f"over_{name}"] = round(ours.rate(corpus) / peer.rate(corpus), 2)
-        plain[name] = round(ours.plain(corpus) / peer.plain(corpus), 2)
+        lines["without start"][f"over_{name}"] = round(ours.rate(corpus) / peer.rate(corpus), 2)
+        lines["with start"][f"over_{name}"] = round(ours.plain(corpus) / peer.plain(corpus), 2)
+        lines["by CPU seconds"][f"over_{name}"] = round(peer.cpu(corpus) / ours.cpu(corpus), 2)
     _print(table)
-    print("ratios with the start of every tool counted: " + ", ".join(f"{n} {value}" for n, value in plain.items()))
-    return ratios
+    for kind, ratios in lines.items():
+        print(f"{kind:16}" + "  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
+    return lines["without start"]
 
 
 def left_out(cache: Path, corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs], scratch: Path) -> None:
@@ -141,11 +142,13 @@ def left_out(cache: Path, corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, st
     shares = []
     for name, pair in pairs.items():
         for which, side in zip(("peer", "ours"), pair, strict=True):
-            whole = statistics.median(runs[name, which].large)
+            whole = _median(runs[name, which].large, "cpu")
             if which == "peer" or name == "img2dataset":
                 shares.append(f"{side.name} {leaves_out.rerun_share(side, corpus.large, whole, scratch):.0%}")
     _print(table)
-    print("killed half-way and run again, seconds of the second run as a share of a whole one: " + ", ".join(shares))
+    print(
+        "killed half-way and run again, CPU seconds of the second run as a share of a whole one: " + ", ".join(shares)
+    )
 
 
 def _print(table: Table) -> None:

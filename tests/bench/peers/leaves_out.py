@@ -20,8 +20,13 @@ from tests.bench.peers.corpus import Difficult, difficult
 from tests.bench.peers.sides import Side, ToolError
 
 Outcomes = dict[str, str]  # name of a file: what came of it
-GONE = "gone, no word in the output"
 ENDS = "ends the whole run"
+
+
+def _gone(scratch: Path, file: Difficult) -> str:
+    """Of a file that the output does not know: whether at least the log does."""
+    named = file.name in (scratch / "log.txt").read_bytes()
+    return "gone, but for a line in the log" if named else "gone without a word"
 
 
 def outcomes(side: Side, read: Callable[[Path, list[Difficult]], Outcomes], scratch: Path) -> Outcomes:
@@ -68,7 +73,7 @@ def read_cleanplate(scratch: Path, files: list[Difficult]) -> Outcomes:
     for row in rows:
         said = f"{row['decision']}: {row['reason']}" + (f" {names[row['duplicate_of']]}" if row["duplicate_of"] else "")
         found[_name(row["uri"])] = _picture(row["image"]["bytes"], files, _name(row["uri"])) if row["image"] else said
-    return {file.text: found.get(file.text, GONE) for file in files}
+    return {file.text: found.get(file.text) or _gone(scratch, file) for file in files}
 
 
 def read_img2dataset(scratch: Path, files: list[Difficult]) -> Outcomes:
@@ -78,7 +83,7 @@ def read_img2dataset(scratch: Path, files: list[Difficult]) -> Outcomes:
             name = _name(row["url"])
             said = f"{row['status']}: {(row['error_message'] or '').split(':')[0].strip()[:40]}"
             found[name] = _picture(row["jpg"], files, name) if row["jpg"] else said
-    return {file.text: found.get(file.text, GONE) for file in files}
+    return {file.text: found.get(file.text) or _gone(scratch, file) for file in files}
 
 
 def read_data_juicer(scratch: Path, files: list[Difficult]) -> Outcomes:
@@ -87,7 +92,7 @@ def read_data_juicer(scratch: Path, files: list[Difficult]) -> Outcomes:
     for file in files:
         there = file.name.decode(errors="surrogateescape") in kept
         twin = f"copy of {file.twin} not seen" if file.twin else "kept"
-        found[file.text] = twin if there else "dropped as a copy" if file.twin else GONE
+        found[file.text] = twin if there else "dropped as a copy" if file.twin else _gone(scratch, file)
     return found
 
 
@@ -98,7 +103,7 @@ def read_imagededup(scratch: Path, files: list[Difficult]) -> Outcomes:
         name = file.name.decode(errors="surrogateescape")
         copies = [other[0] if isinstance(other, list) else other for other in result["duplicates"].get(name, [])]
         seen = f"copy of {file.twin}" if file.twin in copies else f"copy of {file.twin} not seen"
-        found[file.text] = (seen if file.twin else "hashed") if name in result["hashed"] else GONE
+        found[file.text] = (seen if file.twin else "hashed") if name in result["hashed"] else _gone(scratch, file)
     return found
 
 
@@ -122,7 +127,7 @@ def _name(uri: str) -> str:
 
 
 def rerun_share(side: Side, pictures: Path, whole: float, scratch: Path) -> float:
-    """Seconds of a second run after the first was killed half-way, as a share of an undisturbed run's."""
+    """CPU seconds of a second run after the first was killed half-way, as a share of those of an undisturbed run."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         side.kill(pictures, Path(name), whole / 2)
-        return side.run(pictures, Path(name))[0] / whole
+        return side.run(pictures, Path(name)).cpu / whole

@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes
 import pyarrow.parquet as pq
 import yaml
 
+from tests.bench.peers.cpu import MARK, CpuWatch
 from tests.bench.peers.environments import environment
 
 _HERE = Path(__file__).parent
@@ -41,6 +42,15 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One run of a tool."""
+
+    seconds: float
+    cpu: float  # seconds, of all its processes
+    found: Found
+
+
+@dataclass(frozen=True)
 class Side:
     """A tool at a piece of work."""
 
@@ -48,37 +58,41 @@ class Side:
     prepare: Callable[[Path, Path], list[str]]  # pictures, empty folder -> command
     read: Callable[[Path], Found]
 
-    def run(self, pictures: Path, scratch: Path) -> tuple[float, Found]:
-        """Wall seconds from the command's start to its end, and what it found.
+    def run(self, pictures: Path, scratch: Path) -> Run:
+        """Does the work once.
 
         Raises:
             ToolError: when the tool ends in an error.
         """
-        begun, process = self._start(pictures, scratch)
+        begun, process, watch = self._start(pictures, scratch)
         code = process.wait()
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, watch.stop()
         if code:
             log = (scratch / "log.txt").read_text(errors="replace")
             raise ToolError(f"{self.name} ended with {code}:\n{log[-4000:]}")
-        return seconds, self.read(scratch)
+        return Run(seconds, cpu, self.read(scratch))
 
-    def kill(self, pictures: Path, scratch: Path, after: float) -> None:
-        """Starts the work and kills it, with all it started, after some seconds."""
-        _, process = self._start(pictures, scratch)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(after)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    def kill(self, pictures: Path, scratch: Path, cpu: float) -> None:
+        """Starts the work and kills it, with all it started, when it has used some CPU seconds."""
+        _, process, watch = self._start(pictures, scratch)
+        while process.poll() is None and watch.seconds() < cpu:
+            time.sleep(0.05)
+        while there := [pid for pid in watch.processes() if pid != process.pid or process.poll() is None]:
+            for pid in there:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        watch.stop()
 
-    def _start(self, pictures: Path, scratch: Path) -> tuple[float, subprocess.Popen[bytes]]:
+    def _start(self, pictures: Path, scratch: Path) -> tuple[float, subprocess.Popen[bytes], CpuWatch]:
         command = ["taskset", "-c", _CORES, *self.prepare(pictures, scratch)]
-        surroundings = {**os.environ, "HF_DATASETS_CACHE": str(scratch / "cache"), "RAY_ADDRESS": "local"}
+        watch = CpuWatch()
+        own = {"HF_DATASETS_CACHE": str(scratch / "cache"), "RAY_ADDRESS": "local", MARK: watch.mark}
+        watch.start()
         with (scratch / "log.txt").open("wb") as log:
             begun = time.perf_counter()
-            return begun, subprocess.Popen(
-                command, env=surroundings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
+        return begun, process, watch
 
 
 def img2dataset(cache: Path) -> Side:
