@@ -254,7 +254,7 @@ def _warnings(info: ManifestInfo, facts: Facts, sets: list[GroupSet]) -> list[st
         )
     denied = facts.rights.verdicts.get(("deny", Decision.KEPT.value), 0)
     if denied:
-        found.append(f"{denied:,} kept rows carry a denial of rights.")
+        found.append(f"Kept rows that carry a denial of rights: {denied:,}.")
     for found_set in sets:
         found += [words.warning(found_set.name, removal) for removal in found_set.warnings]
     return found

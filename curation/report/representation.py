@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,8 +132,8 @@ def group_sets(counts: Counts) -> list[GroupSet]:
 def _group_set(name: str, counts: Counts) -> GroupSet:
     own = {(group, fate): n for (of, group, fate), n in counts.items() if of == name}
     groups = sorted({group for group, _ in own})
-    before = {g: _sum(n for (of, _), n in own.items() if of == g) for g in groups}
-    after = {g: _sum(n for (of, fate), n in own.items() if of == g and fate.kept) for g in groups}
+    before = {g: sum(n for (of, _), n in own.items() if of == g) for g in groups}
+    after = {g: sum(n for (of, fate), n in own.items() if of == g and fate.kept) for g in groups}
     all_before, all_after = sum(before.values()), sum(after.values())
     shares = [
         Share(
@@ -152,9 +151,9 @@ def _group_set(name: str, counts: Counts) -> GroupSet:
     if len(groups) > 1:
         filters = sorted({(fate.step, fate.filter) for _, fate in own if not fate.kept})
         for step, label in filters:
-            reached = {g: _sum(n for (of, f), n in own.items() if of == g and f.step >= step) for g in groups}
+            reached = {g: sum(n for (of, f), n in own.items() if of == g and f.step >= step) for g in groups}
             removed = {
-                g: _sum(n for (of, f), n in own.items() if of == g and (f.step, f.filter) == (step, label))
+                g: sum(n for (of, f), n in own.items() if of == g and (f.step, f.filter) == (step, label))
                 for g in groups
             }
             removals += _against_rest(label, removed, reached)
@@ -182,7 +181,3 @@ def _against_rest(label: str, removed: dict[str, int], reached: dict[str, int]) 
 def _hardest_first(removal: Removal) -> tuple[int, float, str, str]:
     rank = {"warning": 0, "possible": 1, "": 2}[removal.flag]
     return rank, -removal.ratio.ratio if removal.ratio else 1.0, removal.filter, removal.group
-
-
-def _sum(numbers: Iterable[int]) -> int:
-    return sum(numbers)

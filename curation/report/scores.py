@@ -226,13 +226,15 @@ def thresholds(info: ManifestInfo, applied: Mapping[tuple[str, float], int]) -> 
         limits = _dict(limits)
         for bound, side in (("min", "below"), ("max", "over")):
             put(score, limits.get(bound), side, str(limits.get("action") or "drop"))
-    put(Score("caption", "image_text"), _dict(job.get("caption_policy")).get("min_score"), "below", "act")
+    captions = _dict(job.get("caption_policy"))
+    put(Score("caption", "image_text"), captions.get("min_score"), "below", str(captions.get("low") or "keep"))
     duplicates = _dict(job.get("duplicates"))
     radius = _dict(duplicates.get("perceptual")).get("radius")
     if isinstance(radius, int):
         put(_HASH_BITS, 1 - radius / 64, "from", "drop")
+    semantic = _dict(duplicates.get("semantic")).get("threshold")
     for name in ("nearest", "semantic"):
-        put(Score("duplicates", name), _dict(duplicates.get("semantic")).get("threshold"), "from", "drop")
+        put(Score("duplicates", name), semantic, "from", "drop")
     return {score: sorted(lines) for score, lines in found.items() if lines}
 
 

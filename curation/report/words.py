@@ -98,6 +98,11 @@ def share(part: int, whole: int) -> str:
     return f"{percent:.1f}%"
 
 
+def many(n: int, one: str, more: str | None = None) -> str:
+    """A count with its noun, in the singular for one."""
+    return f"{n:,} {one if n == 1 else more or one + 's'}"
+
+
 def warning(name: str, removal: Removal) -> str:
     """A warning of the representation report about a set of groups, in a sentence."""
     ratio = removal.ratio

@@ -202,7 +202,7 @@ def test_rows_that_do_not_reconcile_are_said_to_be_so(tmp_path: Path) -> None:
     assert "do not reconcile" in page.warnings[0]
     assert "do not reconcile" in page.html
     denied = render(published(tmp_path / "b", [row("a", rights_verdict="deny")]))
-    assert denied.warnings == ["1 kept rows carry a denial of rights."]
+    assert denied.warnings == ["Kept rows that carry a denial of rights: 1."]
     assert "No kept row carries a denial" not in denied.html
 
 
@@ -358,7 +358,7 @@ def test_clusters_have_their_representative_first(tmp_path: Path) -> None:
     assert (large.of, large.copies, large.representative, large.members) == (kept["id"], 10, 10, (0, 1, 2, 3, 4, 5))
     assert (small.of, small.copies, small.representative, small.members) == ("somewhere else", 1, None, (11,))
     text = " ".join(Text(render(manifest).html).text.split())
-    assert "11 rows are copies of 2 pictures" in text
+    assert "11 copies of 2 pictures." in text
     assert "and 4 more" in text
     assert "not in this manifest" in text
 
@@ -394,7 +394,7 @@ def test_an_older_manifest_has_sections_that_say_what_it_lacks(tmp_path: Path) -
     text = " ".join(Text(page.html).text.split())
     assert "This manifest has no concept groups" in text
     assert "no column groups" in text
-    assert "1 rows are copies of 1 pictures" in text
+    assert "1 copy of 1 picture." in text
     assert "safety: weapon" in text
     least = ("rights", "rights_verdict", "licence", "creator", "domain", "caption", "caption_source", "safety")
     bare = render(published(tmp_path / "bare", rows, without=(*later, *least, "duplicate_of", "width", "score")))
