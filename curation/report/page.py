@@ -22,7 +22,7 @@ import jinja2
 from curation.manifest import Decision, Manifest, ManifestInfo
 from curation.report import charts, funnel, representation, words
 from curation.report.facts import Counting, Facts, gather
-from curation.report.pictures import Album, Clusters, Key, Sample, Tile, clusters, rows_at
+from curation.report.pictures import Album, Cluster, Clusters, Key, Sample, Tile, clusters, rows_at
 from curation.report.representation import GroupSet
 from curation.report.scores import safety_limits, thresholds
 
@@ -55,17 +55,8 @@ def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
     both: tuple[Counting, ...] = (sample, copies)
     more = [tally for tally in both if set(getattr(tally, "needed", tally.columns)) <= there]
     facts = gather(manifest, *more)
-    found = clusters(manifest, copies, largest=LARGEST, sampled=SAMPLED, members=MEMBERS)
-    keys = sorted(sample.chosen, key=lambda key: (_DECISIONS.index(key.decision), -sample.totals[key], key.filter))
-    numbers = {row for key in keys for row in sample.rows(key)}
-    numbers |= {row for c in found for row in (c.representative, *c.members) if row is not None}
-    rows = {n: _shown(row) for n, row in rows_at(manifest, numbers, _SHOWN).items()}
     concepts = {name: at for name, (at, _) in safety_limits(manifest.info, facts.scores.applied).items()}
-    galleries = [key for key in keys if key.decision in (Decision.DROPPED, Decision.HELD)][:GALLERIES]
-    pictured = {row for key in galleries for row in sample.rows(key)}
-    pictured |= {row for key in keys if key.decision == Decision.KEPT for row in sample.rows(key)}
-    pictured |= {row for c in found for row in (c.representative, *c.members) if row is not None}
-    tiles = Album(manifest, concepts, show_unsafe).tiles(pictured)
+    shown = _choose(sample, copies, Album(manifest, concepts, show_unsafe))
     sets = representation.group_sets(facts.groups.counts)
     warnings = _warnings(manifest.info, facts, sets)
     decisions = facts.outcomes.decisions()
@@ -76,15 +67,10 @@ def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
         "counts": counts,
         "warnings": warnings,
         "bars": funnel.bars(facts.outcomes.counts),
-        "reasons": _reasons(facts, sample, rows),
-        "rows": rows,
-        "tiles": tiles,
+        "reasons": _reasons(facts, sample, shown.rows),
         "no_tile": Tile(None, "not in this manifest"),
         "sample": sample,
-        "kept_keys": [key for key in keys if key.decision == Decision.KEPT],
-        "galleries": galleries,
-        "more_galleries": sum(key.decision in (Decision.DROPPED, Decision.HELD) for key in keys) - len(galleries),
-        "clusters": found,
+        **shown._asdict(),
         "all_clusters": len(copies.sizes),
         "all_copies": sum(copies.sizes.values()),
         "scores": _scores(manifest.info, facts),
@@ -102,6 +88,29 @@ def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
     context["css_hash"] = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     html = _environment().get_template("page.html.j2").render(context)
     return Page(html, warnings, counts)
+
+
+class _Shown(NamedTuple):
+    """What is shown one by one: the rows, by number, and the galleries and clusters they stand in."""
+
+    kept_keys: list[Key]
+    galleries: list[Key]
+    more_galleries: int
+    clusters: list[Cluster]
+    rows: dict[int, dict[str, Any]]
+    tiles: dict[int, Tile]
+
+
+def _choose(sample: Sample, copies: Clusters, album: Album) -> _Shown:
+    keys = sorted(sample.chosen, key=lambda key: (_DECISIONS.index(key.decision), -sample.totals[key], key.filter))
+    kept = [key for key in keys if key.decision == Decision.KEPT]
+    others = [key for key in keys if key.decision in (Decision.DROPPED, Decision.HELD)]
+    found = clusters(album.manifest, copies, largest=LARGEST, sampled=SAMPLED, members=MEMBERS)
+    pictured = {row for key in (*kept, *others[:GALLERIES]) for row in sample.rows(key)}
+    pictured |= {row for cluster in found for row in (cluster.representative, *cluster.members) if row is not None}
+    named = pictured | {row for key in keys for row in sample.rows(key)}
+    rows = {number: _named(row) for number, row in rows_at(album.manifest, named, _SHOWN).items()}
+    return _Shown(kept, others[:GALLERIES], len(others[GALLERIES:]), found, rows, album.tiles(pictured))
 
 
 def _environment() -> jinja2.Environment:
@@ -178,7 +187,7 @@ def measured(row: Mapping[str, Any]) -> str:
     return f"{charts.number(score)} {sign} {charts.number(limit)}"
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _named(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the words it is shown under and the address it is linked to."""
     name = str(row.get("uri") or "").rstrip("/").rsplit("/", 1)[-1] or "unnamed"
     label = row.get("caption") or row.get("title") or name
