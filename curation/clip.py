@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.errors import UserError
+from curation.images import centre
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,18 @@ class ClipConfig(BaseModel):
         """The name that manifests carry, with the weights' sha256 (8 hex) where they are a file. Loads no weights."""
         return _name(self, self.folder())
 
+    def image_size(self) -> int:
+        """Side of the square that the model takes, in pixels, without loading its weights where that can be helped."""
+        folder = self.folder()
+        if folder is not None:
+            told = json.loads((folder / _CONFIG_FILE).read_text())
+            size = told.get("preprocess_cfg", {}).get("size") or told["model_cfg"]["vision_cfg"]["image_size"]
+        elif self.model.startswith(_HUB):
+            return self.build().image_size  # its description is on the hub, and open_clip reads it with the weights
+        else:
+            size = _open_clip().get_model_config(self.model)["vision_cfg"]["image_size"]
+        return int(size if isinstance(size, int) else size[0])
+
     def calibrated(self) -> dict[str, float]:
         """The model's own thresholds by safety concept: the cosines from which on a picture counts as showing one.
 
@@ -129,11 +142,13 @@ class Clip:
             "ViT-L-14/datacomp_xl_s13b_b90k".
         dim: width of the embedding.
         image_size: side of the square that `prepare` cuts.
+        logit_scale: what the model was trained to multiply cosines by before a softmax.
     """
 
     name: str
     dim: int
     image_size: int
+    logit_scale: float
 
     def __init__(self, config: ClipConfig) -> None:
         import torch
@@ -172,26 +187,18 @@ class Clip:
         std = torch.tensor(preprocess["std"], dtype=torch.float32)
         self._scale = (1 / (255 * std)).view(1, 3, 1, 1).to(self._device)
         self._shift = (-mean / std).view(1, 3, 1, 1).to(self._device)
+        self.logit_scale = float(self._model.logit_scale.detach().exp())
         if hasattr(self._model.visual, "trunk"):
             _fuse_batch_norm(self._model.visual.trunk)
         self._model.visual.to(memory_format=torch.channels_last)
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """An RGB image as uint8 (image_size, image_size, 3): short side resized (bicubic), centre cut out.
+    def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """An image (or its RGB pixels) as uint8 (image_size, image_size, 3): the centre square, resized.
 
         The model's own mean and standard deviation are applied later, in `embed_images`.
         """
-        from PIL import Image
-
-        side = self.image_size
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        if image.size == (side, side):
-            return np.asarray(image)
-        # Only the centre square is resized: scaling all of a 1 x 100,000 picture would take gigabytes.
-        short = min(image.size)
-        left, top = (image.width - short) / 2, (image.height - short) / 2
-        box = (left, top, left + short, top + short)
-        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+        pixels = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+        return centre(pixels, self.image_size)
 
     def embed_images(self, pixels: np.ndarray) -> np.ndarray:
         """Embeds uint8 (N, image_size, image_size, 3) as float32 (N, dim), L2-normalised.

@@ -1,196 +1,335 @@
 """Deciding: the one place where the job's policy meets what was measured.
 
-`Policy.rule` looks at one row alone; `settle` adds what only the whole set can tell, opt-outs spreading to near-copies
-and the choice among duplicates. Neither runs a model or reads a picture: another policy decides the same measurements
-anew in seconds.
-
-The order is: opted out, failed, licence, size, safety, near-copy of something opted out, duplicate. The first that
-applies is the row's reason.
+`policy.Policy` rules on each row by itself; `settle` adds what only the whole set can tell, opt-outs spreading to
+near-copies and the choice among duplicates; `manifest_rows` writes both into rows. None of them runs a model or reads a
+picture: another policy decides the same measurements anew in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation.captions import caption
-from curation.duplicates import KINDS as DUPLICATE_KINDS
-from curation.duplicates import REASONS, RULES, Bindings, Copies, DuplicatesConfig, PerceptualConfig
-from curation.job import CurateJob
-from curation.manifest import Decision, Reason, Verdict, schema
-from curation.rights.licences import Licences
-from curation.rights.lists import OptOuts
+from curation import storage
+from curation.captions import Choice
+from curation.duplicates import (
+    KINDS,
+    REASONS,
+    RULES,
+    Bindings,
+    Copies,
+    CopyInputs,
+    DuplicatesConfig,
+    Edges,
+    find,
+    preference,
+)
+from curation.manifest import IMAGE, Decision, Manifest, Reason, Verdict, schema
+from curation.policy import MEASURED, Policy, Ruling
 from curation.rights.verdict import Observation, combine
-
-# What of a measured unit the policy reads: everything but pictures and embeddings.
-COLUMNS = (
-    *("uri", "final_uri", "id", "host", "creator", "licence", "licence_url", "failed_stage", "failed_reason"),
-    *("width", "height", "pixel_hash", "phash", "colour_layout", "safety"),
-)
+from curation.units import embedding_matrix
 
 
-@dataclass(frozen=True)
-class Ruling:
-    """What was decided about a row, by which rule, on what measure."""
-
-    decision: Decision
-    stage: str
-    reason: str
-    rule: str | None = None
-    score: float | None = None
-    threshold: float | None = None
-    rights: tuple[Observation, ...] = ()
-    duplicate_of: str | None = None
-    duplicate_kind: str | None = None
-    similarity: float | None = None
-
-    def row(self) -> dict[str, Any]:
-        """As columns of the manifest."""
-        columns: dict[str, Any] = {name: getattr(self, name) for name in _RULING_COLUMNS}
-        columns["decision"] = self.decision.value
-        columns["rights"] = [observation.row() for observation in self.rights]
-        columns["rights_verdict"] = combine(observation.verdict for observation in self.rights).value
-        return columns
-
-
-_RULING_COLUMNS = (
-    *("stage", "reason", "rule", "score", "threshold"),
-    *("duplicate_of", "duplicate_kind", "similarity"),
-)
-_FAILED_RULES = {Reason.TOO_LARGE: "fetch.max_bytes", Reason.TOO_MANY_PIXELS: "images.max_pixels"}
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The job's policy with its lists read and its thresholds resolved."""
-
-    job: CurateJob
-    optouts: OptOuts
-    thresholds: Mapping[str, float]  # by safety concept
-    licences: Licences = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "licences", Licences(self.job.licences))
-
-    def rule(self, row: Mapping[str, Any]) -> Ruling:
-        """Decides a measured row by itself, as if it had no copies."""
-        listed = self.optouts.observe(row)
-        licence = self.licences.observe(row)
-        rights = (*listed, licence)
-        if listed:
-            return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, f"optout: {listed[0].where}", rights=rights)
-        if row["failed_stage"] is not None:
-            reason = row["failed_reason"]
-            return Ruling(Decision.FAILED, row["failed_stage"], reason, _FAILED_RULES.get(reason), rights=rights)
-        return replace(self._licence(licence) or self._size(row) or self._safety(row) or _PASSED, rights=rights)
-
-    def _licence(self, observed: Observation) -> Ruling | None:
-        if observed.verdict == Verdict.DENY:
-            return Ruling(Decision.DROPPED, "licence", Reason.LICENCE_NOT_ALLOWED, "licences.allow")
-        unstated = self.job.licences.unstated
-        if observed.verdict == Verdict.UNKNOWN and unstated != "keep":
-            decision = Decision.HELD if unstated == "hold" else Decision.DROPPED
-            return Ruling(decision, "licence", Reason.LICENCE_UNSTATED, "licences.unstated")
-        return None
-
-    def _size(self, row: Mapping[str, Any]) -> Ruling | None:
-        side, least = min(row["width"], row["height"]), self.job.images.min_side
-        if side >= least:
-            return None
-        return Ruling(Decision.DROPPED, "size", Reason.TOO_SMALL, "images.min_side", side, least)
-
-    def _safety(self, row: Mapping[str, Any]) -> Ruling | None:
-        action = self.job.safety.action
-        if action == "flag":
-            return None
-        for entry in row["safety"] or ():
-            threshold = self.thresholds[entry["concept"]]
-            if not entry["score"] < threshold:  # a score that is not a number is no acquittal
-                decision = Decision.HELD if action == "hold" else Decision.DROPPED
-                rule = f"safety.concepts.{entry['concept']}"
-                return Ruling(decision, "safety", Reason.UNSAFE, rule, entry["score"], threshold)
-        return None
-
-
-_PASSED = Ruling(Decision.KEPT, "decide", Reason.PASSED)
-
-
-def settle(policy: Policy, measured: pa.Table) -> list[Ruling]:
-    """Decides all rows of a job together.
+def rule_all(
+    policy: Policy, measured: pa.Table, heads: pa.Table | None, captions: pa.Table | None
+) -> list[tuple[Ruling, Choice]]:
+    """Every row's own ruling and captions.
 
     Args:
         policy: what to decide by.
-        measured: the columns `COLUMNS` of every unit, in manifest order.
+        measured: a measured unit, at least the columns `MEASURED`.
+        heads: its scores by the heads on embeddings; None where the job has none.
+        captions: its captions; None where the job has none.
+    """
+    rows: list[dict[str, Any]] = measured.select([c for c in MEASURED if c != "colour_layout"]).to_pylist()
+    for column in ("scores", "safety"):
+        if heads is not None:
+            for row, more in zip(rows, heads[column].to_pylist(), strict=True):
+                row[column] = [*(row[column] or ()), *(more or ())]
+    told = [None] * len(rows) if captions is None else captions["captions"].to_pylist()
+    return [policy.rule(row | {"captions": found}) for row, found in zip(rows, told, strict=True)]
+
+
+class Facts(NamedTuple):
+    """What of N rows the global step needs, as arrays."""
+
+    ids: np.ndarray  # (N,) S64
+    pictured: np.ndarray  # (N,) bool; where False, the arrays below hold zeros
+    pixel_hashes: np.ndarray  # (N,) S64
+    phashes: np.ndarray  # (N,) uint64
+    turned: np.ndarray  # (N, 7) uint64, or (N, 0)
+    colours: np.ndarray  # (N, 48) uint8
+    embeddings: np.ndarray  # (N, dim) float16, or (N, 0) where they are not asked for
+    area: np.ndarray  # (N,) int64
+    licence: np.ndarray  # (N,) int64: place of the licence in the job's list
+    kept: np.ndarray  # (N,) bool: by the row's own ruling
+    opted_out: np.ndarray  # (N,) bool
+
+    @classmethod
+    def of(cls, policy: Policy, rows: pa.Table, rulings: Sequence[Ruling], embeddings: np.ndarray) -> Facts:
+        """Of rows with the columns `MEASURED` (or a manifest's) and their own rulings."""
+        n = rows.num_rows
+        pictured = rows["pixel_hash"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+        turned = np.zeros((n, 7 if policy.job.duplicates.turned else 0), np.uint64)
+        colours = np.zeros((n, 48), np.uint8)
+        turns, layouts = rows["phash_turned"].to_pylist(), rows["colour_layout"].to_pylist()
+        for i in np.flatnonzero(pictured):
+            colours[i] = np.frombuffer(layouts[i], np.uint8)
+            if turned.shape[1] and turns[i]:
+                turned[i] = turns[i]
+        area = np.array(
+            [(w or 0) * (h or 0) for w, h in zip(*(rows[c].to_pylist() for c in _SIZE), strict=True)], np.int64
+        )
+        stated = zip(rows["licence"].to_pylist(), rows["licence_url"].to_pylist(), strict=True)
+        return cls(
+            np.array(rows["id"].to_pylist(), "S64"),
+            pictured,
+            np.array(pc.fill_null(rows["pixel_hash"], "").to_pylist(), "S64"),
+            pc.fill_null(rows["phash"], 0).to_numpy().astype(np.uint64),
+            turned,
+            colours,
+            embeddings,
+            area,
+            np.array([policy.licences.rank(name or url) for name, url in stated], np.int64),
+            np.array([r.decision == Decision.KEPT for r in rulings], bool),
+            np.array([r.reason == Reason.OPTED_OUT for r in rulings], bool),
+        )
+
+    def copy_inputs(self) -> CopyInputs:
+        turned = self.turned if self.turned.shape[1] else None
+        embeddings = self.embeddings if self.embeddings.shape[1] else None
+        return CopyInputs(self.ids, self.pixel_hashes, self.phashes, self.colours, turned, embeddings)
+
+    @classmethod
+    def join(cls, parts: Sequence[Facts]) -> Facts:
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+_SIZE = ("width", "height")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What only the whole set can tell about N rows."""
+
+    ids: np.ndarray  # (N + V,) S64: of the rows, then of an older manifest's that bind them
+    denied: Bindings  # to what is opted out
+    duplicates: Bindings  # to what stays
+    nearest: np.ndarray  # (N + V,) int64: most similar row by embedding, or -1
+    nearest_similarity: np.ndarray  # (N + V,) float32
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        return self.duplicates.clusters()
+
+    def rows(self, start: int, end: int) -> pa.Table:
+        """What it says of some rows, to be shipped to whoever writes them: the columns of `_SETTLED`."""
+        here = slice(start, end)
+        bound = np.where(self.denied.of[here] >= 0, self.denied.of[here], self.duplicates.of[here])
+        kind = np.where(self.denied.of[here] >= 0, self.denied.kind[here], self.duplicates.kind[here])
+        likeness = np.where(self.denied.of[here] >= 0, self.denied.similarity[here], self.duplicates.similarity[here])
+        return pa.table(
+            {
+                "denied": pa.array(self.denied.of[here] >= 0),
+                "duplicate_of": self._names(bound),
+                "kind": pa.array(kind, pa.int8()),
+                "similarity": pa.array(likeness, pa.float32(), mask=bound < 0),
+                "duplicate_cluster": self._names(self.clusters[here]),
+                "nearest": self._names(self.nearest[here]),
+                "nearest_similarity": pa.array(
+                    self.nearest_similarity[here], pa.float32(), mask=self.nearest[here] < 0
+                ),
+            }
+        )
+
+    def _names(self, of: np.ndarray) -> pa.Array:
+        return pa.array([self.ids[i].decode() if i >= 0 else None for i in of], pa.string())
+
+
+def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str | None = None) -> Settled:
+    """Decides among copies.
+
+    Args:
+        policy: what to decide by.
+        facts: of every row of the job, in manifest order.
+        parent: of the rows of an older manifest that it kept or that are opted out. What it kept stays before anything
+            else, whether it is among this job's inputs or not.
+        work: folder that what was found about copies is kept in.
 
     Returns:
-        A ruling for every row. Of copies the one with most pixels stays, and among equals the one listed first.
+        What binds each of the job's rows to another.
     """
-    rulings = [policy.rule(row) for row in measured.drop_columns(["colour_layout"]).to_pylist()]
-    pictured = np.flatnonzero(measured["pixel_hash"].combine_chunks().is_valid().to_numpy(zero_copy_only=False))
-    if not len(pictured):
-        return rulings
-    rows = measured.take(pa.array(pictured))
-    ids = np.array(rows["id"].to_pylist())
-    measures = (
-        ids,
-        np.array(rows["pixel_hash"].to_pylist()),
-        rows["phash"].to_numpy(),
-        np.frombuffer(b"".join(rows["colour_layout"].to_pylist()), np.uint8).reshape(len(rows), -1),
-    )
-    duplicates = policy.job.duplicates
-    copies = Copies(*measures, duplicates)
+    everything, first = _with_parent(facts, parent)
+    pictured = np.flatnonzero(everything.pictured)
+    rows = Facts(*(array[pictured] for array in everything))
+    config = policy.job.duplicates
     # Whether the job wants duplicates dropped is its own affair; an opt-out reaches its copies all the same.
-    bound = DuplicatesConfig(perceptual=duplicates.perceptual or PerceptualConfig())
-    near = copies if bound == duplicates else Copies(*measures, bound)
-    own = [rulings[i] for i in pictured]
-    optouts = np.array([r.reason == Reason.OPTED_OUT for r in own])
-    own = _bind(own, near.spread(optouts), ids, _denied_copy)
-    area = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
-    preference = np.lexsort((np.arange(len(area)), -area))
-    own = _bind(own, copies.elect(np.array([r.decision == Decision.KEPT for r in own]), preference), ids, _duplicate)
-    for i, ruling in zip(pictured, own, strict=True):
-        rulings[i] = ruling
-    return rulings
+    edges = _edges(rows.copy_inputs(), config.binding(), work)
+    measures = (rows.ids, rows.pixel_hashes, rows.phashes, rows.colours)
+    denied = Copies(*measures, config.binding(), edges=edges).spread(rows.opted_out)
+    ranks = {"licence": rows.licence, "resolution": -rows.area}
+    order = preference(config.prefer, ranks, first=first[pictured])
+    duplicates = Copies(*measures, config, edges=edges).elect(rows.kept & (denied.of < 0), order)
+    nearest, similarity = edges.nearest()
+    total = len(everything.ids)
+    return Settled(
+        everything.ids,
+        _among_all(denied, pictured, total),
+        _among_all(duplicates, pictured, total),
+        *_neighbours(nearest, similarity, pictured, total),
+    )
 
 
-def _bind(rulings: list[Ruling], bindings: Bindings, ids: np.ndarray, ruled: Callable[..., Ruling]) -> list[Ruling]:
-    """The rulings, those of bound rows replaced by `ruled(ruling, original, kind)` and told what binds them."""
-    bound = list(rulings)
-    for i in np.flatnonzero(bindings.of >= 0):
-        original, kind, likeness = str(ids[bindings.of[i]]), int(bindings.kind[i]), float(bindings.similarity[i])
-        bound[i] = replace(
-            ruled(rulings[i], original, kind),
-            rule=RULES[kind],
-            score=likeness,
-            duplicate_of=original,
-            duplicate_kind=DUPLICATE_KINDS[kind],
-            similarity=likeness,
+def _edges(rows: CopyInputs, config: DuplicatesConfig, work: str | None) -> Edges:
+    """What may be a copy of what: found once, and kept below `work` for other thresholds."""
+    if work is None:
+        return find(rows, config)
+    folder = storage.join(work, f"copies-{rows.key()[:16]}")
+    stored = Edges.read(folder)
+    if stored is not None and stored.covers(config):
+        return stored
+    found = find(rows, config, work=storage.join(folder, "search"))
+    found.write(folder)
+    return found
+
+
+def _with_parent(facts: Facts, parent: Facts | None) -> tuple[Facts, np.ndarray]:
+    """The rows, then those of the parent that are not among them; and 0 for what the parent kept, 1 for the rest."""
+    if parent is None:
+        return facts, np.ones(len(facts.ids), np.int64)
+    others = Facts(*(array[~np.isin(parent.ids, facts.ids)] for array in parent))
+    everything = Facts.join([facts, others])
+    return everything, np.where(np.isin(everything.ids, parent.ids[parent.kept]), 0, 1)
+
+
+def _among_all(bindings: Bindings, pictured: np.ndarray, total: int) -> Bindings:
+    """Bindings among rows with pictures as bindings among all of `total` rows."""
+    of, kind, similarity = np.full(total, -1, np.int64), np.zeros(total, np.int8), np.zeros(total, np.float32)
+    of[pictured] = np.where(bindings.of >= 0, pictured[bindings.of], -1)
+    kind[pictured], similarity[pictured] = bindings.kind, bindings.similarity
+    return Bindings(of, kind, similarity)
+
+
+def _neighbours(
+    nearest: np.ndarray, similarity: np.ndarray, pictured: np.ndarray, total: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for each row's nearest by embedding."""
+    of, likeness = np.full(total, -1, np.int64), np.zeros(total, np.float32)
+    of[pictured] = np.where(nearest >= 0, pictured[nearest], -1)
+    likeness[pictured] = similarity
+    return of, likeness
+
+
+def parent_facts(policy: Policy, parent: Manifest) -> Facts:
+    """The rows of an older manifest that bind new ones: what it kept, what it refused, and what is refused by now."""
+    wanted = [*_OF_PARENT, *(["embedding"] if policy.job.duplicates.semantic else [])]
+    present = parent.schema.names
+    parts = []
+    for batch in parent.batches([c for c in (*wanted, "phash_turned", "decision", "reason") if c in present]):
+        rows = pa.Table.from_batches([batch])
+        binding = pc.or_(
+            pc.equal(rows["decision"], Decision.KEPT.value), pc.equal(rows["reason"], Reason.OPTED_OUT.value)
         )
-    return bound
+        rows = rows.filter(binding)
+        if "phash_turned" not in present:
+            rows = rows.append_column("phash_turned", pa.nulls(rows.num_rows, pa.list_(pa.uint64())))
+        rulings = [_of_parent(policy, row) for row in rows.to_pylist()]
+        parts.append(Facts.of(policy, rows, rulings, embeddings_of(policy, rows)))
+    return Facts.join(parts)
 
 
-def _denied_copy(ruling: Ruling, original: str, kind: int) -> Ruling:
-    value = f"{DUPLICATE_KINDS[kind]} copy of {original}"
-    rights = (*ruling.rights, Observation("optout_near_copy", value, "manifest", Verdict.DENY))
-    return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT_NEAR_COPY, rights=rights)
+_OF_PARENT = (
+    *("id", "uri", "final_uri", "source_url", "host", "creator", "licence", "licence_url", "width", "height"),
+    *("pixel_hash", "phash", "colour_layout"),
+)
 
 
-def _duplicate(ruling: Ruling, original: str, kind: int) -> Ruling:
-    return Ruling(Decision.DROPPED, "duplicates", REASONS[kind], rights=ruling.rights)
+def _of_parent(policy: Policy, row: Mapping[str, Any]) -> Ruling:
+    if row["reason"] == Reason.OPTED_OUT or policy.optouts.observe(row):
+        return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT)
+    return Ruling(Decision.KEPT, "decide", Reason.PASSED)
 
 
-def manifest_rows(job: CurateJob, measured: pa.Table, rulings: Sequence[Mapping[str, Any]], dim: int) -> pa.Table:
-    """A measured unit and its rulings (as `Ruling.row`) as rows of the manifest; only kept rows keep their picture."""
-    rows = []
-    for row, ruling in zip(measured.to_pylist(), rulings, strict=True):
-        stated = {name: row[name] for name in ("title", "creator", "licence", "licence_url") if row[name]}
-        row["caption"], row["caption_source"] = caption(job.captions, {**dict(row["metadata"] or ()), **stated})
-        row |= ruling
-        if row["decision"] != Decision.KEPT:
-            row["image"] = None
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=schema(dim))
+def embeddings_of(policy: Policy, rows: pa.Table) -> np.ndarray:
+    """(N, dim) float16, or (N, 0) where the job does not compare embeddings."""
+    if policy.job.duplicates.semantic is None:
+        return np.zeros((rows.num_rows, 0), np.float16)
+    return embedding_matrix(rows["embedding"])
+
+
+def manifest_rows(
+    policy: Policy, measured: pa.Table, heads: pa.Table | None, captions: pa.Table | None, settled: pa.Table
+) -> pa.Table:
+    """One unit as rows of the manifest; only kept rows keep their picture.
+
+    Args:
+        policy, measured, heads, captions: as of `rule_all`, but with all columns.
+        settled: the unit's rows of `Settled.rows`.
+    """
+    ruled = rule_all(policy, measured, heads, captions)
+    bound = [
+        _bind(ruling, bind) if bind["duplicate_of"] else ruling
+        for (ruling, _), bind in zip(ruled, settled.to_pylist(), strict=True)
+    ]
+    dim = None
+    if "embedding" in measured.column_names:
+        dim = measured.schema.field("embedding").type.list_size
+    found = dict(zip(measured.column_names, measured.columns, strict=True))
+    for name in ("safety", "scores"):
+        if heads is not None:
+            pairs = zip(measured[name].to_pylist(), heads[name].to_pylist(), strict=True)
+            found[name] = [[*(a or ()), *(b or ())] if a or b else None for a, b in pairs]
+    if captions is not None:
+        found["detail"] = pc.coalesce(measured["detail"], captions["failed"])
+    choices = [choice for _, choice in ruled]
+    found |= {
+        "groups": [None] * len(ruled) if heads is None else heads["groups"],
+        "caption": [c.caption.text if c.caption else None for c in choices],
+        "caption_source": [c.caption.source if c.caption else None for c in choices],
+        "captions": [[vars(caption) for caption in c.kept] or None for c in choices],
+        "rights": [[observation.row() for observation in r.rights] for r in bound],
+        "rights_verdict": [combine(o.verdict for o in r.rights).value for r in bound],
+        "duplicate_kind": [
+            KINDS[k] if d else None for d, k in zip(*(settled[c].to_pylist() for c in _BOUND), strict=True)
+        ],
+        "image": _pictures_of_kept(measured["image"], np.array([r.decision == Decision.KEPT for r in bound], bool)),
+    }
+    for name in ("decision", "stage", "reason", "rule", "score", "threshold"):
+        found[name] = [getattr(r, name) for r in bound]
+    for name in ("duplicate_of", "similarity", "duplicate_cluster", "nearest", "nearest_similarity"):
+        found[name] = settled[name]
+    fields = schema(dim)
+    return pa.Table.from_arrays([_column(found[field.name], field.type) for field in fields], schema=fields)
+
+
+_BOUND = ("duplicate_of", "kind")
+
+
+def _bind(ruling: Ruling, bind: Mapping[str, Any]) -> Ruling:
+    """The ruling of a row that is bound to another: a copy of something opted out, or a duplicate."""
+    kind, likeness = bind["kind"], bind["similarity"]
+    if not bind["denied"]:
+        reason, rights, stage = REASONS[kind], ruling.rights, "duplicates"
+    else:
+        value = f"{KINDS[kind]} copy of {bind['duplicate_of']}"
+        rights = (*ruling.rights, Observation("optout_near_copy", value, "manifest", Verdict.DENY))
+        reason, stage = Reason.OPTED_OUT_NEAR_COPY, "rights"
+    return Ruling(Decision.DROPPED, stage, reason, RULES[kind], likeness, rights=rights)
+
+
+def _pictures_of_kept(column: pa.ChunkedArray, kept: np.ndarray) -> pa.Array:
+    pictures = column.combine_chunks()
+    pictures = pictures.chunk(0) if isinstance(pictures, pa.ChunkedArray) else pictures
+    mask = pa.array(kept)
+    fields = [pc.if_else(mask, pictures.field(f.name), pa.scalar(None, f.type)) for f in IMAGE]
+    return pa.StructArray.from_arrays(fields, fields=list(IMAGE), mask=pc.invert(mask))
+
+
+def _column(values: Any, kind: pa.DataType) -> Any:
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)

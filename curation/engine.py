@@ -1,53 +1,58 @@
-"""Running a curate job on Ray Data: measure the units that are missing, decide everything, publish.
+"""Running a curate job: do what is missing of its units, decide everything, publish.
 
-The input list is cut into units whose names are hashes of their inputs and of what measures them. A measured unit is
-one file below `<output>/.work`, written whole or not at all, so rerunning a killed job measures only what is missing,
-and a changed policy measures nothing. Ray must be running; `pipelines.cluster` sees to that.
+A stage's result for a unit is one file below `<output>/.work`, written whole or not at all, so rerunning a killed job
+does only what is missing, and a changed policy measures nothing. Ray must be running; `pipelines.cluster` sees to that.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel
 
-from curation import storage
-from curation.decide import COLUMNS, Policy, Ruling, manifest_rows, settle
+from curation import storage, workers
+from curation.decide import Facts, Settled, embeddings_of, manifest_rows, parent_facts, rule_all, settle
 from curation.errors import UserError
-from curation.fetch import PASSING, host_and_domain
-from curation.job import CurateJob
+from curation.listing import Listing, forget_downstream
 from curation.manifest import (
     ClipInfo,
     Decision,
-    InputsInfo,
     Manifest,
     ManifestInfo,
     PartFile,
-    Reason,
+    WorkInfo,
     manifest_id,
     now,
     publish,
     write_part,
 )
-from curation.measure import Measure, MeasureConfig, forget, read_unit, unit_key, write_unit
-from curation.rights.lists import OptOuts
+from curation.measure import forget
+from curation.policy import MEASURED, Policy
+from curation.units import Stage, Unit
 
-# Raise it when a measuring stage comes to give other results: every stored unit is then measured anew.
-MEASURE_VERSION = 1
-_CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
 
-OnProgress = Callable[[str, int, int], None]  # stage, done, total
+class OnProgress(Protocol):
+    """What a run reports to."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+class FunnelStep(BaseModel):
+    """What became of the rows that reached a stage."""
+
+    stage: str
+    reached: int
+    removed: int
+    reasons: dict[str, int]
 
 
 class CurateResult(BaseModel):
@@ -58,239 +63,211 @@ class CurateResult(BaseModel):
     rows: int
     counts: dict[str, int]
     reasons: dict[str, int]
+    funnel: list[FunnelStep]
     units: int
     units_measured: int  # the others were there from an earlier run
+    units_run: dict[str, int]  # by stage
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Unit:
-    key: str
-    inputs: pa.Table
-    unwanted: list[int]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A job made concrete: its inputs cut into units, its lists read, its thresholds resolved."""
-
-    policy: Policy
-    units: list[_Unit]
-    work: str
-
-    @property
-    def rows(self) -> int:
-        return sum(unit.inputs.num_rows for unit in self.units)
-
-    def inputs(self) -> InputsInfo:
-        """What the manifest's rows are to be reconciled with."""
-        return InputsInfo.of(uri for unit in self.units for uri in unit.inputs["uri"].to_pylist())
-
-    def file(self, key: str) -> str:
-        return storage.join(self.work, f"unit-{key}.parquet")
-
-    def missing(self) -> list[_Unit]:
-        """The units that are not measured, and those with a row that may fare better now than it did then."""
-        present = {info.base_name for info in storage.list_files(self.work)}
-        return [u for u in self.units if f"unit-{u.key}.parquet" not in present or self._outdated(u)]
-
-    def _outdated(self, unit: _Unit) -> bool:
-        reasons = read_unit(self.file(unit.key), ["failed_reason"])["failed_reason"].to_pylist()
-        again, unwanted = PASSING | {Reason.NOT_ASKED}, set(unit.unwanted)
-        return any(reason in again for i, reason in enumerate(reasons) if i not in unwanted)
-
-
-def listing(job: CurateJob) -> Listing:
-    """Reads everything that a user can have got wrong, before a cluster starts.
+def curate(found: Listing, on_progress: OnProgress = lambda stage, done, total, note="": None) -> CurateResult:
+    """Runs a listed job to a published manifest, on the Ray cluster that this process is connected to.
 
     Raises:
-        UserError: naming the field and the remedy.
+        UserError: when the output cannot be written to any more, such as on a full disk; what was stored stays, and the
+            same command goes on from there.
     """
-    job.clip.check()
-    thresholds = job.safety.resolve(job.clip)
-    optouts = OptOuts.read(job.optout)
-    storage.filesystem(job.output)
-    try:
-        inputs = job.source.inputs()
-    except OSError as error:
-        raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
-    measurement = json.dumps([MEASURE_VERSION, job.measurement()], sort_keys=True)
-    fingerprint = hashlib.sha256(measurement.encode()).hexdigest()
-    units = []
-    for start in range(0, inputs.num_rows, job.unit_size):
-        rows = inputs.slice(start, job.unit_size)
-        unwanted = [
-            i
-            for i, uri in enumerate(rows["uri"].to_pylist())
-            if (host := host_and_domain(uri)[0]) is not None and optouts.denies_location(uri, host)
-        ]
-        units.append(_Unit(unit_key(rows, fingerprint), rows, unwanted))
-    work = storage.join(job.output, ".work", fingerprint[:16])
-    return Listing(Policy(job, optouts, thresholds), units, work)
-
-
-def plan(job: CurateJob) -> dict[str, Any]:
-    """What running the job would take: for `--dry-run`."""
-    found = listing(job)
-    return {
-        "inputs": found.rows,
-        "units": len(found.units),
-        "units_to_measure": len(found.missing()),
-        "workers": job.workers,
-        "cpus": job.workers * job.cpus_per_worker,
-        "gpus": job.workers * job.gpus_per_worker,
-        "clip": job.clip.name(),
-    }
-
-
-def check_output(job: CurateJob) -> None:
-    """Writes an empty file below the output, so that a place that cannot be written is found before any work is done.
-
-    Raises:
-        UserError: when it cannot.
-    """
-    try:
-        storage.write_bytes(storage.join(job.output, ".work", "writable"), b"")
-    except OSError as error:
-        raise UserError(f"cannot write to {job.output}: {error}", field="output", remedy=_CHECK_ACCESS) from None
-
-
-def curate(job: CurateJob, found: Listing, on_progress: OnProgress = lambda stage, done, total: None) -> CurateResult:
-    """Runs a listed job to a published manifest, on the Ray cluster that this process is connected to."""
-    missing = found.missing()
     clock = {"measure": time.monotonic()}
-    measured_rows = found.rows - sum(unit.inputs.num_rows for unit in missing)
-    on_progress("measure", measured_rows, found.rows)
-    for rows in _measure(job, found, missing):
-        measured_rows += rows
-        on_progress("measure", measured_rows, found.rows)
-
-    clock["decide"] = time.monotonic()
-    on_progress("decide", 0, found.rows)
-    compact = pa.concat_tables(forget(read_unit(found.file(u.key), COLUMNS), u.unwanted) for u in found.units)
-    rulings = settle(found.policy, compact)
-    on_progress("decide", found.rows, found.rows)
-
-    clock["publish"] = time.monotonic()
-    manifest = _publish(job, found, rulings, on_progress)
+    with _storage_errors():
+        units_run = _measure(found, on_progress)
+        clock["decide"] = time.monotonic()
+        on_progress("decide", 0, found.rows)
+        settled = _decide(found, on_progress)
+        clock["publish"] = time.monotonic()
+        manifest, removed = _publish(found, settled, on_progress)
     clock["end"] = time.monotonic()
-    names = list(clock)
     return CurateResult(
         manifest=manifest.uri,
         id=manifest.id,
         rows=manifest.info.rows,
         counts=manifest.info.counts,
         reasons=manifest.info.reasons,
+        funnel=_funnel(manifest.info.rows, removed),
         units=len(found.units),
-        units_measured=len(missing),
-        seconds={a: round(clock[b] - clock[a], 2) for a, b in pairwise(names)},
+        units_measured=units_run["measure"],
+        units_run=dict(units_run),
+        seconds={a: round(clock[b] - clock[a], 2) for a, b in pairwise(clock)},
     )
 
 
-def measure_config(job: CurateJob, thresholds: dict[str, float]) -> MeasureConfig:
-    """The part of a job that a measuring worker needs."""
-    return MeasureConfig(
-        fetch=job.fetch,
-        images=job.images,
-        image_size=job.image_size,
-        clip=job.clip,
-        concepts=thresholds,
-        threads=job.threads,
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """A full disk or a bucket that is gone, also on a worker, told as what it is."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (OSError, RayError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError | UserError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if cause is None:
+            raise
+        raise UserError(
+            f"the output cannot be written or read: {cause}",
+            field="output",
+            remedy="make room or give access, and run the same command again: finished units are kept",
+        ) from error
+
+
+def _measure(found: Listing, on_progress: OnProgress) -> Counter[str]:
+    """Does what is missing of the units; returns how many units each stage was run on."""
+    todo = found.todo()
+    forget_downstream(found.job, todo)
+    missing = Counter[str]()
+    for t in todo:
+        missing.update(dict.fromkeys(t.stages, t.unit.inputs.num_rows))
+    done = {name: found.rows - missing[name] for name in found.stages}
+    for name in missing:
+        on_progress(name, done[name], found.rows)
+    run, failed = Counter[str](), Counter[str]()
+    for item in workers.run(found, todo):
+        failed.update(item["failed"])
+        for name in item["stages"]:
+            run[name] += 1
+            done[name] += item["rows"]
+            on_progress(name, done[name], found.rows, _note(failed) if name == "measure" else "")
+    return run
+
+
+def _note(removed: Counter[str]) -> str:
+    """The most frequent reasons so far, for a progress line."""
+    if not removed:
+        return ""
+    return f"failed {removed.total():,}: " + ", ".join(f"{reason} {n:,}" for reason, n in removed.most_common(3))
+
+
+def _decide(found: Listing, on_progress: OnProgress) -> Settled:
+    """Rules on every row, a unit at a time, and settles what only the whole set can tell."""
+    policy, parts, done = found.policy, [], 0
+    columns = [*MEASURED, *(["embedding"] if policy.job.duplicates.semantic else [])]
+    for unit in found.units:
+        measured, heads, captions = _stored(found.stages, unit, columns)
+        rulings = [ruling for ruling, _ in rule_all(policy, measured, heads, captions)]
+        parts.append(Facts.of(policy, measured, rulings, embeddings_of(policy, measured)))
+        done += measured.num_rows
+        on_progress("decide", done, found.rows)
+    parent = None if found.parent is None else parent_facts(policy, found.parent)
+    return settle(policy, Facts.join(parts), parent, storage.join(policy.job.output, ".work"))
+
+
+def _stored(
+    stages: dict[str, Stage], unit: Unit, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, pa.Table | None, pa.Table | None]:
+    """What is stored of a unit, as if its unwanted rows had never been asked for."""
+    measured, *others = (
+        forget(stages[name].read(unit.key, columns if name == "measure" else None), unit.unwanted)
+        if name in stages
+        else None
+        for name in ("measure", "heads", "captions")
     )
+    return measured, others[0], others[1]
 
 
-class _MeasureWorker:
-    """A Ray actor that measures one unit at a time and stores it."""
-
-    def __init__(self, config: MeasureConfig, work: str) -> None:
-        self._measure: Measure = config.build()
-        self._work = work
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        rows = []
-        for key, payload, unwanted in zip(batch["key"], batch["inputs"], batch["unwanted"], strict=True):
-            inputs = pa.ipc.open_stream(payload).read_all()
-            write_unit(storage.join(self._work, f"unit-{key}.parquet"), self._measure(inputs, json.loads(unwanted)))
-            rows.append(inputs.num_rows)
-        return {"rows": rows}
-
-
-def _measure(job: CurateJob, found: Listing, missing: Sequence[_Unit]) -> Iterator[int]:
-    """Measures the missing units; yields the number of rows of each as it is stored."""
-    if not missing:
-        return
-    items = [
-        {"key": unit.key, "inputs": _to_bytes(unit.inputs), "unwanted": json.dumps(unit.unwanted)} for unit in missing
-    ]
-    data = _ray_data()
-    dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _MeasureWorker,
-        batch_size=1,
-        compute=data.ActorPoolStrategy(size=min(job.workers, len(items))),
-        fn_constructor_args=[measure_config(job, dict(found.policy.thresholds)), found.work],
-        num_cpus=job.cpus_per_worker,
-        num_gpus=job.gpus_per_worker,
-    )
-    for row in dataset.iter_rows():
-        yield int(row["rows"])
-
-
-def _write_parts(batch: dict[str, Any], job: CurateJob, staging: str, dim: int) -> dict[str, list[Any]]:
-    written = []
-    columns = (batch[name] for name in ("source", "unwanted", "name", "rulings"))
-    for source, unwanted, name, rulings in zip(*columns, strict=True):
-        measured = forget(read_unit(str(source)), json.loads(unwanted))
-        ruled = pa.ipc.open_stream(rulings).read_all().to_pylist()
-        written.append(write_part(storage.join(staging, str(name)), manifest_rows(job, measured, ruled, dim)))
-    return {
-        "name": [part.name for part, _ in written],
-        "rows": [part.rows for part, _ in written],
-        "sha256": [part.sha256 for part, _ in written],
-        "digest": [digest for _, digest in written],
-    }
-
-
-def _publish(job: CurateJob, found: Listing, rulings: list[Ruling], on_progress: OnProgress) -> Manifest:
-    dim = int(read_unit(found.file(found.units[0].key), ["embedding"]).schema.field("embedding").type.list_size)
+def _publish(
+    found: Listing, settled: Settled, on_progress: OnProgress
+) -> tuple[Manifest, Counter[tuple[str, str, str]]]:
+    """Writes the parts and publishes them; returns also how many rows each decision, stage and reason has."""
+    job = found.job
     # A name of its own: another run of the same job may be publishing at this very moment.
     staging = storage.join(job.output, ".work", f"staging-{uuid.uuid4().hex[:16]}")
     items, start = [], 0
     for index, unit in enumerate(found.units):
         end = start + unit.inputs.num_rows
-        ruled = pa.Table.from_pylist([r.row() for r in rulings[start:end]], schema=_ruling_schema(dim))
-        name = f"part-{index:05d}.parquet"
-        source, unwanted = found.file(unit.key), json.dumps(unit.unwanted)
-        items.append({"source": source, "unwanted": unwanted, "name": name, "rulings": _to_bytes(ruled)})
+        rows = workers.to_bytes(settled.rows(start, end))
+        told = {"key": unit.key, "unwanted": unit.unwanted, "name": f"part-{index:05d}.parquet"}
+        items.append({"index": index, "unit": json.dumps(told), "settled": rows})
         start = end
-    data = _ray_data()
-    dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _write_parts, batch_size=1, fn_kwargs={"job": job, "staging": staging, "dim": dim}
+    dataset = (
+        workers.ray_data()
+        .from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            _write_parts,
+            batch_size=1,
+            fn_kwargs={"policy": found.policy, "stages": found.stages, "staging": staging},
+        )
     )
-    written: dict[str, dict[str, Any]] = {}
+    written: dict[int, dict[str, Any]] = {}
     on_progress("publish", 0, found.rows)
     for row in dataset.iter_rows():
-        written[row["name"]] = row
+        written[row["index"]] = row
         on_progress("publish", sum(part["rows"] for part in written.values()), found.rows)
-    parts = [written[str(item["name"])] for item in items]
-    # The lists' contents count, also where they match nothing: that they were asked is part of what a manifest says.
-    identity = {**job.identity(), "rights": [source.sha256 for source in found.policy.optouts.sources]}
-    info = ManifestInfo(
-        id=manifest_id(identity, [part["digest"] for part in parts]),
+    parts = [written[index] for index in range(len(items))]
+    removed: Counter[tuple[str, str, str]] = Counter()
+    for part in parts:
+        removed.update({(d, s, r): n for d, s, r, n in json.loads(part["counts"])})
+    info = _info(found, parts, removed)
+    if sum(part.rows for part in info.files) != info.inputs.rows:
+        raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
+    return publish(staging, job.output, info), removed
+
+
+def _write_parts(batch: dict[str, Any], policy: Policy, stages: dict[str, Stage], staging: str) -> dict[str, list[Any]]:
+    written = []
+    for index, unit, settled in zip(batch["index"], batch["unit"], batch["settled"], strict=True):
+        told = json.loads(unit)
+        stored = _stored(stages, Unit(told["key"], pa.table({}), told["unwanted"]))
+        rows = manifest_rows(policy, *stored, pa.ipc.open_stream(settled).read_all())
+        part, digest = write_part(storage.join(staging, told["name"]), rows)
+        counted = Counter(zip(*(rows[name].to_pylist() for name in ("decision", "stage", "reason")), strict=True))
+        counts = json.dumps([[*key, n] for key, n in sorted(counted.items())])
+        dim = rows.schema.field("embedding").type.list_size if "embedding" in rows.column_names else 0
+        written.append({"index": int(index), **part.model_dump(), "digest": digest, "counts": counts, "dim": dim})
+    return {name: [part[name] for part in written] for name in written[0]}
+
+
+def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tuple[str, str, str]]) -> ManifestInfo:
+    job = found.job
+    counts, reasons = Counter[str](), Counter[str]()
+    for (decision, _, reason), n in removed.items():
+        counts[decision] += n
+        reasons[reason] += n
+    return ManifestInfo(
+        id=manifest_id(found.identity(), [part["digest"] for part in parts]),
+        parent_id=None if found.parent is None else found.parent.id,
         name=job.name,
         created_at=now(),
         code_version=code_version(),
         job=job.model_dump(mode="json"),
-        clip=ClipInfo(name=job.clip.name(), dim=dim),
+        clip=None if job.clip is None else ClipInfo(name=job.clip.name(), dim=parts[0]["dim"]),
         inputs=found.inputs(),
-        rows=len(rulings),
-        counts={d.value: sum(r.decision == d for r in rulings) for d in Decision},
-        reasons=dict(sorted(Counter(str(r.reason) for r in rulings).items())),
+        rows=sum(part["rows"] for part in parts),
+        counts={decision.value: counts[decision.value] for decision in Decision},
+        reasons=dict(sorted(reasons.items())),
         rights=found.policy.optouts.sources,
         files=[PartFile(name=p["name"], rows=p["rows"], sha256=p["sha256"]) for p in parts],
+        work=WorkInfo(folder=found.stages["measure"].folder, units=[unit.key for unit in found.units]),
     )
-    if sum(part.rows for part in info.files) != info.inputs.rows:
-        raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
-    return publish(staging, job.output, info)
+
+
+_FUNNEL = ("fetch", "decode", "rights", "licence", "size", "filters", "safety", "captions", "duplicates")
+
+
+def _funnel(rows: int, removed: Counter[tuple[str, str, str]]) -> list[FunnelStep]:
+    """Step by step what is left, in the order in which the policy decides."""
+    steps, reached = [], rows
+    for stage in _FUNNEL:
+        reasons = Counter[str]()
+        for (decision, at, reason), n in removed.items():
+            if at == stage and decision != Decision.KEPT:
+                reasons[reason] += n
+        steps.append(
+            FunnelStep(stage=stage, reached=reached, removed=reasons.total(), reasons=dict(reasons.most_common()))
+        )
+        reached -= reasons.total()
+    return steps
 
 
 def code_version() -> str:
@@ -299,24 +276,3 @@ def code_version() -> str:
         return version("cleanplate")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _ruling_schema(dim: int) -> pa.Schema:
-    from curation.manifest import schema
-
-    row = Ruling(Decision.KEPT, "", "").row()
-    return pa.schema([field for field in schema(dim) if field.name in row])
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _ray_data() -> Any:
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray.data

@@ -241,8 +241,7 @@ class Fetcher:
             return Fetched(file.read(), datetime.fromtimestamp(status.st_mtime, UTC))
 
     def _look(self, location: str) -> _Found:
-        system, path = storage.filesystem(location)
-        info = system.get_file_info(path)
+        info = storage.info(location)
         if not info.is_file:
             raise FileNotFoundError(location)
         self._limit(info.size)

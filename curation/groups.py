@@ -73,7 +73,7 @@ class Groups:
 
     def __init__(self, config: GroupsConfig, clip: Clip) -> None:
         self._margin = config.margin
-        self._scale = _logit_scale(clip)
+        self._scale = clip.logit_scale
         self._sets = {
             name: (sorted(groups), np.array([mean_embedding(clip, groups[g]) for g in sorted(groups)], np.float32))
             for name, groups in sorted(config.sets.items())
@@ -96,11 +96,6 @@ class Groups:
         (group, first), (_, second) = sorted(shares.items(), key=lambda item: -item[1])[:2]
         # Written so that a share that is not a number is unsure.
         return Assigned(group if first - second >= self._margin else UNSURE, first)
-
-
-def _logit_scale(clip: Clip) -> float:
-    """What the model was trained to multiply cosines by before a softmax."""
-    return float(clip._model.logit_scale.detach().exp())
 
 
 def prompts(name: str) -> tuple[str, ...]:

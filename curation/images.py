@@ -1,7 +1,10 @@
 """Decoding: original bytes to oriented pixels once, and everything that is read off those pixels.
 
-One decode serves the hashes, the CLIP input and the training-size picture. JPEGs are decoded at the smallest DCT scale
-that still covers what is asked of the pixels, which is several times faster than decoding whole and resizing.
+One decode serves the hashes, the CLIP input, the pixel classifiers and the training-size picture. JPEGs are decoded by
+libjpeg-turbo at the smallest DCT scale that still covers what is asked of the pixels, which is several times faster
+than decoding whole and resizing; everything else, and every JPEG that is odd in some way, goes through Pillow.
+
+Pixels are uint8 arrays (height, width, 3), RGB.
 """
 
 from __future__ import annotations
@@ -14,20 +17,22 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.manifest import Reason
+from curation.metadata import Embedded, scan
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-_WORKING_SIDE = 256  # the hashes and the CLIP inputs of today want no more than this
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF")
+_WORKING_SIDE = 256
+_JPEG_QUALITY = 95
 _HASH_SIDE = 32
 _HASH_MARGIN = 0.05  # of the mean magnitude of the coefficients
 _COLOUR_SIDE = 4
 
 
 class ImageConfig(BaseModel):
-    """What is accepted as an image, and how the training-size picture is cut."""
+    """What is accepted as an image, and how the training-size picture is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +40,11 @@ class ImageConfig(BaseModel):
     min_side: int = Field(1, ge=1, description="a picture with a shorter side is dropped as too_small, in pixels")
     fit: Literal["crop", "pad"] = Field("crop", description="centre crop, or pad with the background, to a square")
     background: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$", description="behind transparent pixels and pads")
+    encoding: Literal["auto", "png", "jpeg"] = Field(
+        "auto",
+        description="of the training-size picture: PNG is lossless, JPEG of quality 95 several times smaller and "
+        "faster; auto writes JPEG for what came as JPEG, and PNG for the rest",
+    )
 
 
 class ImageError(Exception):
@@ -49,13 +59,13 @@ class ImageError(Exception):
 class Decoded:
     """An image's oriented pixels (at the working scale) and what its header said."""
 
-    image: Image.Image  # RGB
+    pixels: np.ndarray
     format: str
     width: int  # of the original, after EXIF orientation
     height: int
 
 
-def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE) -> Decoded:
+def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE, about: Embedded | None = None) -> Decoded:
     """Decodes the first frame: oriented, over the background, RGB.
 
     Args:
@@ -63,12 +73,18 @@ def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE) -> D
         config: limits and background.
         min_side: the shorter side that is still needed; a JPEG may come out larger than this but not smaller, unless
             it is smaller.
+        about: what `metadata.scan` found in the bytes; they are scanned here when it is not given.
 
     Raises:
         ImageError: when the bytes are not an image that is accepted.
     """
     if not data:
         raise ImageError(Reason.EMPTY, "zero bytes")
+    _openers()
+    about = about or scan(data)
+    found = _turbo(data, about, config, min_side)
+    if found is not None:
+        return found
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,38 +92,91 @@ def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE) -> D
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(Reason.NOT_AN_IMAGE, _looks_like(data)) from None
+        raise _unidentified(data) from None
     except Exception as error:
         # Pillow's decoders answer damaged files with errors of a dozen kinds, struct.error among them.
         text = str(error) or type(error).__name__
-        cut = isinstance(error, EOFError) or "truncated" in text or "incomplete" in text or "unexpected end" in text
+        cut = isinstance(error, EOFError) or any(word in text.lower() for word in _CUT)
         raise ImageError(Reason.TRUNCATED if cut else Reason.CORRUPT, text[:200]) from None
 
 
-def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
+_CUT = ("truncated", "incomplete", "unexpected end", "premature end", "end of file", "not enough data")
+
+
+@lru_cache(maxsize=1)
+def _openers() -> None:
+    """Settings of Pillow that hold for the whole process, and HEIC where its wheel is installed."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    Image.MAX_IMAGE_PIXELS = None  # the limit below is the job's, and it is checked on the header
+    Image.MAX_IMAGE_PIXELS = None  # the limit is the job's, and it is checked on the header
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
-        if image.format not in FORMATS:
-            raise ImageError(Reason.UNSUPPORTED_FORMAT, str(image.format))
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
+        if kind not in FORMATS:
+            raise ImageError(Reason.UNSUPPORTED_FORMAT, kind)
         width, height = image.size
-        if width * height > config.max_pixels:
-            raise ImageError(Reason.TOO_MANY_PIXELS, f"{width}x{height}")
-        kind = image.format
+        _check_size(width, height, config)
+        try:
+            orientation = image.getexif().get(0x0112, 1)
+        except Exception:  # a damaged block of metadata is no reason to lose the picture
+            orientation = 1
         if kind == "JPEG":
             scale = max(1.0, min(width, height) / min_side)
             image.draft(None, (int(width / scale), int(height / scale)))
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        image.load()
-        oriented = ImageOps.exif_transpose(image)
-        flat = _flatten(oriented, config.background)
-    if turned:
-        width, height = height, width
-    return Decoded(flat, kind, width, height)
+        pixels = _flatten(image, config.background)
+    return _upright(pixels, kind, width, height, orientation)
 
 
-def _flatten(image: Image.Image, background: str) -> Image.Image:
+def _check_size(width: int, height: int, config: ImageConfig) -> None:
+    if width * height > config.max_pixels:
+        raise ImageError(Reason.TOO_MANY_PIXELS, f"{width}x{height}")
+
+
+def _upright(pixels: np.ndarray, kind: str, width: int, height: int, orientation: int) -> Decoded:
+    if orientation in _TURNS:
+        pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
+        if orientation >= 5:
+            width, height = height, width
+    return Decoded(pixels, kind, width, height)
+
+
+# By EXIF orientation, what makes the stored pixels upright (EXIF 2.32, table 6).
+_TURNS = {
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: p[::-1].swapaxes(0, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: p[:, ::-1].swapaxes(0, 1),
+}
+
+
+def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> Decoded | None:
+    """A plain JPEG by libjpeg-turbo; None where it finds anything to complain of, for Pillow to judge."""
+    import simplejpeg
+
+    header = about.jpeg
+    if header is None or header.components not in (1, 3) or header.precision != 8 or not header.width * header.height:
+        return None
+    _check_size(header.width, header.height, config)
+    side = min(min_side, header.width, header.height)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
+    except ValueError:
+        return None
+    return _upright(np.asarray(pixels), "JPEG", header.width, header.height, about.orientation)
+
+
+def _flatten(image: Image.Image, background: str) -> np.ndarray:
     """RGB pixels: palettes expanded, 16 bits scaled to 8, transparency composited over the background."""
+    image.load()
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -116,49 +185,123 @@ def _flatten(image: Image.Image, background: str) -> Image.Image:
         picture = image.convert("RGBA")
         base = Image.new("RGBA", picture.size, background)
         base.alpha_composite(picture)
-        return base.convert("RGB")
-    return image.convert("RGB")
+        image = base
+    return np.array(image.convert("RGB"))
 
 
-def square(image: Image.Image, side: int, config: ImageConfig) -> Image.Image:
-    """The training-size picture: `side` x `side` pixels, cropped or padded as the job says."""
-    if config.fit == "pad":
-        return ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=config.background)
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resizes to uint8 (height, width, 3): averaging over areas where it shrinks by much, else bicubic."""
+    import cv2
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    shrinks = min(width / pixels.shape[1], height / pixels.shape[0])
+    kind = cv2.INTER_AREA if shrinks < _AREA_BELOW else cv2.INTER_CUBIC
+    resized: np.ndarray = cv2.resize(pixels, (width, height), interpolation=kind)
+    return resized
 
 
-def encode(image: Image.Image) -> bytes:
-    """PNG bytes: lossless, and the same for the same pixels."""
+_AREA_BELOW = 0.7  # above it, four taps of bicubic see every pixel, and cost a fifth
+
+
+def centre(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The centre square, (side, side, 3). Only it is resized: all of a 1 x 100,000 picture would take gigabytes."""
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return resize(pixels[top : top + short, left : left + short], side, side)
+
+
+def square(pixels: np.ndarray, side: int, config: ImageConfig) -> np.ndarray:
+    """The training-size picture, (side, side, 3), cropped or padded as the job says."""
+    if config.fit == "crop":
+        return centre(pixels, side)
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    inner = resize(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
+    colour = [int(config.background[i : i + 2], 16) for i in (1, 3, 5)]
+    padded = np.empty((side, side, 3), np.uint8)
+    padded[:] = colour
+    top, left = (side - inner.shape[0]) // 2, (side - inner.shape[1]) // 2
+    padded[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return padded
+
+
+def encoding_of(config: ImageConfig, source: str) -> Literal["png", "jpeg"]:
+    """How the training-size picture of a file of a format (`Decoded.format`) is encoded."""
+    if config.encoding == "auto":
+        return "jpeg" if source == "JPEG" else "png"
+    return config.encoding
+
+
+def encode(pixels: np.ndarray, kind: Literal["png", "jpeg"] = "png") -> bytes:
+    """The pixels as a file's bytes, the same for the same pixels."""
+    if kind == "jpeg":
+        import simplejpeg
+
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444"))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
-def pixel_hash(image: Image.Image) -> str:
+def pixel_hash(pixels: np.ndarray) -> str:
     """sha256 of size and RGB pixels, hex: the same for a copy with other metadata or in another lossless format."""
-    h = hashlib.sha256(f"{image.width}x{image.height};".encode())
-    h.update(image.tobytes())
+    h = hashlib.sha256(f"{pixels.shape[1]}x{pixels.shape[0]};".encode())
+    h.update(np.ascontiguousarray(pixels).data)
     return h.hexdigest()
 
 
-def phash(image: Image.Image) -> int:
-    """64-bit perceptual hash: the 8x8 lowest DCT-II coefficients of luma against their median (Zauner 2010).
+@dataclass(frozen=True)
+class Perceptual:
+    """What tells near copies."""
 
-    The constant term, which says how bright the picture is and not what is on it, counts neither as a bit nor in the
-    median. A coefficient must exceed the median by a margin: symmetric drawings have many that are zero but for noise,
-    and without the margin a JPEG of such a drawing lies up to 22 bits away.
+    phash: int  # 64 bits
+    turned: tuple[int, ...]  # hashes of the seven other orientations; empty when they were not asked for
+    colour_layout: bytes  # mean RGB of a 4x4 grid: tells a red circle from a blue one, which luma hashes cannot
+
+
+def perceptual(pixels: np.ndarray, *, turned: bool = False) -> Perceptual:
+    """Perceptual hash and colour layout.
+
+    The hash: the 8x8 lowest DCT-II coefficients of luma against their median (Zauner 2010). The constant term, which
+    says how bright the picture is and not what is on it, counts neither as a bit nor in the median. A coefficient must
+    exceed the median by a margin: symmetric drawings have many that are zero but for noise, and without the margin a
+    JPEG of such a drawing lies up to 22 bits away.
+
+    A mirrored picture has the same coefficients with the signs of odd frequencies turned, and a transposed one has them
+    transposed: the hashes of all eight orientations come from one transform.
     """
-    luma = np.asarray(image.convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    import cv2
+
+    enlarges = min(pixels.shape[:2]) < _HASH_SIDE
+    small = cv2.resize(pixels, (_HASH_SIDE, _HASH_SIDE), interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
     basis = _dct_basis()
-    low = (basis @ luma @ basis.T).ravel()
-    bits = low > np.median(low[1:]) + _HASH_MARGIN * np.abs(low[1:]).mean()
-    bits[0] = False
-    return int(np.packbits(bits).view(">u8")[0])
+    low = basis @ (small @ _LUMA) @ basis.T
+    means = cv2.resize(small, (_COLOUR_SIDE, _COLOUR_SIDE), interpolation=cv2.INTER_AREA)
+    orientations = _orientations(low) if turned else low[None]
+    first, *others = _hash_bits(orientations.reshape(-1, 64))
+    return Perceptual(first, tuple(others), means.tobytes())
 
 
-def colour_layout(image: Image.Image) -> bytes:
-    """Mean RGB of a 4x4 grid, 48 bytes: tells a red circle from a blue one, which luma hashes cannot."""
-    return image.resize((_COLOUR_SIDE, _COLOUR_SIDE), Image.Resampling.BOX).tobytes()
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+def _orientations(low: np.ndarray) -> np.ndarray:
+    """(8, 8, 8): the coefficients of the picture itself and of its seven other orientations."""
+    sign = 1.0 - 2.0 * (np.arange(8) % 2)
+    mirrored = [low, low * sign, low * sign[:, None], low * sign * sign[:, None]]
+    return np.stack([*mirrored, *(m.T for m in mirrored)])
+
+
+def _hash_bits(low: np.ndarray) -> list[int]:
+    rest = low[:, 1:]
+    median = np.sort(rest, axis=1)[
+        :, rest.shape[1] // 2
+    ]  # 63 of them: np.median does the same in eighty times the time
+    bits = low > (median + _HASH_MARGIN * np.abs(rest).mean(axis=1))[:, None]
+    bits[:, 0] = False
+    return [int(value) for value in np.packbits(bits, axis=1).view(">u8")[:, 0]]
 
 
 @lru_cache(maxsize=1)
@@ -167,10 +310,19 @@ def _dct_basis() -> np.ndarray:
     return np.cos(np.pi * np.arange(8)[:, None] * (2 * n + 1) / (2 * _HASH_SIDE))
 
 
-def _looks_like(data: bytes) -> str:
+# Signatures of images that nothing here decodes: they are images all the same, and their row says so.
+_FOREIGN = ((b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"\0\0\0\x0cJXL ", "JPEG XL"), (b"\xff\x0a", "JPEG XL"))
+
+
+def _unidentified(data: bytes) -> ImageError:
+    for signature, name in _FOREIGN:
+        if data.startswith(signature):
+            return ImageError(Reason.UNSUPPORTED_FORMAT, f"a kind of {name} that cannot be decoded")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis"):
+        return ImageError(Reason.UNSUPPORTED_FORMAT, "HEIC or AVIF: damaged, or pip install pillow-heif")
     head = data[:512].lstrip().lower()
-    if head.startswith((b"<svg", b"<?xml")):
-        return "looks like SVG or XML"
     if head.startswith((b"<!doctype", b"<html")):
-        return "looks like an HTML page"
-    return "no known image signature"
+        return ImageError(Reason.NOT_AN_IMAGE, "looks like an HTML page")
+    if head.startswith((b"<svg", b"<?xml")):
+        return ImageError(Reason.NOT_AN_IMAGE, "looks like SVG or XML")
+    return ImageError(Reason.NOT_AN_IMAGE, "no known image signature")

@@ -6,16 +6,34 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curation.captions import CaptionerConfig, MetadataCaptions
+from curation.aesthetic import AestheticConfig
+from curation.captions import CaptionerConfig, CaptionPolicy, MetadataCaptions
 from curation.clip import ClipConfig
 from curation.duplicates import DuplicatesConfig
 from curation.fetch import FetchConfig
+from curation.filters import FilterConfig
+from curation.groups import GroupsConfig
 from curation.images import ImageConfig
 from curation.manifest import Name
 from curation.rights.licences import LicencesConfig
 from curation.rights.lists import OptOutList
 from curation.safety import SafetyConfig
 from curation.sources import SourceConfig
+
+# How fast and how patiently is fetched changes no row that was fetched.
+_PACE = {
+    *(
+        "timeout_s",
+        "total_timeout_s",
+        "retries",
+        "backoff_s",
+        "max_retry_after_s",
+        "connections",
+        "per_host",
+        "delay_s",
+    ),
+    *("bytes_in_flight", "dns_ttl_s", "contact"),
+}
 
 
 class CurateJob(BaseModel):
@@ -26,23 +44,36 @@ class CurateJob(BaseModel):
     kind: Literal["curate"] = "curate"
     name: Name = Field("curation", description="a short name; it stands in the manifest")
     source: SourceConfig = Field(description="where the inputs are listed")
-    output: str = Field(description="folder or s3:// prefix that manifests are published in")
+    output: str = Field(description="folder, s3:// or gs:// prefix that manifests are published in")
+    parent: str | None = Field(
+        None, description="an older manifest: what it kept stays, and new copies of that are dropped"
+    )
     fetch: FetchConfig = Field(FetchConfig(), description="how bytes are fetched, and what is refused")
     images: ImageConfig = Field(ImageConfig(), description="what is accepted as an image")
     image_size: int = Field(256, ge=8, le=4096, description="side of the training-size picture, in pixels")
+    pictures: bool = Field(True, description="whether kept rows carry a picture to train on; false copies none at all")
     licences: LicencesConfig = Field(LicencesConfig(), description="which stated licences may be trained on")
     optout: tuple[OptOutList, ...] = Field((), description="lists of what must not be used")
-    duplicates: DuplicatesConfig = Field(DuplicatesConfig(), description="which copies count as duplicates")
-    captions: tuple[CaptionerConfig, ...] = Field(
-        (MetadataCaptions(),), description="captioners in order of preference; the first that has a caption writes it"
+    clip: ClipConfig | None = Field(
+        ClipConfig(), description="the CLIP model of embeddings and scores; null for none, and then nothing to train on"
     )
-    clip: ClipConfig = Field(ClipConfig(), description="the CLIP model of embeddings and safety scores")
-    safety: SafetyConfig = Field(SafetyConfig(), description="zero-shot concepts that are scored, and what they do")
-    unit_size: int = Field(256, ge=1, le=100_000, description="inputs in a work unit: what a crash can cost")
-    workers: int = Field(1, ge=1, description="actors that fetch, decode and embed")
-    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs of an actor; also its CPU threads")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a fraction of one, of an actor")
-    seed: int = Field(0, description="kept for jobs that sample; no stage of today draws a random number")
+    quality: tuple[str, ...] = Field((), description="measures of the pixels, see `curation.quality.MEASURES`")
+    aesthetic: AestheticConfig | None = Field(None, description="an aesthetic head on CLIP's embeddings")
+    filters: dict[str, FilterConfig] = Field({}, description="measure: the range it must lie in, and what else happens")
+    safety: SafetyConfig = Field(SafetyConfig(), description="concepts and classifiers, and what they do")
+    groups: GroupsConfig | None = Field(None, description="zero-shot groups that the report counts removals by")
+    captions: tuple[CaptionerConfig, ...] = Field(
+        (MetadataCaptions(),), description="captioners in order of preference"
+    )
+    caption_policy: CaptionPolicy = Field(CaptionPolicy(), description="which captions are good enough, and how many")
+    duplicates: DuplicatesConfig = Field(DuplicatesConfig(), description="which copies count, and which of them stays")
+    unit_size: int = Field(
+        256, ge=1, le=100_000, description="inputs in a work unit, on average: what a crash can cost"
+    )
+    workers: int = Field(1, ge=1, description="actors that fetch, decode and (without scorers) run the models")
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs of a worker; also its CPU threads")
+    scorers: int = Field(0, ge=0, description="actors of their own for the models; 0 leaves them to the workers")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a share of one, of each actor that runs the models")
 
     @property
     def threads(self) -> int:
@@ -51,27 +82,18 @@ class CurateJob(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""
-        policy = self.model_dump(
+        paths = {"path", "metadata"}
+        return self.model_dump(
             mode="json",
             exclude={
-                "source": {"path", "metadata"},
+                "source": {*paths, "of"},
                 "optout": {"__all__": {"path"}},
+                "aesthetic": True,
+                "fetch": _PACE,
+                "duplicates": {"backend", "ray_above"},
+                "clip": {"model", "weights", "device"},
                 **dict.fromkeys(
-                    ("output", "fetch", "clip", "workers", "cpus_per_worker", "gpus_per_worker", "unit_size"), True
+                    ("output", "parent", "captions", "workers", "cpus_per_worker", "scorers", "gpus_per_worker"), True
                 ),
             },
         )
-        return {**policy, "unit_size": self.unit_size, "measurement": self.measurement()}
-
-    def measurement(self) -> dict[str, Any]:
-        """What of the job the stored measurements depend on: everything else is policy and is decided anew."""
-        return {
-            "fetch": self.fetch.model_dump(
-                mode="json", exclude={"connections", "timeout_s", "total_timeout_s", "retries"}
-            ),
-            "images": self.images.model_dump(mode="json", exclude={"min_side"}),
-            "image_size": self.image_size,
-            "clip": [self.clip.name(), self.clip.precision, self.clip.batch_size],
-            "concepts": sorted(self.safety.concepts),
-            "threads": self.threads,  # sums in another order end in other bits
-        }

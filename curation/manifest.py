@@ -58,7 +58,7 @@ CAPTIONS = pa.list_(
         ]
     )
 )
-TEXTS = pa.map_(pa.string(), pa.string())
+TEXTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -117,6 +117,7 @@ class Reason(StrEnum):
     # dropped or held, by policy
     OPTED_OUT = "opted_out"
     OPTED_OUT_NEAR_COPY = "opted_out_near_copy"
+    RIGHTS_ERROR = "rights_error"
     LICENCE_NOT_ALLOWED = "licence_not_allowed"
     LICENCE_UNSTATED = "licence_unstated"
     TOO_SMALL = "too_small"
@@ -149,6 +150,7 @@ def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType
         ("redirects", pa.list_(pa.string())),
         ("headers", TEXTS),
         ("dataset", pa.string()),
+        ("source_url", pa.string()),  # of what came in a container: where its source says it is from
         ("host", pa.string()),
         ("domain", pa.string()),
         ("fetched_at", TIME),
@@ -364,12 +366,33 @@ class Manifest:
 
 def write_part(uri: str, rows: pa.Table) -> tuple[PartFile, str]:
     """Writes rows as one Parquet file; returns its entry for `manifest.json` and the digest of its rows."""
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", row_group_size=4096, store_schema=True)
-    data = buffer.getvalue()
+    data = to_parquet(rows)
     storage.write_bytes(uri, data)
     name = uri.rsplit("/", 1)[-1]
     return PartFile(name=name, rows=rows.num_rows, sha256=hashlib.sha256(data).hexdigest()), digest_rows(rows)
+
+
+def to_parquet(rows: pa.Table) -> bytes:
+    """A table as a Parquet file: zstd, but for pictures, which are compressed already."""
+    plain = [name for name in rows.column_names if name not in ("image", "embedding")]
+    buffer = io.BytesIO()
+    pq.write_table(
+        rows,
+        buffer,
+        compression={name: "zstd" for name in _leaves(rows.schema) if name != "image.bytes"} | {"image.bytes": "none"},
+        use_dictionary=[name for name in _leaves(rows.schema) if name.split(".")[0] in plain],
+        row_group_size=4096,
+        store_schema=True,
+    )
+    return buffer.getvalue()
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The paths of a schema's columns as Parquet names them."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    written = pq.ParquetFile(empty).schema
+    return [written.column(i).path for i in range(len(written))]
 
 
 def publish(staging: str, output: str, info: ManifestInfo) -> Manifest:

@@ -1,31 +1,45 @@
-"""Measuring one work unit: from inputs to a table of everything that is known about them, decisions left open.
+"""Measuring one work unit: from inputs to a table of everything that bytes and pixels say, decisions left open.
 
-The stages run one after another in one process on one decode; each takes columns and adds columns. What a row measures
-depends on its unit alone: the pictures of a unit share model batches, and no others do, so the same unit gives the same
-bits wherever it runs.
+`Look` fetches, decodes and hashes; `Embed` runs the models that want pixels. One process does both on one decode, or,
+where GPUs do the second, one actor does the first and another the second. What a row measures depends on its input
+alone: the same input gives the same bits wherever and beside whatever it is measured.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from curation import manifest, storage
+from curation import manifest, nsfw
 from curation.clip import Clip, ClipConfig
 from curation.fetch import FetchConfig, Fetched, Fetcher, host_and_domain, row_id
-from curation.images import ImageConfig, ImageError, colour_layout, decode, encode, phash, pixel_hash, square
+from curation.images import (
+    Decoded,
+    ImageConfig,
+    ImageError,
+    centre,
+    decode,
+    encode,
+    encoding_of,
+    perceptual,
+    pixel_hash,
+    resize,
+    square,
+)
 from curation.manifest import Reason
-from curation.safety import SafetyScorer
+from curation.metadata import scan
+from curation.quality import measure as quality
 from curation.sources import INPUTS
+from curation.units import embedding_array, named
+
+_CHUNK = 64  # pictures whose pixels are held at a time
+_NSFW_SIDE = 256
+_SIDE_OF_HASHES = 128
 
 
 class MeasureConfig(BaseModel):
@@ -36,8 +50,11 @@ class MeasureConfig(BaseModel):
     fetch: FetchConfig
     images: ImageConfig
     image_size: int
-    clip: ClipConfig
-    concepts: dict[str, float]
+    pictures: bool
+    clip: ClipConfig | None
+    quality: tuple[str, ...]
+    nsfw: nsfw.NsfwConfig | None
+    turned: bool
     threads: int
 
     def build(self) -> Measure:
@@ -46,99 +63,199 @@ class MeasureConfig(BaseModel):
 
 # Columns of a measured unit beside its input's: those of the manifest that are measured, and why a row failed.
 _MEASURED = (
-    *("id", "final_uri", "host", "domain", "fetched_at", "bytes", "detail", "format", "width", "height"),
-    *("pixel_hash", "phash", "colour_layout", "embedding", "safety", "image"),
+    *(
+        "id",
+        "final_uri",
+        "redirects",
+        "headers",
+        "source_url",
+        "host",
+        "domain",
+        "fetched_at",
+        "bytes",
+        "detail",
+        "format",
+    ),
+    *("width", "height", "pixel_hash", "phash", "phash_turned", "colour_layout", "embedded", "scores", "safety"),
+    "image",
 )
 _FAILED = (pa.field("failed_stage", pa.string()), pa.field("failed_reason", pa.string()))
 
 
-def schema(embedding_dim: int) -> pa.Schema:
+def schema(embedding_dim: int | None) -> pa.Schema:
     """Columns of a measured unit: those of the input, then what was measured."""
     columns = manifest.schema(embedding_dim)
-    return pa.schema([*INPUTS, *(columns.field(name) for name in _MEASURED), *_FAILED])
+    measured = (*_MEASURED, *(["embedding"] if embedding_dim is not None else []))
+    return pa.schema([*INPUTS, *(columns.field(name) for name in measured), *_FAILED])
 
 
-class Measure:
-    """Fetch, decode, hash, embed and score: the models are loaded once, then units follow."""
+@dataclass(frozen=True)
+class Chunk:
+    """Pixels of some rows of a unit, uint8 (P, side, side, 3), a stack for each model that wants them.
 
-    def __init__(self, config: MeasureConfig) -> None:
-        import torch
+    The stacks may be longer than `rows`; what stands behind is not filled.
+    """
 
-        torch.set_num_threads(config.threads)
+    rows: list[int]
+    clip: np.ndarray | None
+    nsfw: np.ndarray | None
+
+    def add(self, row: int, pixels: np.ndarray) -> None:
+        """Takes what the models want of a row's pixels."""
+        place = len(self.rows)
+        if self.clip is not None:
+            self.clip[place] = centre(pixels, self.clip.shape[1])
+        if self.nsfw is not None:  # which looks at all of a picture, squeezed
+            self.nsfw[place] = resize(pixels, _NSFW_SIDE, _NSFW_SIDE)
+        self.rows.append(row)
+
+
+Columns = dict[str, list[Any]]
+
+
+class Look:
+    """Fetch, read the metadata, decode, hash: all that a CPU does for a row."""
+
+    def __init__(self, config: MeasureConfig, clip_side: int | None) -> None:
+        import cv2
+
+        cv2.setNumThreads(config.threads)
         self._config = config
+        self._clip_side = clip_side
         self._fetcher = Fetcher(config.fetch)
-        self.clip: Clip = config.clip.build()
-        self._scorer = SafetyScorer(config.concepts, self.clip)
+        self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or _SIDE_OF_HASHES
 
-    def __call__(self, inputs: pa.Table, unwanted: Sequence[int] = ()) -> pa.Table:
-        """Measures the inputs of one unit.
+    def __call__(self, inputs: pa.Table, columns: Columns, unwanted: Sequence[int] = ()) -> Iterator[Chunk]:
+        """Looks at the inputs of one unit.
 
         Args:
             inputs: a table with the columns of `sources.INPUTS`.
+            columns: receives the measured columns of all rows, complete when the iterator ends.
             unwanted: rows whose place is opted out: they are not fetched, and fail as `not_asked`.
 
-        Returns:
-            A table with the columns of `schema`, a row for every input in the same order.
+        Yields:
+            The pixels of rows that have any, some rows at a time.
         """
-        rows: list[dict[str, Any]] = inputs.to_pylist()
-        no_embedding = np.zeros(self.clip.dim, np.float16)
-        batch = self._config.clip.batch_size
-        for row in rows:
-            row["id"] = row_id(row["uri"], None)
-            row["host"], row["domain"] = host_and_domain(row["uri"])
-            row["embedding"] = no_embedding
-        for index in unwanted:
-            rows[index] |= {"failed_stage": "fetch", "failed_reason": Reason.NOT_ASKED.value}
-        wanted = [row for row in rows if "failed_stage" not in row]
-        for start in range(0, len(wanted), batch):
-            self._measure(wanted[start : start + batch])
-        return pa.Table.from_pylist(rows, schema=schema(self.clip.dim))
-
-    def _measure(self, rows: Sequence[dict[str, Any]]) -> None:
-        decoded: list[tuple[dict[str, Any], np.ndarray]] = []
-        for row, fetched in zip(rows, self._fetcher([r["location"] for r in rows]), strict=True):
+        uris, locations = inputs["uri"].to_pylist(), inputs["location"].to_pylist()
+        columns |= {name: [None] * len(uris) for name in (*_MEASURED, "failed_stage", "failed_reason")}
+        stated = (dict(pairs or ()).get("url") for pairs in inputs["metadata"].to_pylist())
+        for row, (uri, url) in enumerate(zip(uris, stated, strict=True)):
+            columns["id"][row] = row_id(uri, None)
+            if not is_url(uri) and url and is_url(url):  # from a container, which says where it had the picture from
+                columns["source_url"][row] = url
+            columns["host"][row], columns["domain"][row] = host_and_domain(columns["source_url"][row] or uri)
+        for row in unwanted:
+            _fail(columns, row, "fetch", Reason.NOT_ASKED)
+        wanted = [row for row in range(len(uris)) if columns["failed_stage"][row] is None]
+        chunk = self._chunk()
+        modified = inputs["modified"].to_pylist()
+        for row, fetched in zip(wanted, self._fetcher([locations[row] for row in wanted]), strict=True):
+            columns["fetched_at"][row] = fetched.at or modified[row]  # a member's time is its container's
             try:
-                image = self._read(row, fetched)
-                if image is not None:
-                    decoded.append((row, self.clip.prepare(image)))
+                found = self._read(columns, row, uris[row], fetched)
             except Exception as error:  # whatever one picture does, the others of its unit are not to suffer for it
-                row |= {"failed_stage": "decode", "failed_reason": Reason.CORRUPT.value, "detail": repr(error)[:200]}
-        if decoded:
-            embeddings = self.clip.embed_images(np.stack([pixels for _, pixels in decoded]))
-            scores = self._scorer.scores(embeddings)
-            for (row, _), embedding, score in zip(decoded, embeddings, scores, strict=True):
-                row["embedding"] = embedding.astype(np.float16)
-                row["safety"] = [
-                    {"concept": name, "score": s} for name, s in zip(self._scorer.thresholds, score, strict=True)
-                ]
+                _fail(columns, row, "decode", Reason.CORRUPT, repr(error)[:200])
+                found = None
+            if found is not None:
+                chunk.add(row, found.pixels)
+            if len(chunk.rows) == _CHUNK:
+                yield chunk
+                chunk = self._chunk()
+        if chunk.rows:
+            yield chunk
 
-    def _read(self, row: dict[str, Any], fetched: Fetched) -> Image.Image | None:
-        """Fills in what bytes and pixels say; returns the pixels, or None with the reason in the row."""
-        row["fetched_at"], row["final_uri"] = fetched.at, fetched.final_uri
+    def _read(self, columns: Columns, row: int, uri: str, fetched: Fetched) -> Decoded | None:
+        """Fills in what bytes and pixels say; returns the pixels, or None with the reason in the columns."""
+
+        def put(**values: Any) -> None:
+            for name, value in values.items():
+                columns[name][row] = value
+
+        put(final_uri=fetched.final_uri, redirects=list(fetched.redirects) or None, headers=named(fetched.headers))
         if fetched.data is None:
-            row |= {"failed_stage": "fetch", "failed_reason": fetched.reason, "detail": fetched.detail}
+            _fail(columns, row, "fetch", fetched.reason, fetched.detail)
             return None
-        row["id"] = row_id(row["uri"], fetched.data)
-        row["bytes"] = len(fetched.data)
-        side = self._config.image_size
+        put(id=row_id(uri, fetched.data), bytes=len(fetched.data))
+        # Before anything is encoded anew: what a file says about its rights is lost with its original bytes.
+        about = scan(fetched.data)
+        put(embedded=named(about.fields))
+        config = self._config
         try:
-            found = decode(fetched.data, self._config.images, max(self.clip.image_size, side))
+            found = decode(fetched.data, config.images, self._side, about)
         except ImageError as error:
-            row |= {"failed_stage": "decode", "failed_reason": error.reason.value, "detail": error.detail}
+            _fail(columns, row, "decode", error.reason, error.detail)
             return None
-        row |= {
-            "format": found.format,
-            "width": found.width,
-            "height": found.height,
-            "pixel_hash": pixel_hash(found.image),
-            "phash": phash(found.image),
-            "colour_layout": colour_layout(found.image),
-            "image": {
-                "bytes": encode(square(found.image, side, self._config.images)),
-                "path": row["uri"].rsplit("/", 1)[-1],
-            },
-        }
-        return found.image
+        hashes = perceptual(found.pixels, turned=config.turned)
+        put(format=found.format, width=found.width, height=found.height)
+        put(pixel_hash=pixel_hash(found.pixels), phash=hashes.phash, colour_layout=hashes.colour_layout)
+        put(phash_turned=list(hashes.turned) or None)
+        if config.pictures:
+            picture = square(found.pixels, config.image_size, config.images)
+            encoded = encode(picture, encoding_of(config.images, found.format))
+            put(image={"bytes": encoded, "path": uri.rsplit("/", 1)[-1]})
+        if config.quality:
+            scores = quality(found.pixels, config.quality)
+            put(scores=[{"name": name, "score": score} for name, score in scores.items()])
+        return found
+
+    def _chunk(self) -> Chunk:
+        def stack(side: int | None) -> np.ndarray | None:
+            return None if side is None else np.empty((_CHUNK, side, side, 3), np.uint8)
+
+        return Chunk([], stack(self._clip_side), stack(None if self._config.nsfw is None else _NSFW_SIDE))
+
+
+class Embed:
+    """The models that want pixels: CLIP, and the classifiers beside it."""
+
+    def __init__(self, config: MeasureConfig, clip: Clip | None) -> None:
+        self._clip = clip
+        self._nsfw = None if config.nsfw is None else config.nsfw.build()
+
+    def __call__(self, inputs: pa.Table, columns: Columns, chunks: Iterator[Chunk]) -> pa.Table:
+        """A table with the columns of `schema`, a row for every input in the same order."""
+        dim = None if self._clip is None else self._clip.dim
+        embeddings = np.zeros((inputs.num_rows, dim or 0), np.float16)
+        for chunk in chunks:
+            if self._clip is not None and chunk.clip is not None:
+                embeddings[chunk.rows] = self._clip.embed_images(chunk.clip[: len(chunk.rows)])
+            if self._nsfw is not None and chunk.nsfw is not None:
+                for row, score in zip(chunk.rows, self._nsfw(chunk.nsfw[: len(chunk.rows)]), strict=True):
+                    columns["safety"][row] = [{"concept": nsfw.CONCEPT, "score": float(score)}]
+        fields = schema(dim)
+        arrays = [inputs[name] for name in INPUTS.names]
+        for field in list(fields)[len(arrays) :]:
+            is_embedding = field.name == "embedding"
+            arrays.append(embedding_array(embeddings) if is_embedding else pa.array(columns[field.name], field.type))
+        return pa.Table.from_arrays(arrays, schema=fields)
+
+
+class Measure:
+    """Both halves in one process: the models are loaded once, then units follow."""
+
+    def __init__(self, config: MeasureConfig, clip: Clip | None = None) -> None:
+        if config.clip is not None:
+            import torch
+
+            torch.set_num_threads(config.threads)
+            clip = clip or config.clip.build()
+        self.clip = clip
+        self.look = Look(config, None if clip is None else clip.image_size)
+        self.embed = Embed(config, clip)
+
+    def __call__(self, inputs: pa.Table, unwanted: Sequence[int] = ()) -> pa.Table:
+        """Measures the inputs of one unit: see `Look` and `Embed`."""
+        columns: Columns = {}
+        return self.embed(inputs, columns, self.look(inputs, columns, unwanted))
+
+
+def is_url(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _fail(columns: Columns, row: int, stage: str, reason: str | None, detail: str | None = None) -> None:
+    for name, value in (("failed_stage", stage), ("failed_reason", str(reason)), ("detail", detail)):
+        columns[name][row] = value
 
 
 def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
@@ -148,7 +265,10 @@ def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
     """
     if not unwanted:
         return rows
-    kept = {*INPUTS.names, "host", "domain"}
+    if "uri" not in rows.column_names:  # what a later stage made of them
+        kept_rows = pa.array([None if i in set(unwanted) else i for i in range(rows.num_rows)], pa.int64())
+        return rows.take(kept_rows)
+    kept = {*INPUTS.names, "source_url", "host", "domain"}
     found = rows.to_pylist()
     for index in unwanted:
         row = {name: value if name in kept else None for name, value in found[index].items()}
@@ -157,24 +277,3 @@ def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
             row["embedding"] = [0.0] * len(found[index]["embedding"])
         found[index] = {name: row[name] for name in rows.column_names}
     return pa.Table.from_pylist(found, schema=rows.schema)
-
-
-def unit_key(inputs: pa.Table, fingerprint: str) -> str:
-    """The name of a unit: a hash of its inputs (names, sizes, times, stated metadata) and of what measures them."""
-    h = hashlib.sha256(fingerprint.encode())
-    for row in inputs.drop_columns(["location"]).to_pylist():
-        h.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return h.hexdigest()[:32]
-
-
-def write_unit(uri: str, rows: pa.Table) -> None:
-    """Stores a measured unit whole or not at all; its presence is the marker that it is done."""
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
-
-
-def read_unit(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A measured unit, or some columns of it."""
-    system, path = storage.filesystem(uri)
-    return pq.read_table(path, columns=None if columns is None else list(columns), filesystem=system, partitioning=None)

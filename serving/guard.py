@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curation.clip import Clip, ClipConfig
+from curation.errors import UserError
 from curation.safety import SafetyConfig, SafetyScorer
 from serving.api import ConceptScore
 
@@ -55,8 +56,12 @@ def build(safety: SafetyConfig, clip: ClipConfig) -> Guard | None:
     """The guard of a job; None, and no CLIP model loaded, when the job names no concept.
 
     Raises:
-        UserError: a CLIP model that cannot be loaded, or a concept without a threshold.
+        UserError: a CLIP model that cannot be loaded, a concept without a threshold, or a classifier that is asked for.
     """
+    if safety.nsfw is not None:
+        raise UserError(
+            "the endpoint's guard knows CLIP's concepts only", field="safety.nsfw", remedy="leave it out of serve jobs"
+        )
     if not safety.concepts:
         return None
     thresholds = safety.resolve(clip)

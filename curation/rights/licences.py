@@ -55,7 +55,15 @@ class Licences:
     """The allow-list, ready to be asked about a row."""
 
     def __init__(self, config: LicencesConfig) -> None:
-        self._allowed = None if config.allow is None else {normalise(name).casefold() for name in config.allow}
+        # In the job's order, without repetitions.
+        names = [normalise(name).casefold() for name in config.allow or ()]
+        self._allowed = None if config.allow is None else list(dict.fromkeys(names))
+
+    def rank(self, stated: str | None) -> int:
+        """The place of a licence in the job's list, the most wanted first; behind all of them when it is not there."""
+        allowed = self._allowed or []
+        name = normalise(stated).casefold() if stated else None
+        return allowed.index(name) if name in allowed else len(allowed)
 
     def observe(self, row: Mapping[str, Any]) -> Observation:
         """What the row's `licence` (or, in its absence, `licence_url`) amounts to."""
@@ -66,5 +74,5 @@ class Licences:
             return Observation("licence", normalise(stated), "metadata", Verdict.UNKNOWN)
         names = {normalise(s).casefold() for s in (row["licence"], row["licence_url"]) if s}
         # Every statement must be allowed: a CC-BY name beside a by-nc URL is no permission.
-        verdict = Verdict.ALLOW if names <= self._allowed else Verdict.DENY
+        verdict = Verdict.ALLOW if names <= set(self._allowed) else Verdict.DENY
         return Observation("licence", normalise(stated), "metadata", verdict)

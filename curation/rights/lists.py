@@ -85,6 +85,8 @@ class OptOuts:
         if row["creator"]:
             candidates.append(("creator", row["creator"]))
         hosts = [row["host"]]
+        if row.get("source_url"):
+            candidates.append(("uri", row["source_url"]))
         if row.get("final_uri"):  # a redirect to somebody who opted out is a picture of theirs
             candidates.append(("uri", row["final_uri"]))
             hosts.append(host_and_domain(row["final_uri"])[0])

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from curation.decide import COLUMNS, Policy, Ruling, manifest_rows, settle
+from curation.decide import Facts, embeddings_of, manifest_rows, parent_facts, rule_all, settle
 from curation.fetch import row_id
 from curation.job import CurateJob
-from curation.manifest import Decision, Reason, Verdict
+from curation.manifest import CAPTIONS, Decision, Manifest, Reason, Verdict
 from curation.measure import forget, schema
+from curation.policy import MEASURED, Policy
 from curation.rights.lists import OptOuts
 
 DIM = 4
@@ -61,11 +62,22 @@ def policy(tmp_path: Path, optout: str = "uri\n", **fields: Any) -> Policy:
         }
         | fields
     )
-    return Policy(job, OptOuts.read(job.optout), {"weapon": 0.5})
+    return Policy(job, OptOuts.read(job.optout), job.safety.limits(job.clip))
 
 
-def rule(policy: Policy, *rows: dict[str, Any]) -> list[Ruling]:
-    return settle(policy, pa.Table.from_pylist(list(rows), schema=schema(DIM)).select(COLUMNS))
+def decided(chosen: Policy, *rows: dict[str, Any], parent: Manifest | None = None) -> list[dict[str, Any]]:
+    """The rows as a manifest has them, captions as a template would write them."""
+    measured = pa.Table.from_pylist(list(rows), schema=schema(DIM))
+    told = [
+        [{"text": f"a {r['title']}", "source": "template", "language": "en", "words": 2, "score": 0.3}] for r in rows
+    ]
+    captions = pa.table({"captions": pa.array(told, CAPTIONS), "failed": pa.nulls(len(rows), pa.string())})
+    rulings = [ruling for ruling, _ in rule_all(chosen, measured, None, captions)]
+    facts = Facts.of(chosen, measured, rulings, embeddings_of(chosen, measured))
+    known = None if parent is None else parent_facts(chosen, parent)
+    settled = settle(chosen, facts, known).rows(0, len(rows))
+    found: list[dict[str, Any]] = manifest_rows(chosen, measured, None, captions, settled).to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,7 @@ def rule(policy: Policy, *rows: dict[str, Any]) -> list[Ruling]:
         (
             {"safety": [{"concept": "weapon", "score": math.nan}]},
             Decision.DROPPED,
-            Reason.UNSAFE,
+            Reason.NOT_MEASURED,
             "safety.concepts.weapon",
         ),
         ({"creator": "Mallory"}, Decision.DROPPED, Reason.OPTED_OUT, "optout: optout.csv"),
@@ -88,13 +100,13 @@ def rule(policy: Policy, *rows: dict[str, Any]) -> list[Ruling]:
     ],
 )
 def test_one_row(tmp_path: Path, changes: Any, decision: Decision, reason: Reason, where: str | None) -> None:
-    (found,) = rule(policy(tmp_path, "creator\nmallory\n", images={"min_side": 8}), row(**changes))
-    assert (found.decision, found.reason, found.rule) == (decision, reason, where)
+    (found,) = decided(policy(tmp_path, "creator\nmallory\n", images={"min_side": 8}), row(**changes))
+    assert (found["decision"], found["reason"], found["rule"]) == (decision, reason, where)
 
 
 def test_a_failed_row_keeps_its_reason_unless_it_is_opted_out(tmp_path: Path) -> None:
-    found = rule(policy(tmp_path, "creator\nmallory\n"), failed("a"), failed("b", creator="Mallory"))
-    assert [(r.decision, r.reason) for r in found] == [
+    found = decided(policy(tmp_path, "creator\nmallory\n"), failed("a"), failed("b", creator="Mallory"))
+    assert [(r["decision"], r["reason"]) for r in found] == [
         (Decision.FAILED, Reason.TRUNCATED),
         (Decision.DROPPED, Reason.OPTED_OUT),
     ]
@@ -105,7 +117,7 @@ def test_a_failed_row_keeps_its_reason_unless_it_is_opted_out(tmp_path: Path) ->
 )
 def test_unstated_licences_follow_the_job(tmp_path: Path, unstated: str, decision: Decision) -> None:
     chosen = policy(tmp_path, licences={"allow": ["CC0-1.0"], "unstated": unstated})
-    assert rule(chosen, row(licence=None))[0].decision == decision
+    assert decided(chosen, row(licence=None))[0]["decision"] == decision
 
 
 @pytest.mark.parametrize(
@@ -113,34 +125,34 @@ def test_unstated_licences_follow_the_job(tmp_path: Path, unstated: str, decisio
 )
 def test_unsafe_pictures_follow_the_job(tmp_path: Path, action: str, decision: Decision) -> None:
     chosen = policy(tmp_path, safety={"concepts": {"weapon": 0.5}, "action": action})
-    assert rule(chosen, row(safety=weapon(0.9)))[0].decision == decision
+    assert decided(chosen, row(safety=weapon(0.9)))[0]["decision"] == decision
 
 
 def test_the_larger_of_two_copies_stays_and_the_first_of_equals(tmp_path: Path) -> None:
     same = {"phash": 5, "colour_layout": bytes(48)}
-    found = rule(policy(tmp_path), row("a", **same), row("b", width=128, **same), row("c", width=128, **same))
-    assert [r.decision for r in found] == [Decision.DROPPED, Decision.KEPT, Decision.DROPPED]
-    assert {r.duplicate_of for r in found if r.duplicate_of} == {row("b")["id"]}
-    assert found[0].reason == Reason.DUPLICATE_PERCEPTUAL
+    found = decided(policy(tmp_path), row("a", **same), row("b", width=128, **same), row("c", width=128, **same))
+    assert [r["decision"] for r in found] == [Decision.DROPPED, Decision.KEPT, Decision.DROPPED]
+    assert {r["duplicate_of"] for r in found if r["duplicate_of"]} == {row("b")["id"]}
+    assert found[0]["reason"] == Reason.DUPLICATE_PERCEPTUAL
 
 
 def test_a_copy_that_may_not_be_used_does_not_displace_one_that_may(tmp_path: Path) -> None:
     larger = row("a", width=999, height=999, phash=5, licence="CC-BY-NC-4.0")
-    found = rule(policy(tmp_path), larger, row("b", phash=5))
-    assert [r.decision for r in found] == [Decision.DROPPED, Decision.KEPT]
+    found = decided(policy(tmp_path), larger, row("b", phash=5))
+    assert [r["decision"] for r in found] == [Decision.DROPPED, Decision.KEPT]
 
 
 def test_an_optout_takes_its_near_copies_with_it(tmp_path: Path) -> None:
     rows = row("a", phash=5), row("b", phash=4), row("c"), failed("d")
-    found = rule(policy(tmp_path, "uri\na\n"), *rows)
+    found = decided(policy(tmp_path, "uri\na\n"), *rows)
     off = {"exact": False, "pixel": False, "perceptual": None}
-    assert found == rule(policy(tmp_path, "uri\na\n", duplicates=off), *rows), "whatever the job drops as duplicates"
-    assert [r.reason for r in found] == [
+    assert found == decided(policy(tmp_path, "uri\na\n", duplicates=off), *rows), "whatever the job drops as duplicates"
+    assert [r["reason"] for r in found] == [
         *(Reason.OPTED_OUT, Reason.OPTED_OUT_NEAR_COPY),
         *(Reason.PASSED, Reason.TRUNCATED),
     ]
-    assert found[1].duplicate_of == rows[0]["id"]
-    assert [r.row()["rights_verdict"] for r in found[:3]] == [Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
+    assert found[1]["duplicate_of"] == rows[0]["id"]
+    assert [r["rights_verdict"] for r in found[:3]] == [Verdict.DENY, Verdict.DENY, Verdict.ALLOW]
 
 
 def test_what_was_learned_before_an_optout_is_forgotten(tmp_path: Path) -> None:
@@ -155,14 +167,12 @@ def test_what_was_learned_before_an_optout_is_forgotten(tmp_path: Path) -> None:
         schema=schema(DIM),
     )
     assert forget(known, [0]).equals(never)
-    assert forget(known.select(COLUMNS), [0]).equals(never.select(COLUMNS))
+    assert forget(known.select(MEASURED), [0]).equals(never.select(MEASURED))
 
 
 def test_every_row_has_its_evidence_and_only_kept_rows_their_picture(tmp_path: Path) -> None:
     chosen = policy(tmp_path, "uri\nb\n")
-    measured = pa.Table.from_pylist([row("a"), row("b")], schema=schema(DIM))
-    rulings = settle(chosen, measured.select(COLUMNS))
-    kept, dropped = manifest_rows(chosen.job, measured, [r.row() for r in rulings], DIM).to_pylist()
+    kept, dropped = decided(chosen, row("a"), row("b"))
     assert (kept["caption"], kept["caption_source"]) == ("a cat", "template")
     assert kept["image"]["bytes"] == b"png"
     assert dropped["image"] is None

@@ -1,0 +1,257 @@
+"""A curate job made concrete: its inputs cut into units, its lists read, and what of it is stored already.
+
+Everything that a user can have got wrong is found here, before a cluster starts. Each stage has a fingerprint of all
+that its results depend on (its version, its parameters, its weights' hashes, and the stages before it), which names the
+folder they are stored in: another fingerprint is another folder, and what lies there is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from curation import storage
+from curation.aesthetic import NAME as AESTHETIC
+from curation.captions import CaptionsConfig
+from curation.errors import UserError
+from curation.fetch import PASSING, host_and_domain
+from curation.filters import Filters
+from curation.heads import HeadsConfig
+from curation.job import CurateJob
+from curation.manifest import InputsInfo, Manifest, Reason
+from curation.measure import MeasureConfig
+from curation.policy import Policy
+from curation.quality import MEASURES
+from curation.rights.lists import OptOuts
+from curation.units import Stage, Unit, cut, fingerprint, unit_key
+
+# Raise a stage's version when it comes to give other results: what is stored of it is then made anew.
+VERSIONS = {"measure": 2, "heads": 1, "captions": 1}
+_CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
+_AGAIN = PASSING | {Reason.NOT_ASKED}
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What of a unit is to be done: stages in order, and which rows of a stored unit are to be measured anew."""
+
+    unit: Unit
+    stages: tuple[str, ...]
+    again: list[int] | None = None  # None: the unit is measured whole, if it is
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A job ready to run."""
+
+    policy: Policy
+    units: list[Unit]
+    measure: MeasureConfig
+    heads: HeadsConfig | None
+    captions: CaptionsConfig | None
+    stages: dict[str, Stage]  # in order; those that the job has
+    parent: Manifest | None
+
+    @property
+    def job(self) -> CurateJob:
+        return self.policy.job
+
+    @property
+    def rows(self) -> int:
+        return sum(unit.inputs.num_rows for unit in self.units)
+
+    def inputs(self) -> InputsInfo:
+        """What the manifest's rows are to be reconciled with."""
+        return InputsInfo.of(uri for unit in self.units for uri in unit.inputs["uri"].to_pylist())
+
+    def identity(self) -> dict[str, Any]:
+        """What the manifest's id depends on beside its rows."""
+        lists = [source.sha256 for source in self.policy.optouts.sources]
+        parent = None if self.parent is None else self.parent.id
+        stages = {name: stage.folder.rsplit("/", 1)[-1] for name, stage in self.stages.items()}
+        # The lists' contents count, also where they match nothing: that they were asked is part of what is said.
+        return {**self.job.identity(), "stages": stages, "rights": lists, "parent": parent}
+
+    def todo(self) -> list[Todo]:
+        """What is missing, and rows that may fare better now than they did then."""
+        done = {name: stage.done() for name, stage in self.stages.items()}
+        found = []
+        for unit in self.units:
+            if unit.key not in done["measure"]:
+                found.append(Todo(unit, tuple(self.stages)))
+                continue
+            again = self._passing(unit)
+            if again:
+                found.append(Todo(unit, tuple(self.stages), again))
+            elif missing := tuple(
+                name for name in self.stages if unit.key not in done[name] or self._failed(name, unit)
+            ):
+                found.append(Todo(unit, missing))
+        return found
+
+    def _failed(self, stage: str, unit: Unit) -> bool:
+        """Whether an endpoint did not get to say anything about a row of a stored unit."""
+        if stage != "captions" or not any(captioner.kind == "endpoint" for captioner in self.job.captions):
+            return False
+        failed = self.stages[stage].read(unit.key, ["failed"])["failed"]
+        return bool(failed.null_count < len(failed))
+
+    def _passing(self, unit: Unit) -> list[int]:
+        reasons = self.stages["measure"].read(unit.key, ["failed_reason"])["failed_reason"].to_pylist()
+        unwanted = set(unit.unwanted)
+        return [i for i, reason in enumerate(reasons) if reason in _AGAIN and i not in unwanted]
+
+
+def listing(job: CurateJob) -> Listing:
+    """Reads everything that a user can have got wrong, before a cluster starts.
+
+    Raises:
+        UserError: naming the field and the remedy.
+    """
+    _check(job)
+    optouts = OptOuts.read(job.optout)
+    storage.filesystem(job.output)
+    parent = None if job.parent is None else _parent(job)
+    try:
+        inputs = job.source.inputs()
+    except OSError as error:
+        raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
+    has_urls = pc.any(pc.match_substring_regex(inputs["location"], "^https?://")).as_py()
+    job.fetch.check(bool(has_urls), job.workers)
+    units = []
+    for rows in cut(inputs, job.unit_size):
+        unwanted = [
+            i
+            for i, uri in enumerate(rows["uri"].to_pylist())
+            if (host := host_and_domain(uri)[0]) is not None and optouts.denies_location(uri, host)
+        ]
+        units.append(Unit(unit_key(rows), rows, unwanted))
+    measure, heads, captions = _configs(job)
+    policy = Policy(job, optouts, job.safety.limits(job.clip))
+    return Listing(policy, units, measure, heads, captions, _stages(job, heads, captions), parent)
+
+
+def _check(job: CurateJob) -> None:
+    if job.clip is not None:
+        job.clip.check()
+    elif job.groups is not None or job.aesthetic is not None:
+        field = "groups" if job.groups is not None else "aesthetic"
+        raise UserError(
+            f"{field} needs a CLIP model, and the job has none", field=field, remedy="set clip, or leave it out"
+        )
+    unknown = [name for name in job.quality if name not in MEASURES]
+    if unknown:
+        raise UserError(
+            f"there is no measure called {unknown[0]!r}", field="quality", remedy=f"use {', '.join(MEASURES)}"
+        )
+    if job.safety.nsfw is not None:
+        job.safety.nsfw.check()
+    if job.aesthetic is not None:
+        job.aesthetic.check()
+    CaptionsConfig(captioners=job.captions, policy=job.caption_policy).check(job.clip, pictures=job.pictures)
+    Filters(job.filters).check({*job.quality, *([AESTHETIC] if job.aesthetic is not None else [])})
+
+
+def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, CaptionsConfig | None]:
+    measure = MeasureConfig(
+        fetch=job.fetch.share(job.workers),
+        images=job.images,
+        image_size=job.image_size,
+        pictures=job.pictures,
+        clip=job.clip,
+        quality=job.quality,
+        nsfw=job.safety.nsfw,
+        turned=job.duplicates.turned,
+        threads=job.threads,
+    )
+    heads = HeadsConfig(concepts=tuple(sorted(job.safety.concepts)), groups=job.groups, aesthetic=job.aesthetic)
+    captions = CaptionsConfig(captioners=job.captions, policy=job.caption_policy)
+    wanted = heads.concepts or heads.groups is not None or heads.aesthetic is not None
+    return measure, heads if wanted else None, captions if job.captions else None
+
+
+def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig | None) -> dict[str, Stage]:
+    """The stages that the job has, each in the folder of its fingerprint."""
+    clip = None if job.clip is None else [job.clip.name(), job.clip.precision, job.clip.batch_size]
+    measured = {
+        "fetch": job.identity()["fetch"],
+        "images": job.images.model_dump(mode="json", exclude={"min_side"}),
+        "image_size": [job.image_size, job.pictures],
+        "clip": clip,
+        "quality": job.quality,
+        "nsfw": None if job.safety.nsfw is None else job.safety.nsfw.identity(),
+        "turned": job.duplicates.turned,
+        "threads": job.threads,  # sums in another order end in other bits
+    }
+    identities: list[tuple[str, Any]] = [("measure", measured)]
+    if heads is not None:
+        assert job.clip is not None, "checked: heads want embeddings"
+        identities.append(("heads", [measured, heads.identity(job.clip)]))
+    if captions is not None:
+        identities.append(("captions", [measured, captions.identity()]))
+    work = storage.join(job.output, ".work")
+    return {
+        name: Stage(name, storage.join(work, f"{name}-{fingerprint(VERSIONS[name], identity)}"))
+        for name, identity in identities
+    }
+
+
+def _parent(job: CurateJob) -> Manifest:
+    assert job.parent is not None
+    try:
+        parent = Manifest.open(job.parent)
+    except UserError as error:
+        raise UserError(error.message, field="parent", remedy=error.remedy) from None
+    if job.duplicates.semantic is not None:
+        name = None if job.clip is None else job.clip.name()
+        if parent.info.clip is None or parent.info.clip.name != name:
+            raise UserError(
+                f"the parent's embeddings are by {parent.info.clip and parent.info.clip.name}, this job's by {name}",
+                field="parent",
+                remedy="use the parent's CLIP, or switch duplicates.semantic off",
+            )
+    return parent
+
+
+def plan(job: CurateJob) -> dict[str, Any]:
+    """What running the job would take: for `--dry-run`."""
+    found = listing(job)
+    todo = found.todo()
+    scorers = job.scorers or job.workers
+    return {
+        "inputs": found.rows,
+        "units": len(found.units),
+        "units_to_do": {name: sum(name in t.stages for t in todo) for name in found.stages},
+        "stages": {name: stage.folder for name, stage in found.stages.items()},
+        "workers": job.workers,
+        "cpus": (job.workers + job.scorers) * job.cpus_per_worker,
+        "gpus": scorers * job.gpus_per_worker,
+        "clip": None if job.clip is None else job.clip.name(),
+        "parent": None if found.parent is None else found.parent.id,
+    }
+
+
+def check_output(job: CurateJob) -> None:
+    """Writes an empty file below the output, so that a place that cannot be written is found before any work is done.
+
+    Raises:
+        UserError: when it cannot.
+    """
+    try:
+        storage.write_bytes(storage.join(job.output, ".work", "writable"), b"")
+    except OSError as error:
+        raise UserError(f"cannot write to {job.output}: {error}", field="output", remedy=_CHECK_ACCESS) from None
+
+
+def forget_downstream(job: CurateJob, todo: Sequence[Todo]) -> None:
+    """Removes what was made of units that are about to be measured anew in part, under any fingerprint."""
+    stale = {f"unit-{t.unit.key}.parquet" for t in todo if t.again is not None}
+    if not stale:
+        return
+    for info in storage.list_files(storage.join(job.output, ".work"), recursive=True):
+        folder = info.path.rsplit("/", 2)[-2]
+        if info.base_name in stale and not folder.startswith("measure-"):
+            storage.filesystem(job.output)[0].delete_file(info.path)

@@ -1,0 +1,150 @@
+"""The job's policy and one measured row: what is decided about it by itself, as if it had no copies.
+
+The order is: opted out, failed, rights that cannot be read, licence, size, filters, safety, captions; then, among all
+rows (`decide`), near-copy of something opted out, and duplicate. The first that applies is the row's reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from curation.captions import Caption, Choice, choose
+from curation.filters import Filters
+from curation.job import CurateJob
+from curation.manifest import Decision, Reason, Verdict
+from curation.rights import embedded
+from curation.rights.licences import Licences
+from curation.rights.lists import OptOuts
+from curation.rights.verdict import Observation
+from curation.safety import Limits
+from curation.units import texts
+
+MEASURED = (
+    *(
+        "uri",
+        "final_uri",
+        "source_url",
+        "id",
+        "host",
+        "creator",
+        "licence",
+        "licence_url",
+        "failed_stage",
+        "failed_reason",
+    ),
+    *("bytes", "width", "height", "pixel_hash", "phash", "phash_turned", "colour_layout", "embedded"),
+    *("scores", "safety"),
+)
+"""What of a measured unit the policy reads: everything but pictures and embeddings."""
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What was decided about a row, by which rule, on what measure."""
+
+    decision: Decision
+    stage: str
+    reason: str
+    rule: str | None = None
+    score: float | None = None
+    threshold: float | None = None
+    rights: tuple[Observation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The job's policy with its lists read and its thresholds resolved."""
+
+    job: CurateJob
+    optouts: OptOuts
+    limits: Limits  # of safety scores
+    licences: Licences = field(init=False)
+    filters: Filters = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "licences", Licences(self.job.licences))
+        object.__setattr__(self, "filters", Filters(self.job.filters))
+
+    def rule(self, row: Mapping[str, Any]) -> tuple[Ruling, Choice]:
+        """Decides a measured row by itself, as if it had no copies, and chooses its captions.
+
+        Args:
+            row: the columns `MEASURED`, with the lists `scores` and `safety` of all stages, and `captions`.
+        """
+        choice = choose([Caption(**c) for c in row["captions"] or ()], self.job.caption_policy)
+        listed = self.optouts.observe(row)
+        licence = self.licences.observe(row)
+        inside = embedded.observe(texts(row["embedded"]))
+        rights = (*listed, *inside, licence)
+        denied = next((o for o in (*listed, *inside) if o.verdict == Verdict.DENY), None)
+        if denied is not None:
+            rule = f"optout: {denied.where}" if denied in listed else f"rights.{denied.signal}"
+            return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, rule, rights=rights), choice
+        if row["failed_stage"] is not None:
+            reason = row["failed_reason"]
+            return Ruling(
+                Decision.FAILED, row["failed_stage"], reason, _FAILED_RULES.get(reason), rights=rights
+            ), choice
+        ruling = (
+            self._unreadable(inside)
+            or self._licence(licence)
+            or self._size(row)
+            or self._filters(row, choice)
+            or self._safety(row)
+            or self._caption(choice)
+            or _PASSED
+        )
+        return replace(ruling, rights=rights), choice
+
+    def _unreadable(self, inside: Sequence[Observation]) -> Ruling | None:
+        """A rights statement that cannot be read may be a refusal: it holds the row."""
+        failed = next((o for o in inside if o.verdict == Verdict.ERROR), None)
+        return (
+            None if failed is None else Ruling(Decision.HELD, "rights", Reason.RIGHTS_ERROR, f"rights.{failed.signal}")
+        )
+
+    def _licence(self, observed: Observation) -> Ruling | None:
+        if observed.verdict == Verdict.DENY:
+            return Ruling(Decision.DROPPED, "licence", Reason.LICENCE_NOT_ALLOWED, "licences.allow")
+        unstated = self.job.licences.unstated
+        if observed.verdict == Verdict.UNKNOWN and unstated != "keep":
+            decision = Decision.HELD if unstated == "hold" else Decision.DROPPED
+            return Ruling(decision, "licence", Reason.LICENCE_UNSTATED, "licences.unstated")
+        return None
+
+    def _size(self, row: Mapping[str, Any]) -> Ruling | None:
+        side, least = min(row["width"], row["height"]), self.job.images.min_side
+        if side >= least:
+            return None
+        return Ruling(Decision.DROPPED, "size", Reason.TOO_SMALL, "images.min_side", side, least)
+
+    def _filters(self, row: Mapping[str, Any], choice: Choice) -> Ruling | None:
+        caption = None if choice.caption is None else choice.caption.text
+        found = self.filters.rule({**row, "caption": caption})
+        if found is None:
+            return None
+        decision = Decision.HELD if found.action == "hold" else Decision.DROPPED
+        reason = Reason.NOT_MEASURED if found.value is None else Reason.FILTERED
+        return Ruling(decision, "filters", reason, found.rule, found.value, found.bound)
+
+    def _safety(self, row: Mapping[str, Any]) -> Ruling | None:
+        found = self.limits.exceeded(row["safety"] or ())
+        if found is None:
+            return None
+        decision = Decision.HELD if found.limit.action == "hold" else Decision.DROPPED
+        reason = Reason.NOT_MEASURED if found.score is None else Reason.UNSAFE
+        return Ruling(decision, "safety", reason, found.limit.rule, found.score, found.limit.threshold)
+
+    def _caption(self, choice: Choice) -> Ruling | None:
+        if choice.action == "keep":
+            return None
+        decision = Decision.HELD if choice.action == "hold" else Decision.DROPPED
+        if choice.caption is None and not choice.found:
+            return Ruling(decision, "captions", Reason.CAPTION_MISSING, "caption_policy.missing")
+        return Ruling(decision, "captions", Reason.CAPTION_POOR, "caption_policy.low")
+
+
+_FAILED_RULES = {Reason.TOO_LARGE: "fetch.max_bytes", Reason.TOO_MANY_PIXELS: "images.max_pixels"}
+_PASSED = Ruling(Decision.KEPT, "decide", Reason.PASSED)
