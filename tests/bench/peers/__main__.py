@@ -130,7 +130,7 @@ def left_out(cache: Path, corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, st
         "data_juicer": (sides.data_juicer(cache, turbo=False), leaves_out.read_data_juicer),
         "imagededup": (sides.imagededup(cache), leaves_out.read_imagededup),
     }
-    ours = sides.cleanplate(sides.cleanplate_copies)
+    ours = sides.cleanplate(sides.cleanplate_resize)
     asked = {"cleanplate": (ours, leaves_out.read_cleanplate), **{name: readers[name] for name in pairs}}
     found = {name: leaves_out.outcomes(side, read, scratch) for name, (side, read) in asked.items()}
     table = Table(title="difficult files, in the tools' own words")

@@ -189,10 +189,9 @@ def cleanplate_resize(pictures: Path, scratch: Path) -> list[str]:
 
 
 def cleanplate_copies(pictures: Path, scratch: Path) -> list[str]:
-    """Data-Juicer's and imagededup's work: a size filter, and copies within 3 bits. The peers write no pictures; a
-    manifest has one for every row that is kept, and here they are small."""
+    """Data-Juicer's and imagededup's work: a size filter and copies within 3 bits; no pictures come out either."""
     source = {"kind": "folder", "path": str(pictures)}
-    return _curate(scratch, {"source": source, "image_size": 32, "images": {"encoding": "jpeg", "min_side": 64}})
+    return _curate(scratch, {"source": source, "pictures": False, "images": {"min_side": 64}})
 
 
 def cleanplate(work: Callable[[Path, Path], list[str]]) -> Side:
@@ -200,7 +199,8 @@ def cleanplate(work: Callable[[Path, Path], list[str]]) -> Side:
 
 
 def _curate(scratch: Path, fields: dict[str, object]) -> list[str]:
-    job = {"kind": "curate", "output": str(scratch / "out"), "clip": None, "workers": 2, **fields}
+    no_one_asks = {"clip": None, "captions": [], "licences": {"unstated": "keep"}}
+    job = {"kind": "curate", "output": str(scratch / "out"), "workers": 2, **no_one_asks, **fields}
     (scratch / "job.yaml").write_text(yaml.safe_dump(job))
     return [str(Path(sys.executable).parent / "cleanplate"), "curate", str(scratch / "job.yaml"), "--json"]
 
