@@ -171,9 +171,9 @@ class Driver:
         return found
 
     def workers(self) -> list[Process]:
-        """Ray's workers that have something to do, the actors of Ray Data among them."""
-        found = [p for p in self.members() if p.name.startswith("ray::") and not p.name.startswith(RAY_AGENTS)]
-        return [p for p in found if not p.name.startswith("ray::IDLE")] or found
+        """The living processes that Ray runs something in: actors, tasks, and some that wait for work."""
+        found = (p for p in self.members() if p.name.startswith("ray::"))
+        return [p for p in found if not p.name.startswith(RAY_AGENTS)]
 
     def kill(self, kind: str, chance: random.Random) -> str | None:
         """Kills by SIGKILL; returns the name of what was hit, None when there was nothing to hit."""
@@ -183,13 +183,16 @@ class Driver:
         if kind == "everything":
             self.end()
             return "everything"
-        targets = self.workers() if kind == "worker" else [p for p in self.members() if "/raylet/raylet" in p.name]
+        if kind == "raylet":
+            targets = [p for p in self.members() if "/raylet/raylet" in p.name]
+        else:
+            targets = [p for p in self.workers() if ("MapWorker" in p.name) == (kind == "worker")]
         if not targets:
             return None
         target = chance.choice(targets)
         with contextlib.suppress(ProcessLookupError):
             os.kill(target.pid, signal.SIGKILL)
-        return target.name.split(" ")[0] if kind == "worker" else kind
+        return kind if kind == "raylet" else target.name.split(" ")[0]
 
     def end(self, limit_s: float = 60) -> None:
         """Kills what is left of the session and waits until it is gone."""
@@ -235,22 +238,26 @@ def _session(pid: int) -> int | None:
 
 def stored(output: Path) -> dict[str, int]:
     """The results of units that lie in an output's working folder, with the number of each file on disk."""
-    return {
-        str(path): path.stat().st_ino
-        for path in (output / ".work").rglob("unit-*.parquet")
-        if not path.name.startswith(".")
-    }
+    found = {}
+    for folder, folders, names in os.walk(output / ".work"):  # what vanishes under its eyes, it passes over
+        folders[:] = [name for name in folders if not name.startswith("staging-")]
+        for name in names:
+            if name.startswith("unit-"):
+                with contextlib.suppress(FileNotFoundError):
+                    found[f"{folder}/{name}"] = os.stat(f"{folder}/{name}").st_ino
+    return found
 
 
 def publishing(output: Path) -> bool:
-    return any((output / ".work").glob("staging-*/*"))
+    """Whether a manifest is being written."""
+    return any(files for folder, _, files in os.walk(output / ".work") if "/staging-" in folder)
 
 
 @dataclass
 class Kill:
     """One planned kill: of what, and when."""
 
-    kind: str
+    kind: str  # worker, helper (another process of Ray's), raylet, driver, everything
     at: int | None  # so many stored results; None: as soon as the manifest is being written
     hit: str = ""
 
@@ -267,7 +274,7 @@ def plan(kills: int, results: int, chance: random.Random) -> list[Kill]:
         chance: decides kinds and moments.
     """
     late = [Kill("driver", results), Kill("driver", None)][2 - min(2, kills // 3) :]
-    kinds = ["driver", "worker", "everything", "worker", "raylet", "worker", "worker"]
+    kinds = ["driver", "worker", "everything", "worker", "raylet", "worker", "helper"]
     early = [kinds[i % len(kinds)] for i in range(kills - len(late))]
     chance.shuffle(early)
     return [*map(Kill, early, sorted(chance.randrange(results) for _ in early)), *late]

@@ -196,7 +196,7 @@ def _exif_blocks() -> Iterator[tuple[str, bytes]]:
     yield "header-only", head
     yield "noise", random.Random(0).randbytes(500)
     yield "orientation-text", head + struct.pack("<HHHI4sI", 1, 0x0112, 2, 4, b"six\0", 0)
-    yield "orientation-many", head + struct.pack("<HHHIHHI", 1, 0x0112, 3, 2**31, 6, 0, 0)
+    yield "orientation-many", head + struct.pack("<HHHIHHI", 1, 0x0112, 3, 2**31, 1, 0, 0)
     yield "orientation-rational", head + struct.pack("<HHHIII", 1, 0x0112, 5, 1, 10**6, 0)
     yield "ten-thousand-entries", head + struct.pack("<H", 10_000) + bytes(24)
     yield "loop", head + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8)

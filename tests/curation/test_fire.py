@@ -30,7 +30,7 @@ def test_the_heap_has_as_many_files_as_were_asked_for(tmp_path: Path) -> None:
 def test_a_plan_kills_workers_and_drivers_early_and_late() -> None:
     kills = plan(16, 150, random.Random(0))
     assert len(kills) == 16
-    assert {kill.kind for kill in kills} == {"worker", "driver", "everything", "raylet"}
+    assert {kill.kind for kill in kills} == {"worker", "helper", "raylet", "driver", "everything"}
     assert [kill.at for kill in kills[-2:]] == [150, None]
     moments = [kill.at for kill in kills[:-1]]
     assert moments == sorted(moments)
