@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from binascii import unhexlify
+
 import numpy as np
 import pyarrow as pa
 
 from curation.duplicates.hamming import Groups
 
-_NIBBLES = np.full(256, 255, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 _CHUNK = 1 << 14
+_NO_CAPITALS = np.uint64(0x2020202020202020)  # this bit is set in digits and small letters, not in capitals
 
 
 def digests(hashes: np.ndarray | pa.Array) -> np.ndarray:
@@ -33,10 +34,14 @@ def digests(hashes: np.ndarray | pa.Array) -> np.ndarray:
         text = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
     words = np.empty((len(hashes), 4), np.uint64)
     for start in range(0, len(hashes), _CHUNK):
-        nibbles = _NIBBLES[text[start * 64 : (start + _CHUNK) * 64]]
-        if (nibbles == 255).any():
+        part = text[start * 64 : (start + _CHUNK) * 64].copy()
+        try:
+            decoded = unhexlify(part)
+        except ValueError:
             return _numbered(hashes)
-        words[start : start + _CHUNK] = ((nibbles[::2] << 4) | nibbles[1::2]).view(">u8").reshape(-1, 4)
+        if np.bitwise_and.reduce(part.view(np.uint64)) & _NO_CAPITALS != _NO_CAPITALS:
+            return _numbered(hashes)
+        words[start : start + _CHUNK] = np.frombuffer(decoded, ">u8").reshape(-1, 4)
     return words
 
 
@@ -57,6 +62,8 @@ def first_equal(words: np.ndarray) -> np.ndarray:
         (N,) int64 row numbers.
     """
     groups = Groups.of(np.ascontiguousarray(words[:, 0]))
+    if len(groups.values) == len(words):
+        return np.arange(len(words))
     first = groups.spread(groups.first)
     later = np.flatnonzero(first != np.arange(len(words)))
     other = later[(words[later] != words[first[later]]).any(axis=1)]

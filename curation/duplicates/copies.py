@@ -194,7 +194,8 @@ class Copies:
             yield from self._perceptual(row, wanted, self._config.perceptual.colour)
         if self._config.semantic is not None and self._config.semantic.threshold is not None:
             own = self._pixels[row]
-            others, similarity = self._by_pixels.gather(self._alike[own], self._alike.weight(own))
+            alike, cosine = np.append(own, self._alike[own]), np.append(np.float32(1), self._alike.weight(own))
+            others, similarity = self._by_pixels.gather(alike, cosine)
             kept = wanted[others]
             yield others[kept], SEMANTIC, similarity[kept]
 

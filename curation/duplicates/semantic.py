@@ -33,7 +33,7 @@ class SemanticConfig(BaseModel):
     )
     floor: float = Field(0.9, gt=0, le=1, description="cosine from which neighbours are stored: the least threshold")
     neighbours: int = Field(100, ge=1, description="neighbours stored of a picture, the nearest first")
-    clusters: int | None = Field(None, ge=1, description="clusters of the k-means; null: sqrt(2 N)")
+    clusters: int | None = Field(None, ge=1, description="clusters of the k-means; null: sqrt(N)")
     sample: int = Field(100_000, ge=1, description="embeddings that the k-means is fitted to")
     exact_below: int = Field(20_000, ge=0, description="up to so many embeddings all are compared with all")
     seed: int = Field(0, description="which embeddings are sampled")
@@ -86,7 +86,7 @@ def fit(vectors: np.ndarray, rows: np.ndarray, config: SemanticConfig) -> np.nda
     Returns:
         (K, D) float16 centroids, L2-normalised; a single one where all are to be compared with all.
     """
-    clusters = config.clusters or round((2 * len(rows)) ** 0.5)
+    clusters = config.clusters or round(len(rows) ** 0.5)
     if len(rows) <= config.exact_below or clusters == 1:
         return np.ones((1, vectors.shape[1]), np.float16)
     chance = np.random.default_rng([config.seed, 0x5E3])
