@@ -86,6 +86,12 @@ class TrainJob(_Config):
         description="what the network predicts; at small budgets v learns colours and captions far sooner than epsilon",
     )
     loss: LossConfig = Field(LossConfig(), description="the objective's weighting")
+    caption_mix: dict[str, float] | None = Field(
+        None,
+        min_length=1,
+        description="captioner: how often its caption is drawn, relative to the others that an image has; null: the "
+        "manifest's chosen caption, which also stands in where an image has none of these",
+    )
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their caption")
     flip: bool = Field(False, description="mirror half of the samples; wrong for letters, arrows and flags")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its learning rate")
@@ -109,6 +115,13 @@ class TrainJob(_Config):
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, order, timesteps, noise, dropout and flips")
 
+    @field_validator("caption_mix")
+    @classmethod
+    def _weights_are_positive(cls, mix: dict[str, float] | None) -> dict[str, float] | None:
+        if mix is not None and not all(0 < weight <= 1e6 for weight in mix.values()):
+            raise ValueError("weights must be above 0 and at most a million")
+        return mix
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainJob:
         parts = max(self.workers, 1) * self.accumulation
@@ -130,7 +143,10 @@ class TrainJob(_Config):
 
     def identity(self) -> dict[str, Any]:
         """What of the job the trained weights depend on: not paths, workers, how memory is saved or what is logged."""
-        return self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        if self.caption_mix is None:
+            del told["caption_mix"]  # a run begun before there was a mix is still the same run
+        return told
 
     def config_sha256(self, manifest_id: str) -> str:
         """The hash of `identity` and the manifest: equal hashes train the same model."""

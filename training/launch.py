@@ -59,7 +59,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
     """
     import torch
 
-    from training.data import picture_size
+    from training.data import check_mix, picture_size
     from training.unet import build_unet
 
     manifest = Manifest.open(job.manifest)
@@ -70,6 +70,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
             remedy="curate again with `clip` set",
         )
     size = picture_size(manifest)
+    check_mix(manifest, job.caption_mix)
     if job.image_size not in (None, size):
         raise UserError(
             f"the manifest's pictures are {size} x {size} pixels, the job says {job.image_size}",
@@ -181,7 +182,7 @@ def _train_at(job: TrainJob, folder: str, text_encoder: str, place: Place, repor
         outcome = train(
             job,
             folder=folder,
-            data=load(Manifest.open(job.manifest), job.image_size),
+            data=load(Manifest.open(job.manifest), job.image_size, job.caption_mix),
             text=TextEncoder(tower, place.device),
             place=place,
             report=report,

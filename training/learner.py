@@ -51,8 +51,8 @@ class Learner:
         self._job = job
         self._place = place
         self._pictures = data.pictures
-        text.measure(data.captions)
-        self._captions = CaptionStates(text, data.captions)
+        text.measure(data.texts)
+        self._captions = CaptionStates(text, data.options)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
@@ -128,7 +128,7 @@ class Learner:
             mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
-        told = self._captions.lookup(rows, dropped)
+        told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
         index = index.to(device)
         x0 = to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))

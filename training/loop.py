@@ -204,7 +204,7 @@ class _Loop:
 
         from PIL import Image
 
-        distinct = sorted(set(self._data.captions))
+        distinct = self._data.texts
         prompts = list(self._job.sample.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
         seeds = [row for row in range(_GRID_ROWS) for _ in prompts]
         pictures = sample(self._model, prompts * _GRID_ROWS, seeds, self._sampling, exact=False)
@@ -237,7 +237,7 @@ class _Loop:
             channel_mean=mean,
             channel_std=std,
             text_encoder=self._text.name,
-            captions=sorted(set(data.captions) - {""})[:CAPTION_CAP],
+            captions=[text for text in data.texts if text][:CAPTION_CAP],
             sampling=self._sampling,
             parameters=sum(p.numel() for p in self._learner.unet.parameters()),
             libraries=_libraries(),

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     FLIP = 5
     SAMPLE_NOISE = 6
     SAMPLE_STEP = 7
+    CAPTION = 8
 
 
 def _signed(value: int) -> int:

@@ -57,17 +57,25 @@ def shapes(size: int) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def write_manifest(output: Path, rows: list[tuple[str, np.ndarray]], **changes: Any) -> Manifest:
-    """Publishes rows as kept, each with its picture as PNG; `changes` overwrite columns of every row."""
+def write_manifest(
+    output: Path, rows: list[tuple[str, np.ndarray]], without: tuple[str, ...] = (), **changes: Any
+) -> Manifest:
+    """Publishes rows as kept, each with its picture as PNG.
+
+    Args:
+        without: columns that an older manifest did not have.
+        changes: overwrite columns of every row, with a value or with a function of the caption.
+    """
     columns: list[dict[str, Any]] = []
     for caption, picture in rows:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "PNG")
         row = dict.fromkeys(schema(4).names)
         row |= {"id": hashlib.sha256(buffer.getvalue()).hexdigest(), "caption": caption, "licence": "CC0-1.0"}
-        row |= {"decision": "kept", "image": {"bytes": buffer.getvalue(), "path": None}, **changes}
+        row |= {"decision": "kept", "image": {"bytes": buffer.getvalue(), "path": None}}
+        row |= {name: value(caption) if callable(value) else value for name, value in changes.items()}
         columns.append(row)
-    table = pa.Table.from_pylist(columns, schema=schema(4))
+    table = pa.Table.from_pylist(columns, schema=schema(4)).drop_columns(list(without))
     staging = output / "staging"
     part, digest = write_part(str(staging / "part-00000.parquet"), table)
     kept = sum(row["decision"] == "kept" for row in columns)

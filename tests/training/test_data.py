@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.training.conftest import shapes, write_manifest
-from training.data import CaptionStates, TrainingSet, load, picture_size, training_set_digest
+from training import randomness
+from training.data import CaptionStates, TrainingSet, check_mix, load, options_of, picture_size, training_set_digest
+from training.randomness import Purpose
 from training.text import TextEncoder
 
 
@@ -55,11 +59,97 @@ def test_nothing_kept_and_damaged_pictures_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cap", [1 << 30, 0], ids=["resident", "encoded batch by batch"])
 def test_text_states_are_those_of_the_captions(data: TrainingSet, text: TextEncoder, cap: int) -> None:
-    states = CaptionStates(text, data.captions, cap=cap)
-    found = states.lookup(torch.tensor([3, 5, 3]), torch.tensor([False, False, True]))
+    states = CaptionStates(text, data.options, cap=cap)
+    found = states.lookup(torch.tensor([3, 5, 3]), torch.tensor([False, False, True]), torch.zeros(3).double())
     expected = text.encode([data.captions[3], data.captions[5], ""])
     used = found.states.shape[1]
     assert torch.equal(found.mask, expected.mask[:, :used])
     assert not expected.mask[:, used:].any()
     torch.testing.assert_close(found.states, expected.states[:, :used])
     torch.testing.assert_close(found.pooled, expected.pooled)
+
+
+# --- several captions of an image ---
+
+
+def told(caption: str) -> list[dict[str, object]]:
+    """What two captioners say of a shape; circles have the second caption only from one of them."""
+    words = caption.split()
+    captions = [{"text": caption, "source": "metadata"}, {"text": f"{words[1]} things", "source": "metadata"}]
+    if words[2] == "square":
+        captions.append({"text": f"a box in {words[1]}", "source": "coca"})
+    return [{"language": "en", "words": 3, "score": None, **known} for known in captions]
+
+
+def test_a_mix_reads_each_captioners_first_caption(tmp_path: Path) -> None:
+    rich = write_manifest(tmp_path, shapes(8), captions=told)
+    mixed, plain = load(rich, caption_mix={"coca": 3, "metadata": 1}), load(rich)
+    assert plain.options == tuple(((caption, 1.0),) for caption in plain.captions)
+    expected = {"square": (("a box in red", 0.75), ("a red square", 0.25)), "circle": (("a red circle", 1.0),)}
+    by_caption = dict(zip(mixed.captions, mixed.options, strict=True))
+    assert by_caption["a red square"] == expected["square"]
+    assert by_caption["a red circle"] == expected["circle"]
+    assert mixed.captions == plain.captions
+    assert mixed.digest == plain.digest  # the same inputs, whatever is said of them
+    assert mixed.texts == sorted({*plain.captions, *(f"a box in {c}" for c in ("red", "green", "blue", "yellow"))})
+
+
+def test_where_no_captioner_of_the_mix_spoke_the_chosen_caption_stands(tmp_path: Path) -> None:
+    rich = write_manifest(tmp_path / "new", shapes(8), captions=told)
+    only = load(rich, caption_mix={"coca": 1})
+    by_caption = dict(zip(only.captions, only.options, strict=True))
+    assert by_caption["a blue circle"] == (("a blue circle", 1.0),)
+    assert by_caption["a blue square"] == (("a box in blue", 1.0),)
+    older = write_manifest(tmp_path / "old", shapes(8), without=("captions",))
+    assert load(older, caption_mix={"coca": 1}).options == load(older).options
+
+
+def test_a_captioner_that_wrote_nothing_is_a_mistake(tmp_path: Path) -> None:
+    rich = write_manifest(tmp_path, shapes(8), captions=told)
+    check_mix(rich, {"coca": 1, "metadata": 2})
+    check_mix(rich, None)
+    for refused in (lambda mix: check_mix(rich, mix), lambda mix: load(rich, caption_mix=mix)):
+        with pytest.raises(UserError, match="by 'koka'") as caught:
+            refused({"koka": 1, "metadata": 1})
+        assert caught.value.field == "caption_mix"
+        assert "coca, metadata" in str(caught.value)
+
+
+@given(
+    captions=st.lists(st.fixed_dictionaries({"text": st.text(min_size=1), "source": st.sampled_from("abcd")})),
+    mix=st.none() | st.dictionaries(st.sampled_from("abcdef"), st.floats(1e-3, 1e3), min_size=1),
+)
+def test_options_are_shares_of_what_there_is(captions: list[dict[str, str]], mix: dict[str, float] | None) -> None:
+    options = options_of("chosen", captions, mix)
+    assert sum(share for _, share in options) == pytest.approx(1)
+    there = {known["source"] for known in captions} & set(mix or {})
+    assert len(options) == max(1, len(there))
+    assert there or options == (("chosen", 1.0),)
+    assert options == options_of("chosen", captions, dict(reversed((mix or {}).items())) or None)
+
+
+@pytest.mark.parametrize("cap", [1 << 30, 0], ids=["resident", "encoded batch by batch"])
+def test_captions_are_drawn_by_their_shares(text: TextEncoder, cap: int) -> None:
+    options = ((("red", 0.2), ("blue", 0.5), ("green", 0.3)), (("red", 1.0),))
+    states = CaptionStates(text, options, cap=cap)
+    draw = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-53, 0.99, 0.5], dtype=torch.float64)
+    rows = torch.tensor([0, 0, 0, 0, 0, 0, 1, 0])
+    found = states.lookup(rows, torch.tensor([False] * 7 + [True]), draw)
+    expected = text.encode(["red", "red", "blue", "blue", "green", "green", "red", ""])
+    torch.testing.assert_close(found.pooled, expected.pooled)
+
+
+def test_draws_follow_the_weights_and_nothing_else(text: TextEncoder) -> None:
+    count = 4000
+    states = CaptionStates(text, ((("red", 0.25), ("blue", 0.75)),))
+    red = text.encode(["red"]).pooled[0]
+
+    def reds(first: int, last: int) -> torch.Tensor:
+        index = torch.arange(first, last)
+        rows, kept = torch.zeros(last - first, dtype=torch.int64), torch.zeros(last - first, dtype=torch.bool)
+        found = states.lookup(rows, kept, randomness.uniform(5, Purpose.CAPTION, index))
+        return (found.pooled - red).abs().amax(dim=1) < 1e-4
+
+    whole = reds(0, count)
+    assert abs(float(whole.float().mean()) - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
+    assert torch.equal(whole, torch.cat([reds(0, 7), reds(7, 1000), reds(1000, count)]))

@@ -35,6 +35,9 @@ def test_the_defaults_are_the_recipe() -> None:
         ({"batch_size": 8, "workers": 2, "accumulation": 8}, "use batch_size 16"),
         ({"caption_dropout": 1.5}, "less than or equal to 1"),
         ({"name": "Two Words"}, "lower-case"),
+        ({"caption_mix": {}}, "at least 1"),
+        ({"caption_mix": {"coca": 0.0}}, "above 0"),
+        ({"caption_mix": {"coca": float("nan")}}, "above 0"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "below 1"),
     ],
 )
@@ -50,7 +53,8 @@ def test_the_hash_covers_what_the_weights_depend_on() -> None:
         {"tracking": {"experiment": "x"}}, {"sample": {"steps": 7}}, {"gradient_checkpointing": True},
     ):  # fmt: skip
         assert job(**same).config_sha256("id") == base, same
-    for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}}):
+    for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}},
+                  {"caption_mix": {"coca": 1}}):  # fmt: skip
         assert job(**other).config_sha256("id") != base, other
     assert job().config_sha256("another manifest") != base
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from curation.errors import UserError
+from tests.training.conftest import shapes, write_manifest
 from training.bundle import load_bundle
-from training.data import TrainingSet
+from training.data import TrainingSet, load
 from training.job import TrainJob
 from training.learner import Learner, Place
 from training.loop import Outcome, train
@@ -49,6 +50,31 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     assert (resumed.state_sha256, resumed.metrics) == (straight.state_sha256, straight.metrics)
     again = run(job, tmp_path / "killed", data, text)
     assert (again.resumed_from, again.state_sha256, again.metrics) == (64, straight.state_sha256, straight.metrics)
+
+
+def test_an_interrupted_run_that_mixes_captions_ends_in_the_same_bits(
+    make_job: MakeJob, text: TextEncoder, tmp_path: Path
+) -> None:
+    def told(caption: str) -> list[dict[str, Any]]:
+        said = {"metadata": caption, "coca": f"some {caption}"}
+        return [{"text": t, "source": s, "language": None, "words": 3, "score": None} for s, t in said.items()]
+
+    rich = write_manifest(tmp_path / "manifests", shapes(8), captions=told)
+
+    def mixed(folder: str, mix: dict[str, float] | None, kill_at: int | None = None) -> Outcome:
+        return run(make_job(caption_mix=mix), tmp_path / folder, load(rich, caption_mix=mix), text, kill_at)
+
+    both = {"metadata": 0.5, "coca": 0.5}
+    straight = mixed("straight", both)
+    with pytest.raises(Killed):
+        mixed("killed", both, kill_at=40)
+    assert mixed("killed", both).state_sha256 == straight.state_sha256
+    plain = mixed("plain", None)
+    assert plain.state_sha256 != straight.state_sha256
+    # the chosen caption is the metadata's: a mix of that alone is no mix
+    assert mixed("one", {"metadata": 2.0}).state_sha256 == plain.state_sha256
+    assert straight.bundle is not None
+    assert "some a blue circle" in load_bundle(straight.bundle).info.captions
 
 
 def test_points_of_a_resumed_run_are_those_of_a_straight_one(
