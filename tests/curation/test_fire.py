@@ -77,5 +77,6 @@ def test_a_small_fire(tmp_path: Path) -> None:
     counts = report.peace.result["counts"]
     assert all(counts[decision] > 0 for decision in ("kept", "dropped", "held", "failed"))
     assert sum(counts.values()) == 400
-    # Rerunning what is done does nothing: what is there is read, not made again.
-    assert report.fire.redone <= len(report.kills)
+    # What is stored is read, not made again: a kill costs what two workers have in hand, two results each, and a rerun
+    # asks once more for the unit of the link to itself, which may be readable by then.
+    assert report.fire.redone <= 4 * len(report.kills) + 2 * report.fire.reruns
