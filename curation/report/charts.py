@@ -80,30 +80,33 @@ def _histogram(
     *,
     logarithmic: bool,
 ) -> Markup:
-    at = [(math.log2(line.value) if line.value > 0 else None) if logarithmic else line.value for line in lines]
-    low = min([float(edges[0]), *(a for a in at if a is not None)])
-    high = max([float(edges[-1]), *(a for a in at if a is not None)])
+    low, high = float(edges[0]), float(edges[-1])
+    reach = 0.6 * (high - low) if len(counts) > 1 else 0.0
+    at = [line.value if not logarithmic else math.log2(line.value) if line.value > 0 else -math.inf for line in lines]
+    # A threshold far from all numbers is named at the edge: drawn to scale it would leave no room for them.
+    near = [(a, line) for a, line in zip(at, lines, strict=True) if low - reach <= a <= high + reach]
+    far = [(a, line) for a, line in zip(at, lines, strict=True) if not low - reach <= a <= high + reach]
+    low, high = min([low, *(a for a, _ in near)]), max([high, *(a for a, _ in near)])
+    if (low, high) != (float(edges[0]), float(edges[-1])):
+        low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
     span = high - low or 1.0
-    if any(a is not None and not edges[0] < a < edges[-1] for a in at):
-        low, high, span = low - 0.03 * span, high + 0.03 * span, 1.06 * span
     plot_w, plot_h = _W - _LEFT - _RIGHT, _H - _TOP - _BOTTOM
 
     def x(value: float) -> float:
         return _LEFT + (value - low) / span * plot_w
 
     out: list[Markup] = []
-    for a, line in zip(at, lines, strict=True):
-        if a is not None:
-            start, end = (_LEFT, x(a)) if line.side == "below" else (x(a), _W - _RIGHT)
-            out.append(
-                Markup('<rect class="acted" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
-                    start, _TOP, max(0.0, end - start), plot_h
-                )
+    for a, line in near:
+        start, end = (_LEFT, x(a)) if line.side == "below" else (x(a), _W - _RIGHT)
+        out.append(
+            Markup('<rect class="acted" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
+                start, _TOP, max(0.0, end - start), plot_h
             )
+        )
     most = max(1, int(counts.sum(axis=1).max()) if len(counts) else 1)
     for i, row in enumerate(counts):
         base = float(_TOP + plot_h)
-        width = max(x(float(edges[i + 1])) - x(float(edges[i])) - 0.6, 0.6)
+        width = max(x(float(edges[i + 1])) - x(float(edges[i])) - 0.6, 1.6)
         for which in order:
             if row[which]:
                 height = max(float(row[which]) / most * plot_h, 1.2)
@@ -114,7 +117,8 @@ def _histogram(
                     )
                 )
     out.append(_axis(x, low, high, logarithmic))
-    out += _threshold_lines([(x(a), line) for a, line in zip(at, lines, strict=True) if a is not None])
+    out += _threshold_lines([(x(a), line) for a, line in near])
+    out += [_beyond(line, right=a > high) for a, line in far]
     out.append(Markup('<text class="peak" x="{}" y="{}">{} in the fullest bin</text>').format(_LEFT, 10, f"{most:,}"))
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         _W, _H, label, _EMPTY.join(out)
@@ -124,10 +128,20 @@ def _histogram(
 _SIGNS = {"below": "<", "over": ">", "from": "≥"}
 
 
+def _named(line: Threshold) -> str:
+    return f"{_SIGNS[line.side]} {number(line.value)}: {line.action[:12]}"
+
+
+def _beyond(line: Threshold, *, right: bool) -> Markup:
+    """A threshold that lies outside of what is drawn, with an arrow to where."""
+    words, place, anchor = (f"{_named(line)} →", _W - _RIGHT, "end") if right else (f"← {_named(line)}", _LEFT, "start")
+    return Markup('<text class="limit" x="{}" y="{}" text-anchor="{}">{}</text>').format(place, _TOP - 4, anchor, words)
+
+
 def _threshold_lines(lines: Sequence[tuple[float, Threshold]]) -> list[Markup]:
     out = []
     for at, line in lines:
-        words = f"{_SIGNS[line.side]} {number(line.value)}: {line.action[:12]}"
+        words = _named(line)
         anchor = "start" if at < _W / 2 else "end"
         shift = 4 if anchor == "start" else -4
         out.append(

@@ -6,6 +6,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 from collections import Counter
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,10 +33,10 @@ from curation.manifest import (
     schema,
     write_part,
 )
-from curation.report import funnel, pictures, words
+from curation.report import charts, funnel, pictures, words
 from curation.report.facts import Captions, Outcomes, gather
 from curation.report.page import clean, link, redacted, render, without_user
-from curation.report.scores import Score, Threshold, thresholds
+from curation.report.scores import Score, Series, Threshold, thresholds
 from pipelines import report
 from tests.curation.pictures import encoded, noise
 
@@ -446,6 +448,26 @@ def test_scores_count_every_row_once(tmp_path: Path) -> None:
     assert counts.sum(axis=0).tolist() == [2, 1]
     assert edges[0] <= 100 < edges[-1]
     assert (series[Score("size", "bytes")].n) == 3  # because the job filters by it
+
+
+def test_a_threshold_is_drawn_where_it_lies_or_named_at_the_edge() -> None:
+    series = Series(Score("quality", "blur"))
+    values = np.linspace(10, 20, 200)
+    series.add(values, values > 12)
+    chart = charts.histogram(series, [Threshold(12.0, "below", "drop"), Threshold(900.0, "over", "hold")], "blur")
+    (line,) = re.findall(r'<line class="threshold" x1="([0-9.]+)"', chart)
+    edges, counts = series.table()
+    left, right = charts._LEFT, charts._W - charts._RIGHT
+    share = (12 - edges[0]) / (edges[-1] - edges[0])
+    assert float(line) == pytest.approx(left + share * (right - left), abs=0.06)
+    assert "&lt; 12: drop" in chart
+    assert "&gt; 900: hold →" in chart
+    bars = {kind: len(re.findall(f'<rect class="{kind}"', chart)) for kind in ("kept", "lost", "acted")}
+    assert bars == {"kept": (counts[:, 0] > 0).sum(), "lost": (counts[:, 1] > 0).sum(), "acted": 1}
+    assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert [charts.number(v) for v in (0.25, 1234.0, 0.000123, -2.5, math.inf, 0.1 + 0.2)] == [
+        *("0.25", "1,234", "0.000123", "−2.5", "∞", "0.3")
+    ]
 
 
 def test_captions_are_counted_on_kept_rows(tmp_path: Path) -> None:
