@@ -216,7 +216,8 @@ class Album:
         over = [
             entry["concept"]
             for entry in row.get("safety") or ()
-            if entry["concept"] in self.thresholds and not (entry["score"] or 0.0) < self.thresholds[entry["concept"]]
+            if (at := self.thresholds.get(entry["concept"])) is not None
+            and (entry["score"] is None or not entry["score"] < at)  # a score that is missing is no acquittal
         ]
         if not self.show_unsafe and (over or row["reason"] == Reason.UNSAFE):
             return Tile(None, f"veiled: {', '.join(over) or 'unsafe'}")

@@ -20,7 +20,8 @@ import pytest
 
 from curation.manifest import Manifest
 from curation.report.page import render
-from tests.curation.test_report import heap, hostile, with_work
+from tests.curation.test_report import heap, with_work
+from tests.curation.test_report_page import hostile
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Everything it would do by itself on a network is off: only what the page asks for is to be seen.
