@@ -75,6 +75,8 @@ class CurateJob(BaseModel):
     scorers: int = Field(0, ge=0, description="actors of their own for the models; 0 leaves them to the workers")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a share of one, of each actor that runs the models")
 
+    seed: int = Field(0, description="of what is sampled: the embeddings that k-means is fitted to")
+
     @property
     def threads(self) -> int:
         """CPU threads of a worker."""

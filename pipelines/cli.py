@@ -105,6 +105,19 @@ def inspect(
 
 
 @app.command()
+def report(
+    manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
+    out: Annotated[str, typer.Option(help="file to write")] = "report.html",
+    show_unsafe: Annotated[bool, typer.Option("--show-unsafe", help="show pictures that reach a limit")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one HTML page about a manifest: funnel, pictures, scores, who is removed."""
+    from pipelines import report as verb
+
+    _end(verb.run(manifest, out, show_unsafe=show_unsafe), verb, as_json)
+
+
+@app.command()
 def submit(
     job: JobFile,
     address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],
