@@ -34,12 +34,12 @@ def digests(hashes: np.ndarray | pa.Array) -> np.ndarray:
         text = np.frombuffer(strings.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
     words = np.empty((len(hashes), 4), np.uint64)
     for start in range(0, len(hashes), _CHUNK):
-        part = text[start * 64 : (start + _CHUNK) * 64].copy()
+        part = text[start * 64 : (start + _CHUNK) * 64].tobytes()
         try:
             decoded = unhexlify(part)
         except ValueError:
             return _numbered(hashes)
-        if np.bitwise_and.reduce(part.view(np.uint64)) & _NO_CAPITALS != _NO_CAPITALS:
+        if np.bitwise_and.reduce(np.frombuffer(part, np.uint64)) & _NO_CAPITALS != _NO_CAPITALS:
             return _numbered(hashes)
         words[start : start + _CHUNK] = np.frombuffer(decoded, ">u8").reshape(-1, 4)
     return words

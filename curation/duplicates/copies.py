@@ -7,7 +7,7 @@ walked, and only those that stay are asked for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,12 +114,12 @@ class Copies:
             least = 1 - perceptual.radius / 64
             self._by_hash = _Lists(self._hash, np.arange(len(phashes)))
             self._near = _Lists.both(*edges.of(PERCEPTUAL, least), len(phashes))
-            a, b, similarity = edges.of(TURNED, least) if perceptual.turned else edges.of(-1)
-            self._turns_to = _Lists(a, b, similarity, len(phashes))
-            self._turned_from = _Lists(b, a, similarity, len(phashes))
-            for lists in (self._near, self._turned_from):
-                self._busy |= lists.sizes[self._hash] > 0
-            self._busy |= (self._by_hash.sizes[self._hash] > 1) | (self._turns_to.sizes[self._pixels] > 0)
+            self._busy |= (self._by_hash.sizes[self._hash] > 1) | (self._near.sizes[self._hash] > 0)
+            if perceptual.turned:
+                a, b, likeness = edges.of(TURNED, least)
+                self._turns_to = _Lists(a, b, likeness, len(phashes))
+                self._turned_from = _Lists(b, a, likeness, len(phashes))
+                self._busy |= (self._turns_to.sizes[self._pixels] > 0) | (self._turned_from.sizes[self._hash] > 0)
         if semantic is not None and semantic.threshold is not None:
             self._alike = _Lists.both(*edges.of(SEMANTIC, semantic.threshold), len(phashes))
             self._busy |= self._alike.sizes[self._pixels] > 0
@@ -200,31 +200,43 @@ class Copies:
             yield others[kept], SEMANTIC, similarity[kept]
 
     def _perceptual(self, row: int, wanted: np.ndarray, colour: float) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        own, picture = self._hash[row], self._pixels[row]
-        groups = np.append(own, self._near[own])
-        others, similarity = self._by_hash.gather(groups, np.append(np.float32(1), self._near.weight(own)))
-        yield self._coloured(self._colours[row][None], others, similarity, wanted, colour)
+        own, layout = self._hash[row], self._colours[row].astype(np.int16)
+        others, near = self._by_hash[own], self._near[own]
+        likeness = np.ones(len(others), np.float32)
+        if len(near):
+            more, less = self._by_hash.gather(near, self._near.weight(own))
+            others, likeness = np.concatenate([others, more]), np.concatenate([likeness, less])
+        yield self._coloured([layout], others, likeness, wanted, colour)
+        if not self._config.turned:
+            return
+        picture = self._pixels[row]
         to, back = self._turns_to[picture], self._turned_from[own]
         if len(to) or len(back):
-            others, similarity = self._by_hash.gather(to, self._turns_to.weight(picture))
-            more, likeness = self._by_pixels.gather(back, self._turned_from.weight(own))
-            others, similarity = np.concatenate([others, more]), np.concatenate([similarity, likeness])
-            order = np.lexsort((-similarity, others))  # found from both sides: the nearer counts
-            others, similarity = others[order], similarity[order]
+            others, likeness = self._by_hash.gather(to, self._turns_to.weight(picture))
+            more, less = self._by_pixels.gather(back, self._turned_from.weight(own))
+            others, likeness = np.concatenate([others, more]), np.concatenate([likeness, less])
+            order = np.lexsort((-likeness, others))  # found from both sides: the nearer counts
+            others, likeness = others[order], likeness[order]
             new = np.append(True, others[1:] != others[:-1])
-            turns = turned_layouts(self._colours[row])
-            yield self._coloured(turns, others[new], similarity[new], wanted, colour)
+            yield self._coloured(turned_layouts(layout), others[new], likeness[new], wanted, colour)
 
     def _coloured(
-        self, layouts: np.ndarray, others: np.ndarray, similarity: np.ndarray, wanted: np.ndarray, colour: float
+        self,
+        layouts: Iterable[np.ndarray],
+        others: np.ndarray,
+        likeness: np.ndarray,
+        wanted: np.ndarray,
+        colour: float,
     ) -> tuple[np.ndarray, int, np.ndarray]:
         kept = wanted[others]
-        others, similarity = others[kept], similarity[kept]
+        others, likeness = others[kept], likeness[kept]
         if len(others):
-            theirs = self._colours[others].astype(np.int16)
-            apart = np.min([np.abs(theirs - layout.astype(np.int16)).mean(axis=1) for layout in layouts], axis=0) / 255
-            others, similarity = others[apart <= colour], similarity[apart <= colour]
-        return others, PERCEPTUAL, similarity
+            theirs = self._colours[others]
+            agree = np.zeros(len(others), bool)
+            for layout in layouts:
+                agree |= np.add.reduce(np.abs(theirs - layout), axis=1) / layout.size / 255 <= colour
+            others, likeness = others[agree], likeness[agree]
+        return others, PERCEPTUAL, likeness
 
 
 def turned_layouts(layout: np.ndarray) -> np.ndarray:
@@ -246,10 +258,16 @@ class _Lists:
     ) -> None:
         # Values that ascend already stay in order when their keys are sorted stably.
         order = np.argsort(keys, kind="stable") if weights is None else np.lexsort((values, keys))
-        self.sizes = np.bincount(keys, minlength=len(keys) if size is None else size)
-        self._starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._starts = np.zeros((len(keys) if size is None else size) + 1, np.int64)
+        np.cumsum(np.bincount(keys, minlength=len(self._starts) - 1), out=self._starts[1:])
         self._values = values[order]
         self._weights = None if weights is None else weights[order]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: how long each list is."""
+        sizes: np.ndarray = np.diff(self._starts)
+        return sizes
 
     @classmethod
     def both(cls, a: np.ndarray, b: np.ndarray, weights: np.ndarray, size: int) -> _Lists:
@@ -265,9 +283,8 @@ class _Lists:
 
     def gather(self, keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The lists of several keys after each other, and the key's weight for each of their rows."""
-        if len(keys) == 1:
-            rows = self[keys[0]]
-            return rows, np.full(len(rows), weights[0])
-        if not len(keys):
-            return self._values[:0], np.zeros(0, np.float32)
-        return np.concatenate([self[key] for key in keys]), np.repeat(weights, self.sizes[keys])
+        lists = [self[key] for key in keys]
+        if len(lists) == 1:
+            return lists[0], np.full(len(lists[0]), weights[0])
+        rows = np.concatenate([self._values[:0], *lists])
+        return rows, np.repeat(weights, [len(found) for found in lists])
