@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -117,41 +117,23 @@ class Coca:
 
     def describe(self, pixels: np.ndarray) -> list[str]:
         """The texts of uint8 (N, image_size, image_size, 3)."""
-        return [self._text(tokens) for tokens in self._decode(pixels).tolist()]
-
-    def _decode(self, pixels: np.ndarray) -> Tensor:
-        """Beam search: int64 (N, T) of tokens, from the start mark on, filled up with end marks.
-
-        A beam that has ended stays as it is. Of the last beams the one with the highest mean log-probability wins.
-        """
         import torch
 
-        config, clip, beams = self._config, self._clip, self._config.beams
-        count, end = len(pixels), int(self._tokenizer.eot_token_id)
+        clip, config, marks = self._clip, self._config, self._tokenizer
         with torch.inference_mode():
             x = torch.from_numpy(pixels).to(clip._device).permute(0, 3, 1, 2).float() * clip._scale + clip._shift
             _, seen = clip._model._encode_image(x.to(clip._dtype))
-            seen = seen.repeat_interleave(beams, dim=0)
-            tokens = torch.full((count * beams, 1), int(self._tokenizer.sot_token_id), device=clip._device)
-            total = torch.full((count, beams), -torch.inf, device=clip._device)
-            total[:, 0] = 0  # at first all beams are the same one
-            length = torch.zeros((count, beams), device=clip._device)
-            first = torch.arange(count, device=clip._device)[:, None] * beams
-            for step in range(config.max_tokens):
-                logits = self._next(tokens, seen)
-                if step < config.min_tokens:
-                    logits[:, end] = -torch.inf
-                ended = (tokens[:, -1] == end).view(count, beams)
-                steps = logits.log_softmax(dim=-1).view(count, beams, -1)
-                steps = torch.where(ended[:, :, None], _only(end, steps), steps)
-                total, best = (total[:, :, None] + steps).flatten(1).topk(beams)
-                beam, token = best // steps.shape[-1], best % steps.shape[-1]
-                length = length.gather(1, beam) + ~ended.gather(1, beam)
-                tokens = torch.cat([tokens[(first + beam).flatten()], token.view(-1, 1)], dim=1)
-                if bool((tokens[:, -1] == end).all()):
-                    break
-            winner = (total / length).argmax(dim=1, keepdim=True)
-            return tokens[(first + winner).flatten()].cpu()
+            seen = seen.repeat_interleave(config.beams, dim=0)
+            start = torch.full((len(pixels), 1), int(marks.sot_token_id), device=clip._device)
+            tokens = beam_search(
+                lambda tokens: self._next(tokens, seen),
+                start,
+                end=int(marks.eot_token_id),
+                beams=config.beams,
+                min_tokens=config.min_tokens,
+                max_tokens=config.max_tokens,
+            )
+        return [self._text(row) for row in tokens.tolist()]
 
     def _next(self, tokens: Tensor, seen: Tensor) -> Tensor:
         """float32 (N, V) logits of what follows tokens (N, t) of pictures seen (N, P, W)."""
@@ -170,13 +152,48 @@ class Coca:
         return re.sub(r"\s+([.,;:!?])", r"\1", text).strip()
 
 
-def _only(token: int, like: Tensor) -> Tensor:
-    """Log-probabilities that leave nothing but one token."""
+def beam_search(
+    following: Callable[[Tensor], Tensor], start: Tensor, *, end: int, beams: int, min_tokens: int, max_tokens: int
+) -> Tensor:
+    """The likeliest continuations that beam search finds, by mean log-probability of their tokens.
+
+    A beam that has ended stays as it is among the others, and is filled up with `end`. One beam is the greedy choice.
+
+    Args:
+        following: of tokens (N * beams, t) the float32 (N * beams, V) logits of the next one.
+        start: int64 (N, 1).
+        end: the token after which there is none.
+        min_tokens: tokens before the end at least, so that a caption is more than a word.
+        max_tokens: tokens at most.
+
+    Returns:
+        int64 (N, t), from the start token on.
+    """
     import torch
 
-    sure = torch.full_like(like, -torch.inf)
-    sure[..., token] = 0
-    return sure
+    count = len(start)
+    tokens = start.repeat_interleave(beams, dim=0)
+    total = torch.full((count, beams), -torch.inf, device=start.device)
+    total[:, 0] = 0  # at first all beams are the same one
+    length = torch.zeros((count, beams), device=start.device)
+    first = torch.arange(count, device=start.device)[:, None] * beams
+    for step in range(max_tokens):
+        logits = following(tokens)
+        if step < min_tokens:
+            logits[:, end] = -torch.inf
+        steps = logits.log_softmax(dim=-1).view(count, beams, -1)
+        ended = (tokens[:, -1] == end).view(count, beams) & (step > 0)
+        stay = torch.full_like(steps[0, 0], -torch.inf)
+        stay[end] = 0
+        steps = torch.where(ended[:, :, None], stay, steps)
+        total, best = (total[:, :, None] + steps).flatten(1).topk(beams)
+        beam, token = best // steps.shape[-1], best % steps.shape[-1]
+        length = length.gather(1, beam) + ~ended.gather(1, beam)
+        tokens = torch.cat([tokens[(first + beam).flatten()], token.view(-1, 1)], dim=1)
+        if bool((tokens[:, -1] == end).all()):
+            break
+    winner = (total / length).argmax(dim=1, keepdim=True)
+    return tokens[(first + winner).flatten()]
 
 
 def _pixels(picture: bytes, side: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from curation.clip import Clip, ClipConfig
 _NOBODY = re.compile(
     r"olympus digital camera|(konica )?minolta (dsc|digital camera)|(sony )?dsc|samsung camera pictures|"
     r"exif_jpeg_picture|"
-    r"kodak digital still camera|digital camera|created (with|by) .{1,40}|image description|default|untitled|no title|"
+    r"kodak digital still camera|digital camera|created with (the )?\w+|image description|default|untitled|no title|"
     r"screenshot|file written by adobe photoshop.*|dcim.*|<.*>|\(null\)|null|none|n/?a|[\W_]*",
     re.IGNORECASE,
 )
