@@ -14,7 +14,9 @@ from socket import SO_LINGER, SOL_SOCKET
 from types import TracebackType
 from urllib.parse import parse_qsl, urlsplit
 
-PICTURE = b"\xff\xd8\xff picture"
+from tests.curation.pictures import drawing, encoded
+
+PICTURE = encoded(drawing("circle", "red", 32))
 _BOMB_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 

@@ -19,6 +19,7 @@ from curation.engine import CurateResult, curate
 from curation.job import CurateJob
 from curation.listing import listing
 from curation.manifest import Decision, Manifest
+from tests.curation.faults import Faults
 from tests.curation.pictures import drawing, encoded, noise
 from tests.curation.seaweed import S3, seaweed
 
@@ -202,6 +203,46 @@ def test_a_killed_driver_resumes_where_it_was(made: tuple[dict[str, Any], Curate
     assert result["id"] == undisturbed.id
     # A worker may finish the unit in its hands before it notices that its driver is gone.
     assert 0 <= result["units_measured"] <= result["units"] - before < result["units"]
+
+
+def test_a_server_that_misbehaves_becomes_rows_that_say_how(ray_cluster: None, tmp_path: Path) -> None:
+    expected = {
+        "/ok": "passed",
+        "/html": "not_an_image",
+        "/empty": "empty",
+        "/silent": "timeout",
+        "/drip": "timeout",
+        "/reset": "connection",
+        "/too-short": "wrong_length",
+        "/garbage": "connection",
+        "/busy?after=1000": "http_429",
+        "/404": "http_404",
+        "/451": "http_451",
+        "/500": "http_500",
+        "/loop": "too_many_redirects",
+        "/endless": "too_large",
+        "/bomb": "too_large",
+        "/chain?left=3": "duplicate_exact",
+    }
+    with Faults("0.0.0.0") as site:
+        # Addresses of their own, since a host that says 429 is left alone.
+        urls = {site.url(path, f"127.0.0.{number + 2}"): path for number, path in enumerate(expected)}
+        (tmp_path / "urls.csv").write_text("\n".join(["url", *urls, ""]))
+        patience = {"timeout_s": 0.5, "total_timeout_s": 2, "retries": 1, "backoff_s": 0.01, "max_bytes": 100_000}
+        result = run(
+            {"source": {"kind": "table", "path": str(tmp_path / "urls.csv")}, "output": str(tmp_path / "manifests")},
+            fetch=patience | {"allow_private": True},
+            licences={"unstated": "keep"},
+            image_size=32,
+            clip=None,
+        )
+        asked = dict(site.asked)
+    assert {urls[uri]: reason for uri, reason in reasons(result).items()} == expected
+    refusals = ("/busy", "/404", "/451")
+    assert [asked[path] for path in refusals] == [1, 1, 1], "nobody is asked again who has refused"
+    rows = {urls[row["uri"]]: row for row in Manifest.open(result.manifest).table().to_pylist()}
+    assert len(rows["/chain?left=3"]["redirects"]) == 3
+    assert {h["name"] for h in rows["/ok"]["headers"]} >= {"etag", "last-modified", "content-type"}
 
 
 @pytest.fixture(scope="module")
