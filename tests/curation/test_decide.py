@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -179,3 +180,104 @@ def test_every_row_has_its_evidence_and_only_kept_rows_their_picture(tmp_path: P
     assert [o["signal"] for o in kept["rights"]] == ["licence"]
     assert [o["signal"] for o in dropped["rights"]] == ["optout_list", "licence"]
     assert all(o["observed_at"] is None for o in dropped["rights"])
+
+
+def test_a_cluster_has_one_name_and_those_alone_have_none(tmp_path: Path) -> None:
+    found = decided(policy(tmp_path), row("a", phash=5), row("b", phash=5, width=128), row("c"))
+    assert [r["duplicate_cluster"] for r in found] == [found[1]["id"], found[1]["id"], None]
+
+
+def test_close_embeddings_are_duplicates_from_the_jobs_threshold_on(tmp_path: Path) -> None:
+    """The neighbour and its cosine stand in every row, so that a threshold can be chosen by looking."""
+    vectors = {"a": [1.0, 0.0, 0.0, 0.0], "b": [0.96, 0.28, 0.0, 0.0], "c": [0.0, 1.0, 0.0, 0.0]}
+    rows = [row(name, embedding=vector) for name, vector in vectors.items()]
+    for threshold, reason in ((0.95, Reason.DUPLICATE_SEMANTIC), (0.97, Reason.PASSED), (None, Reason.PASSED)):
+        chosen = policy(tmp_path, duplicates={"semantic": {"threshold": threshold, "floor": 0.9}})
+        first, second, third = decided(chosen, *rows)
+        assert (second["reason"], third["reason"]) == (reason, Reason.PASSED)
+        assert (second["nearest"], first["nearest"], third["nearest"]) == (first["id"], second["id"], None)
+        assert second["nearest_similarity"] == pytest.approx(0.96, abs=1e-3)
+
+
+def test_an_optout_does_not_reach_what_is_alike_in_meaning_alone(tmp_path: Path) -> None:
+    rows = row("a", embedding=[1.0, 0, 0, 0]), row("b", embedding=[1.0, 0, 0, 0])
+    found = decided(policy(tmp_path, "uri\na\n", duplicates={"semantic": {"threshold": 0.95}}), *rows)
+    assert [r["reason"] for r in found] == [Reason.OPTED_OUT, Reason.PASSED]
+
+
+def test_turned_copies_count_where_the_job_says_so(tmp_path: Path) -> None:
+    turned = [7 << (8 * i) for i in range(7)]
+    rows = row("a", width=128, phash=7 << 60, phash_turned=turned), row("b", phash=turned[3] ^ 1)
+    for on in (True, False):
+        found = decided(policy(tmp_path, duplicates={"perceptual": {"turned": on}}), *rows)
+        assert found[1]["reason"] == (Reason.DUPLICATE_PERCEPTUAL if on else Reason.PASSED)
+
+
+def test_licences_come_first_where_they_are_preferred(tmp_path: Path) -> None:
+    fields = {"licences": {"allow": ["CC0-1.0", "CC-BY-4.0"]}}
+    rows = row("a", phash=5, width=999, licence="CC-BY-4.0"), row("b", phash=5)
+    by_size = decided(policy(tmp_path, **fields), *rows)
+    by_licence = decided(policy(tmp_path, **fields, duplicates={"prefer": ["licence", "resolution"]}), *rows)
+    assert [r["decision"] for r in by_size] == [Decision.KEPT, Decision.DROPPED]
+    assert [r["decision"] for r in by_licence] == [Decision.DROPPED, Decision.KEPT]
+
+
+def test_what_was_found_about_copies_serves_other_thresholds(tmp_path: Path) -> None:
+    measured = pa.Table.from_pylist([row("a", phash=0), row("b", phash=3), row("c", phash=7)], schema=schema(DIM))
+    work = str(tmp_path / "work")
+    before: dict[Path, int] = {}
+    for radius, bound in ((3, [1, 2]), (1, [2]), (2, [1])):
+        chosen = policy(tmp_path, duplicates={"perceptual": {"radius": radius}})
+        rulings = [ruling for ruling, _ in rule_all(chosen, measured, None, None)]
+        facts = Facts.of(chosen, measured, rulings, embeddings_of(chosen, measured))
+        settled = settle(chosen, facts, work=work)
+        assert np.flatnonzero(settled.duplicates.of >= 0).tolist() == bound
+        stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.parquet")}
+        assert stored == (before or stored), "a narrower search finds nothing anew"
+        before = stored
+
+
+def test_what_a_file_says_about_mining_is_heard(tmp_path: Path) -> None:
+    def says(**fields: str) -> dict[str, Any]:
+        return {"embedded": [{"name": name, "value": value} for name, value in fields.items()]}
+
+    prohibited = "http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED-AIMLTRAINING"
+    rows = row("a", **says(data_mining=prohibited)), row("b", **says(damaged="xmp")), row("c", **says(title="a cat"))
+    found = decided(policy(tmp_path), *rows)
+    assert [(r["decision"], r["reason"]) for r in found] == [
+        (Decision.DROPPED, Reason.OPTED_OUT),
+        (Decision.HELD, Reason.RIGHTS_ERROR),
+        (Decision.KEPT, Reason.PASSED),
+    ]
+
+
+def test_filters_and_captions_hold_and_drop(tmp_path: Path) -> None:
+    chosen = policy(
+        tmp_path,
+        quality=["blur"],
+        filters={"blur": {"min": 0.1}, "aspect": {"max": 2, "action": "hold"}},
+        caption_policy={"min_score": 0.2, "low": "hold"},
+    )
+    sharp = {"scores": [{"name": "blur", "score": 0.5}]}
+    rows = [
+        row("a", **sharp),
+        row("b", scores=[{"name": "blur", "score": 0.01}]),
+        row("c", width=500, **sharp),
+        row("d"),
+    ]
+    found = decided(chosen, *rows)
+    assert [(r["decision"], r["reason"], r["rule"]) for r in found] == [
+        (Decision.KEPT, Reason.PASSED, None),
+        (Decision.DROPPED, Reason.FILTERED, "filters.blur.min"),
+        (Decision.HELD, Reason.FILTERED, "filters.aspect.max"),
+        (Decision.HELD, Reason.NOT_MEASURED, "filters.blur"),
+    ]
+    poor = policy(tmp_path, caption_policy={"min_score": 0.4, "low": "drop"})
+    assert decided(poor, row("a"))[0]["reason"] == Reason.CAPTION_POOR
+
+
+def test_a_picture_from_a_container_is_opted_out_by_where_it_came_from(tmp_path: Path) -> None:
+    url = "http://a.example/x.jpg"
+    for optout in (f"uri\n{url}\n", "domain\na.example\n"):
+        (found,) = decided(policy(tmp_path, optout), row("shard.tar#0001.jpg", source_url=url, host="a.example"))
+        assert found["reason"] == Reason.OPTED_OUT
