@@ -24,6 +24,7 @@ from curation.duplicates import (
     preference,
 )
 from curation.duplicates.copies import turned_layouts
+from curation.duplicates.edges import TURNED
 
 Bound = tuple[int, int, float]  # row, kind, similarity
 
@@ -218,6 +219,11 @@ def test_a_mirrored_copy_is_one_only_when_asked_for() -> None:
     assert copies(rows, plain).of(0) == []
     assert copies(rows, asked).of(0) == [(1, 2, 1 - 1 / 64)]
     assert copies(rows, asked).of(1) == [(0, 2, 1 - 1 / 64)]
+    # A symmetric picture looks the same from several sides: one edge, of the nearest.
+    symmetric = np.stack([np.full(7, hashes[3]), turned[1]])
+    symmetric[0, 4] ^= np.uint64(3)
+    found = find(replace(rows, turned=symmetric), asked).of(TURNED)
+    assert [column.tolist() for column in found] == [[0], [1], [1 - 1 / 64]]
     # The same hashes, but no turn of one has the colours of the other.
     assert copies(replace(rows, colours=np.stack([layout, 255 - layout])), asked).of(0) == []
 

@@ -59,6 +59,18 @@ def test_tables_find_what_comparing_all_with_all_finds(radius: int) -> None:
     assert np.array_equal(near_pairs(values, radius), expected)
 
 
+@settings(max_examples=100, deadline=None)
+@given(values=clustered(), radius=st.integers(0, 5))
+def test_tables_for_many_find_the_pairs_of_a_few_that_share_keys(values: np.ndarray, radius: int) -> None:
+    values = np.unique(values)
+    tables = plan(random_hashes(6000), radius)
+    found = [pairs_in_table(table.move(values, values.copy()), tables, i, radius) for i, table in enumerate(tables)]
+    x, y = (np.concatenate(column) for column in zip(*found, strict=True))
+    pairs = zip(np.searchsorted(values, np.minimum(x, y)), np.searchsorted(values, np.maximum(x, y)), strict=True)
+    expected = zip(*np.nonzero(np.triu(distances(values, values) <= radius, 1)), strict=True)
+    assert sorted(pairs) == list(expected)
+
+
 def test_each_pair_comes_from_one_table_only() -> None:
     values = np.unique(np.append(random_hashes(5000), random_hashes(5000) ^ np.uint64(1 << 40)))
     tables = plan(values, 3)

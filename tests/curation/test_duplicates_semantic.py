@@ -62,6 +62,8 @@ def test_a_crowd_keeps_the_nearest_of_each() -> None:
     angles = np.arange(40) / 400
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
     found = pairs(neighbours(vectors, SemanticConfig(neighbours=2)))
+    twice = SemanticConfig(neighbours=2, exact_below=0, clusters=2)  # all rows lie in both clusters
+    assert pairs(neighbours(vectors, twice)) == found
     everything = pairs(neighbours(vectors, SemanticConfig()))
     assert len(everything) == 780
     assert len(found) <= 80
