@@ -138,27 +138,28 @@ def _measure(found: Listing, on_progress: OnProgress) -> Counter[str]:
         for name in item["stages"]:
             run[name] += 1
             done[name] += item["rows"]
-            on_progress(name, done[name], found.rows, _note(failed) if name == "measure" else "")
+            on_progress(name, done[name], found.rows, _note("failed", failed) if name == "measure" else "")
     return run
 
 
-def _note(removed: Counter[str]) -> str:
+def _note(what: str, removed: Counter[str]) -> str:
     """The most frequent reasons so far, for a progress line."""
     if not removed:
         return ""
-    return f"failed {removed.total():,}: " + ", ".join(f"{reason} {n:,}" for reason, n in removed.most_common(3))
+    return f"{what} {removed.total():,}: " + ", ".join(f"{reason} {n:,}" for reason, n in removed.most_common(3))
 
 
 def _decide(found: Listing, on_progress: OnProgress) -> Settled:
     """Rules on every row, a unit at a time, and settles what only the whole set can tell."""
-    policy, parts, done = found.policy, [], 0
+    policy, parts, done, removed = found.policy, [], 0, Counter[str]()
     columns = [*MEASURED, *(["embedding"] if policy.job.duplicates.semantic else [])]
     for unit in found.units:
         measured, heads, captions = _stored(found.stages, unit, columns)
         rulings = [ruling for ruling, _ in rule_all(policy, measured, heads, captions)]
+        removed.update(str(ruling.reason) for ruling in rulings if ruling.decision != Decision.KEPT)
         parts.append(Facts.of(policy, measured, rulings, embeddings_of(policy, measured)))
         done += measured.num_rows
-        on_progress("decide", done, found.rows)
+        on_progress("decide", done, found.rows, _note("out", removed))
     parent = None if found.parent is None else parent_facts(policy, found.parent)
     return settle(policy, Facts.join(parts), parent, storage.join(policy.job.output, ".work"))
 
