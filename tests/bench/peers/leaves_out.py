@@ -62,18 +62,22 @@ def _run(
 
 
 def read_cleanplate(scratch: Path, files: list[Difficult]) -> Outcomes:
-    """Every row of the manifest."""
+    """Every row of the manifest. Of two copies either may be the one that is kept."""
     manifest = Path(json.loads((scratch / "log.txt").read_text().strip().splitlines()[-1])["manifest"])
     columns = ["uri", "decision", "reason", "duplicate_of", "id", "image"]
-    rows = [
-        row for part in sorted(manifest.glob("*.parquet")) for row in pq.read_table(part, columns=columns).to_pylist()
-    ]
-    names = {row["id"]: _name(row["uri"]) for row in rows}
+    parts = [pq.read_table(part, columns=columns).to_pylist() for part in sorted(manifest.glob("*.parquet"))]
+    rows = {_name(row["uri"]): row for part in parts for row in part}
     found = {}
-    for row in rows:
-        said = f"{row['decision']}: {row['reason']}" + (f" {names[row['duplicate_of']]}" if row["duplicate_of"] else "")
-        found[_name(row["uri"])] = _picture(row["image"]["bytes"], files, _name(row["uri"])) if row["image"] else said
-    return {file.text: found.get(file.text) or _gone(scratch, file) for file in files}
+    for file in files:
+        row, twin = rows.get(file.text), rows.get(file.twin or "")
+        if row is None:
+            found[file.text] = _gone(scratch, file)
+            continue
+        stored = _picture(row["image"]["bytes"], files, file.text) if row["image"] else None
+        said = stored or f"{row['decision']}: {row['reason']}"
+        copied = twin is not None and (twin["duplicate_of"] == row["id"] or row["duplicate_of"] == twin["id"])
+        found[file.text] = said if twin is None else f"{said}, copy of {file.twin}{'' if copied else ' not seen'}"
+    return found
 
 
 def read_img2dataset(scratch: Path, files: list[Difficult]) -> Outcomes:
@@ -87,12 +91,15 @@ def read_img2dataset(scratch: Path, files: list[Difficult]) -> Outcomes:
 
 
 def read_data_juicer(scratch: Path, files: list[Difficult]) -> Outcomes:
+    """The list of what is left. Of two copies the first in the list stays."""
     kept = {Path(json.loads(line)["images"][0]).name for line in (scratch / "out" / "kept.jsonl").open()}
     found = {}
     for file in files:
         there = file.name.decode(errors="surrogateescape") in kept
-        twin = f"copy of {file.twin} not seen" if file.twin else "kept"
-        found[file.text] = twin if there else "dropped as a copy" if file.twin else _gone(scratch, file)
+        if file.twin is None:
+            found[file.text] = "kept" if there else _gone(scratch, file)
+        else:
+            found[file.text] = f"copy of {file.twin}{' not seen' if there and file.twin in kept else ''}"
     return found
 
 
