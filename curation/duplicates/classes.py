@@ -7,7 +7,7 @@ from binascii import unhexlify
 import numpy as np
 import pyarrow as pa
 
-from curation.duplicates.hamming import Groups
+from curation.duplicates.groups import Groups
 
 _CHUNK = 1 << 14
 _NO_CAPITALS = np.uint64(0x2020202020202020)  # this bit is set in digits and small letters, not in capitals

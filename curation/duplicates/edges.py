@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
 from curation.duplicates.classes import digests, first_equal
-from curation.duplicates.hamming import Groups, Wanted, between, near_values
+from curation.duplicates.groups import Groups
+from curation.duplicates.hamming import Wanted, between, near_values
 from curation.duplicates.semantic import Neighbours, SemanticConfig, neighbours
 
 EXACT, PIXEL, PERCEPTUAL, SEMANTIC, TURNED = 0, 1, 2, 3, 4

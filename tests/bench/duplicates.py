@@ -31,7 +31,8 @@ from rich.table import Table
 
 from curation.duplicates import Copies, CopyInputs, DuplicatesConfig, Edges, find
 from curation.duplicates.edges import PERCEPTUAL
-from curation.duplicates.hamming import Groups, near_values, plan
+from curation.duplicates.groups import Groups
+from curation.duplicates.hamming import near_values, plan
 
 SIZES, ON_RAY, RADIUS = (10**5, 10**6, 10**7), (10**5, 10**6), 3
 
@@ -182,32 +183,20 @@ def report(middle: dict[int, dict[str, float]]) -> dict[str, list[float]]:
         name: [b[name] / a[name] for a, b in pairwise(middle.values())] or [0.0] for name in ("seconds", "search")
     }
     table = Table(title=f"near hashes within radius {RADIUS}, one process, medians")
-    names = (
-        "rows",
-        "hashes to clusters",
-        "growth",
-        "search alone",
-        "growth",
-        "tables",
-        "pairs",
-        "peak MB",
-        "inputs MB",
-    )
-    for column in (*names, "recall", "precision"):
+    names = "rows|wall|hashes to clusters|growth|search alone|growth|tables|pairs|peak MB|inputs MB|recall|precision"
+    for column in names.split("|"):
         table.add_column(column, justify="right")
     for place, (n, row) in enumerate(middle.items()):
-        grown = ["" if place == 0 else f"{growth[name][place - 1]:.1f}x" for name in growth]
+        total, search = ("" if place == 0 else f"{growth[name][place - 1]:.1f}x" for name in growth)
         table.add_row(
-            *(
-                f"{n:,}",
-                f"{row['wall']:.2f} s",
-                f"{row['seconds']:.3f} s",
-                grown[0],
-                f"{row['search']:.3f} s",
-                grown[1],
-            ),
-            *(f"{row['tables']:.0f}", f"{row['pairs']:,.0f}", f"{row['peak_mb']:,.0f}", f"{row['inputs_mb']:,.0f}"),
-            *(f"{row['recall']:.6f}", f"{row['precision']:.6f}"),
+            f"{n:,}",
+            f"{row['wall']:.2f} s",
+            f"{row['seconds']:.3f} s",
+            total,
+            f"{row['search']:.3f} s",
+            search,
+            *(f"{row[name]:,.0f}" for name in ("tables", "pairs", "peak_mb", "inputs_mb")),
+            *(f"{row[name]:.6f}" for name in ("recall", "precision")),
         )
     Console(width=150).print(table)
     return growth

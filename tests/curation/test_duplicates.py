@@ -220,7 +220,7 @@ def test_a_mirrored_copy_is_one_only_when_asked_for() -> None:
     assert copies(rows, asked).of(0) == [(1, 2, 1 - 1 / 64)]
     assert copies(rows, asked).of(1) == [(0, 2, 1 - 1 / 64)]
     # A symmetric picture looks the same from several sides: one edge, of the nearest.
-    symmetric = np.stack([np.full(7, hashes[3]), turned[1]])
+    symmetric = np.stack([np.full(7, hashes[3]), np.zeros(7, np.uint64)])
     symmetric[0, 4] ^= np.uint64(3)
     found = find(replace(rows, turned=symmetric), asked).of(TURNED)
     assert [column.tolist() for column in found] == [[0], [1], [1 - 1 / 64]]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.duplicates.classes import digests, first_equal
-from curation.duplicates.hamming import Groups, between, choose_blocks, near_pairs, near_values, pairs_in_table, plan
+from curation.duplicates.groups import Groups
+from curation.duplicates.hamming import between, choose_blocks, near_pairs, near_values, pairs_in_table, plan
 
 
 @st.composite
