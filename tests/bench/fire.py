@@ -179,6 +179,7 @@ class Driver:
         """Kills by SIGKILL; returns the name of what was hit, None when there was nothing to hit."""
         if kind == "driver":
             self.process.kill()
+            self.process.wait()
             return "driver"
         if kind == "everything":
             self.end()
@@ -260,6 +261,7 @@ class Kill:
     kind: str  # worker, helper (another process of Ray's), raylet, driver, everything
     at: int | None  # so many stored results; None: as soon as the manifest is being written
     hit: str = ""
+    seconds: float = 0  # until the next result was stored, reruns included
 
     def due(self, results: int, publishes: bool) -> bool:
         return publishes if self.at is None else results >= self.at
@@ -291,6 +293,56 @@ class Outcome:
     redone: int  # stored results that were written again
 
 
+class _Watch:
+    """An output under fire: what is stored in it, and the kills that are still to come."""
+
+    def __init__(self, output: Path, kills: Sequence[Kill], chance: random.Random) -> None:
+        self._output, self._waiting, self._chance = output, list(kills), chance
+        self._seen: dict[str, int] = {}
+        self._struck: list[tuple[Kill, float, int]] = []  # nothing was stored since: the kill, when, and what there was
+        self._news = time.monotonic()
+        self.redone = 0
+
+    def look(self, driver: Driver) -> None:
+        """Takes note of what is new.
+
+        Raises:
+            HangError: when there was nothing for long.
+        """
+        now = stored(self._output)
+        news = now != {name: self._seen.get(name) for name in now} or publishing(self._output)
+        self.redone += sum(1 for name, number in now.items() if self._seen.get(name, number) != number)
+        self._seen |= now
+        if news:
+            self._news = time.monotonic()
+            self._settle([struck for struck in self._struck if len(now) > struck[2]])
+        elif time.monotonic() - self._news > _STALLED_S:
+            raise HangError(f"nothing new for {_STALLED_S:.0f} s:\n{driver.dump()}")
+
+    def strike(self, driver: Driver) -> bool:
+        """Kills what is due; whether there was such a thing."""
+        if not (self._waiting and driver.workers()):
+            return False
+        if not self._waiting[0].due(len(self._seen), publishing(self._output)):
+            return False
+        time.sleep(self._chance.random() * 0.3)
+        hit = driver.kill(self._waiting[0].kind, self._chance)
+        if hit is None:
+            return False
+        kill = self._waiting.pop(0)
+        kill.hit = hit
+        self._struck.append((kill, time.monotonic(), len(stored(self._output))))
+        return True
+
+    def end(self) -> None:
+        self._settle(list(self._struck))
+
+    def _settle(self, struck: Sequence[tuple[Kill, float, int]]) -> None:
+        for entry in struck:
+            entry[0].seconds = time.monotonic() - entry[1]
+            self._struck.remove(entry)
+
+
 def run(path: Path, output: Path, logs: Path, kills: Sequence[Kill] = (), seed: int = 0) -> Outcome:
     """Runs the command, with kills, as often as it takes.
 
@@ -298,47 +350,30 @@ def run(path: Path, output: Path, logs: Path, kills: Sequence[Kill] = (), seed: 
         HangError: when nothing happens for long.
         RuntimeError: when a run fails that nobody disturbed, or reruns do not come to an end.
     """
-    chance, waiting, orphaned = random.Random(seed), list(kills), contextlib.ExitStack()
-    begun, attempts, failures, redone = time.monotonic(), 0, 0, 0
-    seen: dict[str, int] = {}
-    while True:
+    watch, orphaned = _Watch(output, kills, random.Random(seed)), contextlib.ExitStack()
+    begun, attempts, failures, code = time.monotonic(), 0, 0, -1
+    while code != 0:
         attempts += 1
-        driver = Driver(path, logs / f"{output.name}-{attempts:02d}.log")
-        hit = False
+        driver, hit = Driver(path, logs / f"{output.name}-{attempts:02d}.log"), False
         try:
-            last, count = time.monotonic(), -1
             while driver.running:
-                now = stored(output)
-                redone += sum(1 for name, number in now.items() if seen.get(name, number) != number)
-                seen |= now
-                if len(now) != count or publishing(output):
-                    last, count = time.monotonic(), len(now)
-                if time.monotonic() - last > _STALLED_S:
-                    raise HangError(f"nothing new for {_STALLED_S:.0f} s:\n{driver.dump()}")
-                if waiting and driver.workers() and waiting[0].due(len(now), publishing(output)):
-                    time.sleep(chance.random() * 0.3)
-                    if killed := driver.kill(waiting[0].kind, chance):
-                        waiting.pop(0).hit, hit = killed, True
-                        if killed == "driver":
-                            driver.process.wait()
+                watch.look(driver)
+                hit = watch.strike(driver) or hit
                 time.sleep(0.01)
-            code = driver.process.returncode
-            if code == 0:
-                break
-            if code > 0:
-                failures += 1
-            if code > 0 and (not hit or attempts > 3 * len(kills) + 3):
-                raise RuntimeError(f"run {attempts} ended with {code}:\n{driver.log()}")
         finally:
+            code = driver.process.returncode
             orphaned.close()
             # Of a killed driver, workers live for some seconds and store what they have in hand: the next run meets
             # them, as it would outside.
-            if hit and driver.process.returncode == -signal.SIGKILL:
+            if hit and code == -signal.SIGKILL:
                 orphaned.callback(driver.end)
             else:
                 driver.end()
-    result = driver.result()
-    return Outcome(result, time.monotonic() - begun, attempts - 1, failures, redone)
+        failures += code > 0
+        if code > 0 and (not hit or attempts > 3 * len(kills) + 3):
+            raise RuntimeError(f"run {attempts} ended with {code}:\n{driver.log()}")
+    watch.end()
+    return Outcome(driver.result(), time.monotonic() - begun, attempts - 1, failures, watch.redone)
 
 
 # Judging
@@ -404,7 +439,8 @@ def compare(scratch: Path, inputs: int, kills: int, seed: int = 0, **changes: An
     heap = scratch / "heap"
     heap.mkdir()
     hostile = write_heap(heap, inputs, seed, 2**24 if inputs >= 5_000 else 2**18)
-    outcomes, planned = [], []
+    outcomes: list[Outcome] = []
+    planned: list[Kill] = []
     for name in ("peace", "fire"):
         output = scratch / name
         if outcomes:
@@ -440,7 +476,7 @@ def show(report: Report) -> None:
         print(f"{name:<14}{found.seconds:>9.1f}{found.reruns:>9}{found.failures:>14}{found.redone:>24}")
     for number, kill in enumerate(report.kills, 1):
         moment = "publishing" if kill.at is None else f"{kill.at} results stored"
-        print(f"kill {number:>2}  {kill.kind:<11} {moment:<22} {kill.hit or 'never came'}")
+        print(f"kill {number:>2}  {kill.kind:<11} {moment:<22} next result after {kill.seconds:>5.1f} s  {kill.hit}")
     for fault in report.wrong[:40]:
         print(f"wrong: {fault}")
     print(f"differing: {', '.join(report.differing) or 'nothing'}")

@@ -71,7 +71,7 @@ def hostiles(seed: int = 0, big: int = 2**24) -> list[Hostile]:
         _mutants(picture, seed),
     )
     found = [_named(item, seed) for group in groups for item in group]
-    return [*found, *_names(picture, seed)]
+    return [*found, *_names(seed)]
 
 
 def write(folder: Path, items: Iterable[Hostile]) -> None:
@@ -469,38 +469,27 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     return bytes(found)
 
 
-def _names(picture: Image.Image, seed: int) -> Iterator[Hostile]:
+_BYTE_NAMES = (
+    *(b"caf\xe9 %s.jpg", b"\xff\xfe%s.jpg", b"\xed\xa0\x80%s.jpg", b"bad\xff%s.jpg"),
+    *(b"line\nbreak %s.jpg", b"tab\t%s.jpg", b"bell\x07%s.jpg", b"return\r\n%s.jpg", b"\x7f%s.jpg"),
+    *(b"'quotes' \"%s\".jpg", b"comma, %s; semicolon.jpg", b"back\\slash %s.jpg", b"dollar $(%s) `id`.jpg"),
+    *(b"-rf %s.jpg", b" %s leading blank.jpg", b"trailing dot %s.", b"percent %%2e%%2e%%2f%s %%00.jpg"),
+    *(b"hash#%s?query=1&b=2.jpg", b"http:%s.jpg", b"glob *?[a-z]{b,c} %s.jpg", b"~%s.jpg", b"CON%s.jpg"),
+    *(b"x" * 246 + b"%s.jpg", b"a.tar.gz.part %s", b"pictures %s.csv"),
+)
+_TEXT_NAMES = (
+    *("日本語 %s.jpg", "🦉 %s.jpg", "\u202egpj.%s.jpg", "e\u0301 %s.jpg", "é %s.jpg"),
+    *("\u2028%s.jpg", "\ufeff%s.jpg", "ü" * 123 + "%s.jpg"),
+)
+
+
+def _names(seed: int) -> Iterator[Hostile]:
     """Good pictures under names that break tables, shells and decoders of text."""
-    number = f"{seed:05d}".encode()
-    for index, name in enumerate(
-        (
-            *(b"caf\xe9 %s.jpg", b"\xff\xfe%s.jpg", b"\xed\xa0\x80%s.jpg", b"bad\xff%s.jpg", b"bad\\xff%s.jpg"),
-            *(b"line\nbreak %s.jpg", b"tab\t%s.jpg", b"bell\x07%s.jpg", b"return\r\n%s.jpg", b"\x7f%s.jpg"),
-            *(b"'quotes' \"%s\".jpg", b"comma, %s; semicolon.jpg", b"back\\slash %s.jpg", b"dollar $(%s) `id`.jpg"),
-            *(b"-rf %s.jpg", b" %s leading blank.jpg", b"trailing dot %s.", b"percent %%2e%%2e%%2f%s %%00.jpg"),
-            *(b"hash#%s?query=1&b=2.jpg", b"http:%s.jpg", b"glob *?[a-z]{b,c} %s.jpg", b"~%s.jpg", b"CON%s.jpg"),
-            *(
-                "日本語 %s.jpg",
-                "🦉 %s.jpg",
-                "\u202egpj.%s.jpg",
-                "e\u0301 %s.jpg",
-                "é %s.jpg",
-                "\u2028%s.jpg",
-                "\ufeff%s.jpg",
-            ),
-            *(b"x" * 246 + b"%s.jpg", "ü".encode() * 123 + b"%s.jpg", b"a.tar.gz.part %s", b"pictures %s.csv"),
-        )
-    ):
-        form = name.encode() if isinstance(name, str) else name
+    forms = (*_BYTE_NAMES, *(name.encode() for name in _TEXT_NAMES))
+    for index, form in enumerate(forms):
+        name = form.replace(b"%s", f"{seed:05d}".encode(), 1).replace(b"%%", b"%")
         shown = noise(2_000_000 + seed * 100 + index)
-        yield Hostile(
-            f"name-{index}",
-            form.replace(b"%s", number, 1).replace(b"%%", b"%"),
-            file(shown, "JPEG"),
-            PASSED,
-            "JPEG",
-            shown,
-        )
+        yield Hostile(f"name-{index}", name, file(shown, "JPEG"), PASSED, "JPEG", shown)
 
 
 def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0, interlace: int = 0) -> bytes:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curation.images import FORMATS, Decoded, ImageConfig, ImageError, decode
+from curation.job import CurateJob
+from curation.listing import listing
 from tests.bench.fire import listed, special
 from tests.curation.hostile import EXTENSIONS, PASSED, Hostile, file, hostiles, listed_as, mutated, write
 from tests.curation.pictures import encoded, noise
@@ -130,9 +132,6 @@ def test_bombs_and_huge_metadata_cost_little_memory(items: list[Hostile], tmp_pa
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of a folder by name, measured in this process in units of any size, without models."""
-    from curation.job import CurateJob
-    from curation.listing import listing
-
     source = {"kind": "folder", "path": str(folder)}
     fields = {"source": source, "output": str(folder.parent / "out"), "clip": None, "image_size": 32}
     found = listing(CurateJob.model_validate({**fields, "unit_size": 1_000}))
