@@ -22,8 +22,15 @@ _IMAGENET = "imagenet"
 class TagCaptions(Named):
     """Zero-shot tags: the softmax of CLIP's scaled cosines over a vocabulary says how sure it is of each word.
 
-    That is CLIP's confidence that a picture shows this word rather than the others of the vocabulary: of a picture that
-    shows none of them it says nothing, and a picture that shows two things divides it between them.
+    That is CLIP's confidence that a picture shows this word rather than the others: a picture that shows two of them
+    divides it between them, and one that shows none of them gets the nearest, sometimes confidently.
+
+    The shipped CLIP needs no temperature: on drawings it was not trained on (1,026 Tux Paint stamps, 498 of OpenMoji;
+    `python -m tests.bench.tags`) the likelihood is best at temperatures from 0.9 to 1.2 for vocabularies of 10 to 804
+    words, and with 500 words or more the expected calibration error is 0.03 to 0.06. From a confidence of 0.5 on it is
+    right about 67 to 86 % of what it names, which is 33 to 41 % of the pictures with 50 words and 2 to 6 % with 500 or
+    more. Of pictures that show none of the words it names 4 to 8 % with 200 words, 14 to 19 % with 50 and nearly half
+    with 10: a vocabulary should have a word for whatever may come.
     """
 
     kind: Literal["tags"] = "tags"
@@ -33,8 +40,8 @@ class TagCaptions(Named):
     text: str = Field("a picture of {tags}", description="the sentence; {tags} stands for the words")
     most: int = Field(1, ge=1, le=20, description="words of a caption at most")
     min_confidence: float = Field(0.5, gt=0, le=1, description="confidence from which on a word is said")
-    temperature: float | None = Field(
-        None, gt=0, le=100, description="what logits are divided by; null: as fitted for the shipped CLIP, else 1"
+    temperature: float = Field(
+        1, gt=0, le=100, description="what the model's own logits are divided by; above 1 makes it less sure"
     )
     always: bool = Field(False, description="asked also where there are enough good captions")
 
@@ -86,8 +93,8 @@ class TagCaptions(Named):
 
     def identity(self) -> dict[str, Any]:
         said = json.dumps(self.words(), ensure_ascii=False).encode()
-        known = {"vocabulary": hashlib.sha256(said).hexdigest()[:16], "fitted": FITTED}
-        return {**self.model_dump(mode="json", exclude={"vocabulary"}), **known}
+        vocabulary = hashlib.sha256(said).hexdigest()[:16]
+        return {**self.model_dump(mode="json", exclude={"vocabulary"}), "vocabulary": vocabulary}
 
     def build(self, clip: Clip | None) -> Tags:
         """Embeds the vocabulary.
@@ -100,10 +107,6 @@ class TagCaptions(Named):
         return Tags(self, clip)
 
 
-FITTED = {"embedded": 1.0}
-"""By model: the temperature at which its confidence was found to be calibrated."""
-
-
 class Tags:
     """A vocabulary's vectors."""
 
@@ -113,9 +116,7 @@ class Tags:
         told = clip.embed_texts([prompt.format(word) for word in self._words for prompt in _PROMPTS])
         means = told.reshape(len(self._words), len(_PROMPTS), -1).mean(axis=1)
         self._vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
-        fitted = FITTED.get(clip.name.split("@")[0], 1.0)
-        scale = float(clip._model.logit_scale.detach().exp())
-        self._scale = scale / (fitted if config.temperature is None else config.temperature)
+        self._scale = float(clip._model.logit_scale.detach().exp()) / config.temperature
 
     def __call__(self, rows: Sequence[CaptionInput]) -> list[Said]:
         return [None if row.embedding is None else self._say(row.embedding) for row in rows]
