@@ -122,13 +122,16 @@ def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
             raise ImageError(Reason.UNSUPPORTED_FORMAT, kind)
         width, height = image.size
         _check_size(width, height, config)
-        try:
-            orientation = image.getexif().get(0x0112, 1)
-        except Exception:  # a damaged block of metadata is no reason to lose the picture
-            orientation = 1
         if kind == "JPEG":
             scale = max(1.0, min(width, height) / min_side)
             image.draft(None, (int(width / scale), int(height / scale)))
+        image.load()
+        if kind != "JPEG":
+            width, height = image.size  # of a TIFF, loading has turned it upright
+        try:
+            orientation = image.getexif().get(0x0112, 1)  # behind `load`, whose errors are not to be taken for EXIF's
+        except Exception:  # a damaged block of metadata is no reason to lose the picture
+            orientation = 1
         pixels = _flatten(image, config.background)
     return _upright(pixels, kind, width, height, orientation)
 
@@ -176,7 +179,6 @@ def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> 
 
 def _flatten(image: Image.Image, background: str) -> np.ndarray:
     """RGB pixels: palettes expanded, 16 bits scaled to 8, transparency composited over the background."""
-    image.load()
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":

@@ -176,14 +176,24 @@ def _local_files(root: str, field: str) -> dict[str, dict[str, Any]]:
             remedy="make the folder readable, or move it out of the source: nothing is left out in silence",
         )
 
-    for folder, _, names in os.walk(os.fsencode(root), onerror=unreadable):
-        for name in names:
-            path = os.path.join(folder, name)
-            relative = os.path.relpath(path, os.fsencode(root)).decode("utf-8", "backslashreplace")
-            location = storage.local_location(path)
-            info = storage.info(location)  # of a link to nowhere it knows nothing, and fetching will say so in its row
-            files[relative] = {"location": location, "size": info.size, "modified": info.mtime}
+    walked = os.walk(os.fsencode(root), onerror=unreadable)
+    paths = [os.path.join(folder, name) for folder, _, names in walked for name in names]
+    for path in sorted(paths, key=lambda path: (not _is_utf8(path), path)):
+        relative = os.path.relpath(path, os.fsencode(root)).decode("utf-8", "backslashreplace")
+        if relative in files:  # a name that is these very escapes, letter by letter, came first
+            relative = f"{relative} ({os.path.basename(path).hex()})"
+        location = storage.local_location(path)
+        info = storage.info(location)  # of a link to nowhere it knows nothing, and fetching will say so in its row
+        files[relative] = {"location": location, "size": info.size, "modified": info.mtime}
     return files
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _rows_by_path(path: str, field: str) -> dict[str, dict[str, Any]]:
