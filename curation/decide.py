@@ -168,7 +168,7 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     everything, first = _with_parent(facts, parent)
     pictured = np.flatnonzero(everything.pictured)
     rows = Facts(*(array[pictured] for array in everything))
-    config = policy.job.duplicates
+    config = policy.job.copies
     # Whether the job wants duplicates dropped is its own affair; an opt-out reaches its copies all the same.
     edges = _edges(rows.copy_inputs(), config.binding(), work)
     measures = (rows.ids, rows.pixel_hashes, rows.phashes, rows.colours)
@@ -196,6 +196,7 @@ def _edges(rows: CopyInputs, config: DuplicatesConfig, work: str | None) -> Edge
         return stored
     found = find(rows, config, work=storage.join(folder, "search"))
     found.write(folder)
+    storage.remove_tree(storage.join(folder, "search"))
     return found
 
 

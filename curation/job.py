@@ -75,12 +75,20 @@ class CurateJob(BaseModel):
     scorers: int = Field(0, ge=0, description="actors of their own for the models; 0 leaves them to the workers")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a share of one, of each actor that runs the models")
 
-    seed: int = Field(0, description="of what is sampled: the embeddings that k-means is fitted to")
+    seed: int = Field(0, ge=0, description="of what is sampled: the embeddings that k-means is fitted to")
 
     @property
     def threads(self) -> int:
         """CPU threads of a worker."""
         return max(1, int(self.cpus_per_worker))
+
+    @property
+    def copies(self) -> DuplicatesConfig:
+        """`duplicates`, with the job's seed where it names none of its own."""
+        semantic = self.duplicates.semantic
+        if semantic is None or semantic.seed is not None:
+            return self.duplicates
+        return self.duplicates.model_copy(update={"semantic": semantic.model_copy(update={"seed": self.seed})})
 
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""

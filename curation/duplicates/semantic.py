@@ -36,7 +36,7 @@ class SemanticConfig(BaseModel):
     clusters: int | None = Field(None, ge=1, description="clusters of the k-means; null: sqrt(N)")
     sample: int = Field(100_000, ge=1, description="embeddings that the k-means is fitted to")
     exact_below: int = Field(20_000, ge=0, description="up to so many embeddings all are compared with all")
-    seed: int = Field(0, description="which embeddings are sampled")
+    seed: int | None = Field(None, ge=0, description="of which embeddings are sampled; null: the job's")
 
     @model_validator(mode="after")
     def _floor_is_below(self) -> SemanticConfig:
@@ -89,7 +89,7 @@ def fit(vectors: np.ndarray, rows: np.ndarray, config: SemanticConfig) -> np.nda
     clusters = config.clusters or round(len(rows) ** 0.5)
     if len(rows) <= config.exact_below or clusters == 1:
         return np.ones((1, vectors.shape[1]), np.float16)
-    chance = np.random.default_rng([config.seed, 0x5E3])
+    chance = np.random.default_rng([config.seed or 0, 0x5E3])
     sample = vectors[np.sort(chance.choice(rows, min(config.sample, len(rows)), replace=False))]
     clusters = min(clusters, len(sample))
     centroids = sample[np.sort(chance.choice(len(sample), clusters, replace=False))]
