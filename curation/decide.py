@@ -129,7 +129,7 @@ class Settled:
         return self.duplicates.clusters()
 
     def rows(self, start: int, end: int) -> pa.Table:
-        """What it says of some rows, to be shipped to whoever writes them: the columns of `_SETTLED`."""
+        """What it says of some rows, to be shipped to whoever writes them: what `manifest_rows` takes."""
         here = slice(start, end)
         bound = np.where(self.denied.of[here] >= 0, self.denied.of[here], self.duplicates.of[here])
         kind = np.where(self.denied.of[here] >= 0, self.denied.kind[here], self.duplicates.kind[here])
@@ -158,7 +158,7 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     Args:
         policy: what to decide by.
         facts: of every row of the job, in manifest order.
-        parent: of the rows of an older manifest that it kept or that are opted out. What it kept stays before anything
+        parent: of the rows of older manifests that they kept or that are opted out. What they kept stays before all
             else, whether it is among this job's inputs or not.
         work: folder that what was found about copies is kept in.
 

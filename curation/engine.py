@@ -160,8 +160,10 @@ def _decide(found: Listing, on_progress: OnProgress) -> Settled:
         parts.append(Facts.of(policy, measured, rulings, embeddings_of(policy, measured)))
         done += measured.num_rows
         on_progress("decide", done, found.rows, _note("out", removed))
-    parent = None if found.parent is None else parent_facts(policy, found.parent)
-    return settle(policy, Facts.join(parts), parent, storage.join(policy.job.output, ".work"))
+    parents = [parent_facts(policy, parent) for parent in found.parents]
+    return settle(
+        policy, Facts.join(parts), Facts.join(parents) if parents else None, storage.join(policy.job.output, ".work")
+    )
 
 
 def _stored(
@@ -237,7 +239,7 @@ def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tupl
         reasons[reason] += n
     return ManifestInfo(
         id=manifest_id(found.identity(), [part["digest"] for part in parts]),
-        parent_id=None if found.parent is None else found.parent.id,
+        parent_id=found.parents[0].id if found.parents else None,
         name=job.name,
         created_at=now(),
         code_version=code_version(),

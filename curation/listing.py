@@ -53,7 +53,7 @@ class Listing:
     heads: HeadsConfig | None
     captions: CaptionsConfig | None
     stages: dict[str, Stage]  # in order; those that the job has
-    parent: Manifest | None
+    parents: list[Manifest]  # the job's parent, its parent, and so on
 
     @property
     def job(self) -> CurateJob:
@@ -70,7 +70,7 @@ class Listing:
     def identity(self) -> dict[str, Any]:
         """What the manifest's id depends on beside its rows."""
         lists = [source.sha256 for source in self.policy.optouts.sources]
-        parent = None if self.parent is None else self.parent.id
+        parent = self.parents[0].id if self.parents else None
         stages = {name: stage.folder.rsplit("/", 1)[-1] for name, stage in self.stages.items()}
         # The lists' contents count, also where they match nothing: that they were asked is part of what is said.
         return {**self.job.identity(), "stages": stages, "rights": lists, "parent": parent}
@@ -114,7 +114,7 @@ def listing(job: CurateJob) -> Listing:
     _check(job)
     optouts = OptOuts.read(job.optout)
     storage.filesystem(job.output)
-    parent = None if job.parent is None else _parent(job)
+    parents = _parents(job)
     try:
         inputs = job.source.inputs()
     except OSError as error:
@@ -131,7 +131,7 @@ def listing(job: CurateJob) -> Listing:
         units.append(Unit(unit_key(rows), rows, unwanted))
     measure, heads, captions = _configs(job)
     policy = Policy(job, optouts, job.safety.limits(job.clip))
-    return Listing(policy, units, measure, heads, captions, _stages(job, heads, captions), parent)
+    return Listing(policy, units, measure, heads, captions, _stages(job, heads, captions), parents)
 
 
 def _check(job: CurateJob) -> None:
@@ -199,21 +199,28 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
     }
 
 
-def _parent(job: CurateJob) -> Manifest:
-    assert job.parent is not None
-    try:
-        parent = Manifest.open(job.parent)
-    except UserError as error:
-        raise UserError(error.message, field="parent", remedy=error.remedy) from None
-    if job.duplicates.semantic is not None:
-        name = None if job.clip is None else job.clip.name()
-        if parent.info.clip is None or parent.info.clip.name != name:
-            raise UserError(
-                f"the parent's embeddings are by {parent.info.clip and parent.info.clip.name}, this job's by {name}",
-                field="parent",
-                remedy="use the parent's CLIP, or switch duplicates.semantic off",
-            )
-    return parent
+def _parents(job: CurateJob) -> list[Manifest]:
+    """The job's parent and all that came before it: what any of them kept stays."""
+    found: list[Manifest] = []
+    uri = job.parent
+    while uri is not None:
+        try:
+            parent = Manifest.open(uri)
+        except UserError as error:
+            raise UserError(error.message, field="parent", remedy=error.remedy) from None
+        if job.duplicates.semantic is not None:
+            name = None if job.clip is None else job.clip.name()
+            if parent.info.clip is None or parent.info.clip.name != name:
+                raise UserError(
+                    f"embeddings of {uri} are by {parent.info.clip and parent.info.clip.name}, this job's by {name}",
+                    field="parent",
+                    remedy="use the parent's CLIP, or switch duplicates.semantic off",
+                )
+        if any(parent.id == other.id for other in found):
+            raise UserError(f"{uri} is its own ancestor", field="parent", remedy="name another manifest")
+        found.append(parent)
+        uri = parent.info.job.get("parent")
+    return found
 
 
 def plan(job: CurateJob) -> dict[str, Any]:
@@ -230,7 +237,7 @@ def plan(job: CurateJob) -> dict[str, Any]:
         "cpus": (job.workers + job.scorers) * job.cpus_per_worker,
         "gpus": scorers * job.gpus_per_worker,
         "clip": None if job.clip is None else job.clip.name(),
-        "parent": None if found.parent is None else found.parent.id,
+        "parents": [parent.id for parent in found.parents],
     }
 
 

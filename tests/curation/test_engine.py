@@ -170,6 +170,9 @@ def test_what_an_older_manifest_kept_stays(made: tuple[dict[str, Any], CurateRes
         "fresh.png": "passed",
     }
     assert Manifest.open(second.manifest).info.parent_id == first.id
+    (pictures / "later.jpg").write_bytes(encoded(noise(5), "JPEG", quality=85))
+    found = reasons(run(fields, parent=second.manifest))
+    assert (found["later.jpg"], found["fresh.png"]) == ("duplicate_perceptual", "passed"), "its parent's parent counts"
     (tmp_path / "optout.csv").write_text("uri\nnoise-04.png\n")
     third = run(fields, parent=first.manifest, optout=[{"path": str(tmp_path / "optout.csv")}])
     assert reasons(third)["copy.jpg"] == "opted_out_near_copy"
