@@ -369,8 +369,8 @@ def run(path: Path, output: Path, logs: Path, kills: Sequence[Kill] = (), seed: 
                 orphaned.callback(driver.end)
             else:
                 driver.end()
-        failures += code > 0
-        if code > 0 and (not hit or attempts > 3 * len(kills) + 3):
+        failures += code not in (0, -signal.SIGKILL)
+        if code != 0 and (not hit or attempts > len(kills)):  # every rerun has a kill that it is for
             raise RuntimeError(f"run {attempts} ended with {code}:\n{driver.log()}")
     watch.end()
     return Outcome(driver.result(), time.monotonic() - begun, attempts - 1, failures, watch.redone)
