@@ -52,10 +52,11 @@ class CocaCaptions(Named):
         return self
 
     def as_clip(self) -> ClipConfig:
-        """The same model as a CLIP, which a CoCa is too: open_clip loads it, and names it, in one way."""
-        return ClipConfig.model_validate(
-            self.model_dump(include={"model", "weights", "device", "precision", "batch_size"})
-        )
+        """The same model as a CLIP, which a CoCa is too: open_clip loads it, and names it, in one way.
+
+        In fp32 whatever the precision, which is autocast's: open_clip's own conversion leaves parts of a CoCa out.
+        """
+        return ClipConfig.model_validate(self.model_dump(include={"model", "weights", "device", "batch_size"}))
 
     def check(self, clip: ClipConfig | None) -> None:
         """Finds a user's mistake without loading weights or reaching for the network.
@@ -120,9 +121,11 @@ class Coca:
         import torch
 
         clip, config, marks = self._clip, self._config, self._tokenizer
-        with torch.inference_mode():
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+        lower = torch.autocast(clip._device.type, dtype, enabled=config.precision != "fp32")
+        with torch.inference_mode(), lower:
             x = torch.from_numpy(pixels).to(clip._device).permute(0, 3, 1, 2).float() * clip._scale + clip._shift
-            _, seen = clip._model._encode_image(x.to(clip._dtype))
+            _, seen = clip._model._encode_image(x)
             seen = seen.repeat_interleave(config.beams, dim=0)
             start = torch.full((len(pixels), 1), int(marks.sot_token_id), device=clip._device)
             tokens = beam_search(

@@ -110,9 +110,19 @@ def test_greedy_decoding_is_open_clips_own_model_step_by_step(folder: Path) -> N
 def test_a_model_that_is_the_jobs_clip_is_loaded_once(folder: Path) -> None:
     clip = ClipConfig(model=str(folder), device="cpu").build()
     assert config(folder, device="cpu").build(clip)._clip is clip
-    assert config(folder, device="cpu", precision="bf16").build(clip)._clip is not clip
+    half = ClipConfig(model=str(folder), device="cpu", precision="bf16").build()
+    assert config(folder, device="cpu").build(half)._clip is not half
     other = ClipConfig(device="cpu").build()
     assert config(folder, device="cpu").build(other)._clip is not other
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_writes_too_and_for_each_picture_the_same(folder: Path, precision: str) -> None:
+    lower = config(folder, precision=precision).build(None)
+    rows = [picture(seed) for seed in range(5)]
+    said = lower(rows)
+    assert len(set(said)) >= 2
+    assert lower(rows[3:]) == said[3:]
 
 
 def test_the_identity_is_of_the_weights_and_the_decoding(folder: Path) -> None:
