@@ -8,6 +8,7 @@ on their way while the caller works on the ones before them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -233,7 +234,12 @@ class Fetcher:
 
     def _file(self, location: str) -> Fetched:
         path = storage.local_path(location)
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise FetchError(Reason.NOT_A_FILE, "a link that leads back to itself") from None
         if not stat.S_ISREG(status.st_mode):
             raise FetchError(Reason.NOT_A_FILE, "not a regular file")  # opening a pipe would wait for ever
         self._limit(status.st_size)

@@ -161,6 +161,10 @@ _TURNS = {
 }
 
 
+_SCAN = b"\xff\xda"
+_MOST_SCANNED = 10**10  # pixels times scans: a progressive JPEG has some ten scans, a hostile one as many as fit
+
+
 def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> Decoded | None:
     """A plain JPEG by libjpeg-turbo; None where it finds anything to complain of, for Pillow to judge."""
     import simplejpeg
@@ -169,10 +173,14 @@ def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> 
     if header is None or header.components not in (1, 3) or header.precision != 8 or not header.width * header.height:
         return None
     _check_size(header.width, header.height, config)
+    if data.count(_SCAN) * header.width * header.height > _MOST_SCANNED:
+        raise ImageError(Reason.CORRUPT, f"{data.count(_SCAN)} scans: each is decoded over all of the picture")
     side = min(min_side, header.width, header.height)
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
-    except ValueError:
+    except ValueError as error:
+        if "premature end" in str(error).lower():  # where an end marker follows, Pillow would paint the rest grey
+            raise ImageError(Reason.TRUNCATED, str(error)) from None
         return None
     return _upright(np.asarray(pixels), "JPEG", header.width, header.height, about.orientation)
 
@@ -321,7 +329,9 @@ def _unidentified(data: bytes) -> ImageError:
         if data.startswith(signature):
             return ImageError(Reason.UNSUPPORTED_FORMAT, f"a kind of {name} that cannot be decoded")
     if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis"):
-        return ImageError(Reason.UNSUPPORTED_FORMAT, "HEIC or AVIF: damaged, or pip install pillow-heif")
+        if "HEIF" in Image.OPEN or data[8:11] == b"avi":
+            return ImageError(Reason.CORRUPT, "a damaged HEIC or AVIF")
+        return ImageError(Reason.UNSUPPORTED_FORMAT, "HEIC: pip install pillow-heif")
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html")):
         return ImageError(Reason.NOT_AN_IMAGE, "looks like an HTML page")

@@ -8,6 +8,7 @@ everywhere: a rename here, a PUT there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -110,6 +111,15 @@ def _fsspec(scheme: str) -> Any:
     except ImportError:
         package = _BY_FSSPEC[scheme]
         raise UserError(f"{scheme}:// needs the package {package}", remedy=f"pip install {package}") from None
+
+
+def as_text(path: bytes) -> str:
+    """A path as text, no two the same: bytes that are not UTF-8 become escapes, and so does what reads like one."""
+    with contextlib.suppress(UnicodeDecodeError):
+        text = path.decode()
+        if re.search(r"\\x[89a-f][0-9a-f]", text) is None:
+            return text
+    return path.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def local_location(path: bytes) -> str:

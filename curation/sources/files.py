@@ -177,23 +177,12 @@ def _local_files(root: str, field: str) -> dict[str, dict[str, Any]]:
         )
 
     walked = os.walk(os.fsencode(root), onerror=unreadable)
-    paths = [os.path.join(folder, name) for folder, _, names in walked for name in names]
-    for path in sorted(paths, key=lambda path: (not _is_utf8(path), path)):
-        relative = os.path.relpath(path, os.fsencode(root)).decode("utf-8", "backslashreplace")
-        if relative in files:  # a name that is these very escapes, letter by letter, came first
-            relative = f"{relative} ({os.path.basename(path).hex()})"
+    for path in (os.path.join(folder, name) for folder, _, names in walked for name in names):
+        relative = storage.as_text(os.path.relpath(path, os.fsencode(root)))
         location = storage.local_location(path)
         info = storage.info(location)  # of a link to nowhere it knows nothing, and fetching will say so in its row
         files[relative] = {"location": location, "size": info.size, "modified": info.mtime}
     return files
-
-
-def _is_utf8(path: bytes) -> bool:
-    try:
-        path.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _rows_by_path(path: str, field: str) -> dict[str, dict[str, Any]]:

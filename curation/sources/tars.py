@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from curation import storage
 from curation.manifest import Reason
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -161,4 +162,4 @@ def _resolved(members: list[Member], links: list[tuple[int, str]]) -> list[Membe
 
 
 def _shown(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return storage.as_text(name.encode("utf-8", "surrogateescape"))
