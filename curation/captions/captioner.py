@@ -38,15 +38,20 @@ class CaptionInput:
 
 @dataclass(frozen=True)
 class Failed:
-    """A captioner did not get to say anything about a row, and might another time.
+    """A captioner did not get to say anything about a row.
 
     Attributes:
-        reason: `timeout`, `connection`, `http_500`, …
+        reason: `timeout`, `connection`, `http_500`, `content_filter`, …
         detail: a line for people.
     """
 
     reason: str
     detail: str = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether asking another time may help: the server or the way was at fault, not the picture."""
+        return self.reason in ("timeout", "connection", "http_429") or self.reason.startswith("http_5")
 
 
 Said = str | Failed | None
