@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -26,6 +27,7 @@ from tests.bench.peers.environments import REQUIREMENTS, environment
 from tests.bench.peers.sides import Run, Side
 
 Pairs = dict[str, tuple[Side, Side]]
+SIDES = ("peer", "ours")
 WORK = {
     "img2dataset": "resize to 256, encode, Parquet",
     "data_juicer": "size filter, perceptual copies",
@@ -41,9 +43,10 @@ class Runs:
     large: list[Run] = field(default_factory=list)
 
     def rate(self, corpus: Corpus) -> float:
-        """Images/s without the start, from the medians of both sizes."""
+        """Images/s without the start, from the medians of both sizes; NaN when those cannot tell."""
         more = corpus.large_count - corpus.small_count
-        return more / (_median(self.large, "seconds") - _median(self.small, "seconds"))
+        seconds = _median(self.large, "seconds") - _median(self.small, "seconds")
+        return more / seconds if seconds > 0 else math.nan  # noise: too few rounds or too few pictures
 
     def cpu(self, corpus: Corpus) -> float:
         """CPU seconds of 1,000 images without the start, likewise."""
@@ -78,17 +81,21 @@ def main() -> None:
         "imagededup": (sides.imagededup(cache), copies),
     }
     pairs = {name: pair for name, pair in pairs.items() if name in (options.peer or REQUIREMENTS)}
-    runs = {(name, side): Runs() for name in pairs for side in ("peer", "ours")}
+    # Our runs of the same work are counted together, whichever peer stood beside them.
+    of_work = {side: Runs() for pair in pairs.values() for side in pair}
+    runs = {
+        (name, which): of_work[side] for name, pair in pairs.items() for which, side in zip(SIDES, pair, strict=True)
+    }
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         for number in range(options.rounds):
             for name, (peer, ours) in pairs.items():
-                turn = [("peer", peer), ("ours", ours)]
+                turn = list(zip(SIDES, (peer, ours), strict=True))
                 for which, side in turn if number % 2 == 0 else reversed(turn):
                     _both(side, corpus, Path(scratch), runs[name, which])
             print(f"round {number + 1} of {options.rounds}", flush=True)
         ratios = report(corpus, pairs, runs)
         left_out(cache, corpus, pairs, runs, Path(scratch))
-    print(json.dumps({"ratios": ratios}))
+    print(json.dumps({"ratios": {name: None if math.isnan(ratio) else ratio for name, ratio in ratios.items()}}))
 
 
 def _both(side: Side, corpus: Corpus, scratch: Path, runs: Runs) -> None:
@@ -107,7 +114,7 @@ def report(corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs]) -> d
     table.add_column(f"copies ({corpus.copies(corpus.large)} planted)")
     lines: dict[str, dict[str, float]] = {"without start": {}, "with start": {}, "by CPU seconds": {}}
     for name, both in pairs.items():
-        for which, side in zip(("peer", "ours"), both, strict=True):
+        for which, side in zip(SIDES, both, strict=True):
             run = runs[name, which]
             found = run.large[-1].found
             rates = (f"{run.rate(corpus):.0f}", f"{run.plain(corpus):.0f}", f"{run.cpu(corpus):.2f}")
@@ -120,7 +127,7 @@ def report(corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs]) -> d
         lines["by CPU seconds"][f"over_{name}"] = round(peer.cpu(corpus) / ours.cpu(corpus), 2)
     _print(table)
     print(
-        f"load of the machine at the end: {os.getloadavg()[2]:.1f} processes over 15 minutes; both sides meet it alike"
+        f"load of the machine at the end: {os.getloadavg()[2]:.1f} processes over 15 minutes; of which the bench is about two"
     )
     for kind, ratios in lines.items():
         print(f"{kind:16}" + "  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
@@ -145,7 +152,7 @@ def left_out(cache: Path, corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, st
             table.add_row(file.what, *(tool[file.text] for tool in found.values()))
     shares = []
     for name, pair in pairs.items():
-        for which, side in zip(("peer", "ours"), pair, strict=True):
+        for which, side in zip(SIDES, pair, strict=True):
             whole = _median(runs[name, which].large, "cpu")
             if which == "peer" or name == "img2dataset":
                 shares.append(f"{side.name} {leaves_out.rerun_share(side, corpus.large, whole, scratch):.0%}")

@@ -199,7 +199,7 @@ def cleanplate(work: Callable[[Path, Path], list[str]]) -> Side:
 
 
 def _curate(scratch: Path, fields: dict[str, object]) -> list[str]:
-    no_one_asks = {"clip": None, "captions": [], "licences": {"unstated": "keep"}}
+    no_one_asks: dict[str, object] = {"clip": None, "captions": [], "licences": {"unstated": "keep"}}
     job = {"kind": "curate", "output": str(scratch / "out"), "workers": 2, **no_one_asks, **fields}
     (scratch / "job.yaml").write_text(yaml.safe_dump(job))
     return [str(Path(sys.executable).parent / "cleanplate"), "curate", str(scratch / "job.yaml"), "--json"]
