@@ -126,9 +126,7 @@ def report(corpus: Corpus, pairs: Pairs, runs: dict[tuple[str, str], Runs]) -> d
         lines["with start"][f"over_{name}"] = round(ours.plain(corpus) / peer.plain(corpus), 2)
         lines["by CPU seconds"][f"over_{name}"] = round(peer.cpu(corpus) / ours.cpu(corpus), 2)
     _print(table)
-    print(
-        f"load of the machine at the end: {os.getloadavg()[2]:.1f} processes over 15 minutes; of which the bench is about two"
-    )
+    print(f"load of the machine over the last 15 minutes: {os.getloadavg()[2]:.1f}, of which the bench is about two")
     for kind, ratios in lines.items():
         print(f"{kind:16}" + "  ".join(f"{name} {ratio}" for name, ratio in ratios.items()))
     return lines["without start"]

@@ -98,12 +98,12 @@ class Side:
 def img2dataset(cache: Path) -> Side:
     """Resize to 256, JPEG of quality 95, Parquet with the pictures; sha256 and EXIF are on by default.
 
-    Eight threads are as fast as two and faster than the default 256 on local files. Shards are made so that both
-    processes have the same number of them, and no process takes more than the five after which it is replaced.
+    Two to 256 threads and shards of 500 to 2,500 differ by no more than 4 % here. 1,000 pictures to a shard are few
+    enough to resume by, and so many that no process takes more than the five after which it is replaced.
     """
 
     def prepare(pictures: Path, scratch: Path) -> list[str]:
-        count = _write_urls(pictures, scratch / "urls.csv")
+        _write_urls(pictures, scratch / "urls.csv")
         options = {
             "url_list": scratch / "urls.csv",
             "input_format": "csv",
@@ -114,7 +114,7 @@ def img2dataset(cache: Path) -> Side:
             "encode_quality": 95,
             "processes_count": 2,
             "thread_count": 8,
-            "number_sample_per_shard": max(1, -(-count // 4)),
+            "number_sample_per_shard": 1000,
         }
         command = environment(cache, "img2dataset") / "img2dataset"
         return [str(command), *(f"--{name}={value}" for name, value in options.items())]
@@ -133,7 +133,7 @@ def data_juicer(cache: Path, turbo: bool = True) -> Side:
     """Size filter, then image_deduplicator with pHash.
 
     `image_size_filter` asks the file system for the size in bytes; `image_shape_filter`, which reads width and height,
-    is slower. `turbo` is a tenth faster, and lets one bad file end the run.
+    opens every picture. `turbo` is a tenth faster, and lets one bad file end the run.
     """
 
     def prepare(pictures: Path, scratch: Path) -> list[str]:
@@ -213,12 +213,11 @@ def _curated(log: Path) -> Found:
     return Found(counts.get("kept", 0) + copies, copies, seconds)
 
 
-def _write_urls(pictures: Path, table: Path) -> int:
+def _write_urls(pictures: Path, table: Path) -> None:
     """A list of the pictures by `file://` URL, which both sides read; names of any bytes are percent-encoded."""
     names = sorted(os.listdir(os.fsencode(pictures)))
     lines = ["url", *(f"file://{pictures}/{quote_from_bytes(name)}" for name in names)]
     _write_once(table, "\n".join(lines) + "\n")
-    return len(names)
 
 
 def _write_once(path: Path, text: str) -> None:
