@@ -227,14 +227,18 @@ class Clip:
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds N texts as float32 (N, dim), L2-normalised. What exceeds the context length is cut off."""
+        """Embeds N texts as float32 (N, dim), L2-normalised. What exceeds the context length is cut off.
+
+        In batches of exactly `batch_size`, as images are: a text's bits do not depend on how many others there are.
+        """
         import torch
 
-        rows = []
+        rows, size = [], self._config.batch_size
         with torch.inference_mode():
-            for start in range(0, len(texts), self._config.batch_size):
-                tokens = self._tokenizer(list(texts[start : start + self._config.batch_size])).to(self._device)
-                rows.append(_unit(self._model.encode_text(tokens)))
+            for start in range(0, len(texts), size):
+                chunk = list(texts[start : start + size])
+                tokens = self._tokenizer([*chunk, *[""] * (size - len(chunk))]).to(self._device)
+                rows.append(_unit(self._model.encode_text(tokens))[: len(chunk)])
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def concept(self, name: str) -> np.ndarray:

@@ -201,12 +201,15 @@ def _edges(rows: CopyInputs, config: DuplicatesConfig, work: str | None) -> Edge
 
 
 def _with_parent(facts: Facts, parent: Facts | None) -> tuple[Facts, np.ndarray]:
-    """The rows, then those of the parent that are not among them; and 0 for what the parent kept, 1 for the rest."""
+    """The rows, then those of the parent, and what goes before what among copies.
+
+    First the rows that the parent kept, as this job sees them (0), then the parent's own (1): they bind copies also
+    where this job has not got the picture, or would not keep it. Then the rest (2).
+    """
     if parent is None:
-        return facts, np.ones(len(facts.ids), np.int64)
-    others = Facts(*(array[~np.isin(parent.ids, facts.ids)] for array in parent))
-    everything = Facts.join([facts, others])
-    return everything, np.where(np.isin(everything.ids, parent.ids[parent.kept]), 0, 1)
+        return facts, np.zeros(len(facts.ids), np.int64)
+    known = np.isin(facts.ids, parent.ids[parent.kept])
+    return Facts.join([facts, parent]), np.concatenate([np.where(known, 0, 2), np.ones(len(parent.ids), np.int64)])
 
 
 def _among_all(bindings: Bindings, pictured: np.ndarray, total: int) -> Bindings:
@@ -246,8 +249,8 @@ def parent_facts(policy: Policy, parent: Manifest) -> Facts:
 
 
 _OF_PARENT = (
-    *("id", "uri", "final_uri", "source_url", "host", "creator", "licence", "licence_url", "width", "height"),
-    *("pixel_hash", "phash", "colour_layout"),
+    *("id", "uri", "final_uri", "redirects", "source_url", "host", "creator", "licence", "licence_url"),
+    *("width", "height", "pixel_hash", "phash", "colour_layout", "embedded"),
 )
 
 
@@ -287,7 +290,7 @@ def manifest_rows(
             pairs = zip(measured[name].to_pylist(), heads[name].to_pylist(), strict=True)
             found[name] = [[*(a or ()), *(b or ())] if a or b else None for a, b in pairs]
     if captions is not None:
-        found["detail"] = pc.coalesce(measured["detail"], captions["failed"])
+        found["detail"] = pc.coalesce(measured["detail"], captions["failed"], captions["refused"])
     choices = [choice for _, choice in ruled]
     found |= {
         "groups": [None] * len(ruled) if heads is None else heads["groups"],

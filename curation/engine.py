@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, Protocol
@@ -169,14 +169,27 @@ def _decide(found: Listing, on_progress: OnProgress) -> Settled:
 def _stored(
     stages: dict[str, Stage], unit: Unit, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, pa.Table | None, pa.Table | None]:
-    """What is stored of a unit, as if its unwanted rows had never been asked for."""
-    measured, *others = (
-        forget(stages[name].read(unit.key, columns if name == "measure" else None), unit.unwanted)
-        if name in stages
-        else None
-        for name in ("measure", "heads", "captions")
-    )
-    return measured, others[0], others[1]
+    """What is stored of a unit, as if its unwanted rows had never been asked for.
+
+    Raises:
+        UserError: when what a later stage made is of another measurement, as two runs at a time can leave it.
+    """
+    measured = stages["measure"].read(unit.key, columns)
+    others: list[pa.Table | None] = []
+    for name in ("heads", "captions"):
+        if name not in stages:
+            others.append(None)
+            continue
+        found = stages[name].read(unit.key)
+        if found.schema.metadata.get(workers.OF) != workers.measurement(measured):
+            stages[name].remove(unit.key)
+            raise UserError(
+                f"another run of the job is changing unit {unit.key}",
+                field="output",
+                remedy="wait until it has ended, and run the same command again",
+            )
+        others.append(forget(found, unit.unwanted))
+    return forget(measured, unit.unwanted), others[0], others[1]
 
 
 def _publish(
@@ -193,42 +206,52 @@ def _publish(
         told = {"key": unit.key, "unwanted": unit.unwanted, "name": f"part-{index:05d}.parquet"}
         items.append({"index": index, "unit": json.dumps(told), "settled": rows})
         start = end
-    dataset = (
-        workers.ray_data()
-        .from_items(items, override_num_blocks=len(items))
-        .map_batches(
-            _write_parts,
-            batch_size=1,
-            fn_kwargs={"policy": found.policy, "stages": found.stages, "staging": staging},
-        )
+    data = workers.ray_data()
+    dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _PartWriter,
+        batch_size=1,
+        compute=data.ActorPoolStrategy(size=min(job.workers, len(items))),
+        fn_constructor_args=[found.policy, found.stages, staging],
+        num_cpus=job.cpus_per_worker,
     )
     written: dict[int, dict[str, Any]] = {}
-    on_progress("publish", 0, found.rows)
-    for row in dataset.iter_rows():
-        written[row["index"]] = row
-        on_progress("publish", sum(part["rows"] for part in written.values()), found.rows)
-    parts = [written[index] for index in range(len(items))]
     removed: Counter[tuple[str, str, str]] = Counter()
-    for part in parts:
-        removed.update({(d, s, r): n for d, s, r, n in json.loads(part["counts"])})
-    info = _info(found, parts, removed)
-    if sum(part.rows for part in info.files) != info.inputs.rows:
-        raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
-    return publish(staging, job.output, info), removed
+    on_progress("publish", 0, found.rows)
+    try:
+        for row in dataset.iter_rows():
+            written[row["index"]] = row
+            removed.update({(d, s, r): n for d, s, r, n in json.loads(row["counts"])})
+            on_progress("publish", removed.total(), found.rows)
+        info = _info(found, [written[index] for index in range(len(items))], removed)
+        if sum(part.rows for part in info.files) != info.inputs.rows:
+            raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
+        return publish(staging, job.output, info), removed
+    except BaseException:
+        with suppress(OSError):
+            storage.remove_tree(staging)  # half a manifest on a full disk would keep it full
+        raise
 
 
-def _write_parts(batch: dict[str, Any], policy: Policy, stages: dict[str, Stage], staging: str) -> dict[str, list[Any]]:
-    written = []
-    for index, unit, settled in zip(batch["index"], batch["unit"], batch["settled"], strict=True):
+class _PartWriter:
+    """A Ray actor that writes the parts of a manifest: it takes the lists of opt-outs once, not with every unit."""
+
+    def __init__(self, policy: Policy, stages: dict[str, Stage], staging: str) -> None:
+        self._policy, self._stages, self._staging = policy, stages, staging
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        columns = (batch[name] for name in ("index", "unit", "settled"))
+        written = [self._write(*row) for row in zip(*columns, strict=True)]
+        return {name: [part[name] for part in written] for name in written[0]}
+
+    def _write(self, index: int, unit: str, settled: bytes) -> dict[str, Any]:
         told = json.loads(unit)
-        stored = _stored(stages, Unit(told["key"], pa.table({}), told["unwanted"]))
-        rows = manifest_rows(policy, *stored, pa.ipc.open_stream(settled).read_all())
-        part, digest = write_part(storage.join(staging, told["name"]), rows)
+        stored = _stored(self._stages, Unit(told["key"], pa.table({}), told["unwanted"]))
+        rows = manifest_rows(self._policy, *stored, pa.ipc.open_stream(settled).read_all())
+        part, digest = write_part(storage.join(self._staging, told["name"]), rows)
         counted = Counter(zip(*(rows[name].to_pylist() for name in ("decision", "stage", "reason")), strict=True))
         counts = json.dumps([[*key, n] for key, n in sorted(counted.items())])
         dim = rows.schema.field("embedding").type.list_size if "embedding" in rows.column_names else 0
-        written.append({"index": int(index), **part.model_dump(), "digest": digest, "counts": counts, "dim": dim})
-    return {name: [part[name] for part in written] for name in written[0]}
+        return {"index": int(index), **part.model_dump(), "digest": digest, "counts": counts, "dim": dim}
 
 
 def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tuple[str, str, str]]) -> ManifestInfo:
@@ -240,6 +263,7 @@ def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tupl
     return ManifestInfo(
         id=manifest_id(found.identity(), [part["digest"] for part in parts]),
         parent_id=found.parents[0].id if found.parents else None,
+        parent_uri=storage.absolute(found.parents[0].uri) if found.parents else None,
         name=job.name,
         created_at=now(),
         code_version=code_version(),

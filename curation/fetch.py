@@ -169,13 +169,13 @@ class Fetcher:
         from curation.containers import is_member
 
         def kind(location: str) -> str:
-            if _is_url(location):
+            if is_url(location):
                 return "url"
             if is_member(location):
                 return "member"
             return "object" if storage.is_remote(location) else "file"
 
-        asked = [location for location in locations if _is_url(location)]
+        asked = [location for location in locations if is_url(location)]
         with contextlib.closing(self._web.fetch(asked) if asked else _none()) as pages:
             for what, run in groupby(locations, kind):
                 if what == "url":
@@ -296,8 +296,9 @@ def _ahead(threads: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iter
         yield begun.popleft().result()
 
 
-def _is_url(location: str) -> bool:
-    return location.startswith(("http://", "https://"))
+def is_url(location: str) -> bool:
+    """Whether it is for the web fetcher, in whatever case its scheme is written."""
+    return location[:8].lower().startswith(("http://", "https://"))
 
 
 def _none() -> Generator[Fetched]:
@@ -311,7 +312,7 @@ def row_id(uri: str, data: bytes | None) -> str:
 
 def host_and_domain(uri: str) -> tuple[str | None, str | None]:
     """A URL's host and its registrable domain by the Public Suffix List; both None for a file."""
-    if not _is_url(uri):
+    if not is_url(uri):
         return None, None
     try:
         host = urlsplit(uri).hostname

@@ -14,6 +14,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -108,11 +109,15 @@ def _openers() -> None:
     """Settings of Pillow that hold for the whole process, and HEIC where its wheel is installed."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     Image.MAX_IMAGE_PIXELS = None  # the limit is the job's, and it is checked on the header
-    try:
+    if "heif" in decoders():
         import pillow_heif
-    except ImportError:
-        return
-    pillow_heif.register_heif_opener(thumbnails=False)
+
+        pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def decoders() -> list[str]:
+    """What can be decoded here beside what always can: another machine may be able to decode more."""
+    return ["heif"] if find_spec("pillow_heif") is not None else []
 
 
 def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
@@ -173,7 +178,7 @@ def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> 
     if header is None or header.components not in (1, 3) or header.precision != 8 or not header.width * header.height:
         return None
     _check_size(header.width, header.height, config)
-    if data.count(_SCAN) * header.width * header.height > _MOST_SCANNED:
+    if header.progressive and data.count(_SCAN) * header.width * header.height > _MOST_SCANNED:
         raise ImageError(Reason.CORRUPT, f"{data.count(_SCAN)} scans: each is decoded over all of the picture")
     side = min(min_side, header.width, header.height)
     try:
@@ -249,7 +254,7 @@ def encode(pixels: np.ndarray, kind: Literal["png", "jpeg"] = "png") -> bytes:
     if kind == "jpeg":
         import simplejpeg
 
-        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "444"))
+        return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), _JPEG_QUALITY, "RGB", "420"))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

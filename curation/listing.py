@@ -8,6 +8,7 @@ folder they are stored in: another fingerprint is another folder, and what lies 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,18 @@ from curation.errors import UserError
 from curation.fetch import PASSING, host_and_domain
 from curation.filters import Filters
 from curation.heads import HeadsConfig
+from curation.images import decoders
 from curation.job import CurateJob
-from curation.manifest import InputsInfo, Manifest, Reason
+from curation.manifest import LATEST_FILE, InputsInfo, Manifest, Reason
 from curation.measure import MeasureConfig
 from curation.policy import Policy
 from curation.quality import MEASURES
 from curation.rights.lists import OptOuts
 from curation.units import Stage, Unit, cut, fingerprint, unit_key
 
-# Raise a stage's version when it comes to give other results: what is stored of it is then made anew.
-VERSIONS = {"measure": 2, "heads": 1, "captions": 1}
+# Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
+MEASURE_VERSION = 3
+_MOST_PASSED_ON = 1024
 _CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
 _AGAIN = PASSING | {Reason.NOT_ASKED}
 
@@ -78,17 +81,17 @@ class Listing:
     def todo(self) -> list[Todo]:
         """What is missing, and rows that may fare better now than they did then."""
         done = {name: stage.done() for name, stage in self.stages.items()}
+        units = {unit.key: unit for unit in self.units}  # the same inputs twice are the same unit
+        stored = [unit for key, unit in units.items() if key in done["measure"]]
+        with ThreadPoolExecutor(16) as readers:  # each is a round trip, where the store is far
+            passing = dict(zip((unit.key for unit in stored), readers.map(self._passing, stored), strict=True))
         found = []
-        for unit in self.units:
-            if unit.key not in done["measure"]:
+        for key, unit in units.items():
+            if key not in passing:
                 found.append(Todo(unit, tuple(self.stages)))
-                continue
-            again = self._passing(unit)
-            if again:
-                found.append(Todo(unit, tuple(self.stages), again))
-            elif missing := tuple(
-                name for name in self.stages if unit.key not in done[name] or self._failed(name, unit)
-            ):
+            elif passing[key]:
+                found.append(Todo(unit, tuple(self.stages), passing[key]))
+            elif missing := tuple(n for n in self.stages if key not in done[n] or self._failed(n, unit)):
                 found.append(Todo(unit, missing))
         return found
 
@@ -119,7 +122,7 @@ def listing(job: CurateJob) -> Listing:
         inputs = job.source.inputs()
     except OSError as error:
         raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
-    has_urls = pc.any(pc.match_substring_regex(inputs["location"], "^https?://")).as_py()
+    has_urls = pc.any(pc.match_substring_regex(inputs["location"], "(?i)^https?://")).as_py()
     job.fetch.check(bool(has_urls), job.workers)
     units = []
     for rows in cut(inputs, job.unit_size):
@@ -137,8 +140,8 @@ def listing(job: CurateJob) -> Listing:
 def _check(job: CurateJob) -> None:
     if job.clip is not None:
         job.clip.check()
-    elif job.groups is not None or job.aesthetic is not None:
-        field = "groups" if job.groups is not None else "aesthetic"
+    elif wanting := [name for name, wanted in _wanting_clip(job).items() if wanted is not None]:
+        field = wanting[0]
         raise UserError(
             f"{field} needs a CLIP model, and the job has none", field=field, remedy="set clip, or leave it out"
         )
@@ -151,8 +154,25 @@ def _check(job: CurateJob) -> None:
         job.safety.nsfw.check()
     if job.aesthetic is not None:
         job.aesthetic.check()
+    if job.scorers and job.unit_size > _MOST_PASSED_ON:
+        raise UserError(
+            f"a unit of {job.unit_size} pictures is too much to pass from a worker to a scorer at once",
+            field="unit_size",
+            remedy=f"set it to {_MOST_PASSED_ON} or less, or scorers to 0",
+        )
+    if "licence" in job.duplicates.prefer and job.licences.allow is None:
+        raise UserError(
+            "there is no list of licences to prefer one by",
+            field="duplicates.prefer",
+            remedy="list them in licences.allow, the most wanted first",
+        )
     CaptionsConfig(captioners=job.captions, policy=job.caption_policy).check(job.clip, pictures=job.pictures)
     Filters(job.filters).check({*job.quality, *([AESTHETIC] if job.aesthetic is not None else [])})
+
+
+def _wanting_clip(job: CurateJob) -> dict[str, Any]:
+    """What of a job is read off embeddings, by field."""
+    return {"groups": job.groups, "aesthetic": job.aesthetic, "duplicates.semantic": job.duplicates.semantic}
 
 
 def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, CaptionsConfig | None]:
@@ -176,7 +196,7 @@ def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, Caption
 def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig | None) -> dict[str, Stage]:
     """The stages that the job has, each in the folder of its fingerprint."""
     clip = None if job.clip is None else [job.clip.name(), job.clip.precision, job.clip.batch_size]
-    measured = {
+    measured: dict[str, Any] = {
         "fetch": job.identity()["fetch"],
         "images": job.images.model_dump(mode="json", exclude={"min_side"}),
         "image_size": [job.image_size, job.pictures],
@@ -184,8 +204,12 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
         "quality": job.quality,
         "nsfw": None if job.safety.nsfw is None else job.safety.nsfw.identity(),
         "turned": job.duplicates.turned,
-        "threads": job.threads,  # sums in another order end in other bits
+        "decoders": decoders(),
     }
+    if job.clip is not None or job.safety.nsfw is not None:
+        # Sums in another order, or on another device, end in other bits.
+        measured["threads"] = job.threads
+        measured["device"] = "cuda" if job.gpus_per_worker else job.clip.device if job.clip else "cpu"
     identities: list[tuple[str, Any]] = [("measure", measured)]
     if heads is not None:
         assert job.clip is not None, "checked: heads want embeddings"
@@ -194,7 +218,7 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
         identities.append(("captions", [measured, captions.identity()]))
     work = storage.join(job.output, ".work")
     return {
-        name: Stage(name, storage.join(work, f"{name}-{fingerprint(VERSIONS[name], identity)}"))
+        name: Stage(name, storage.join(work, f"{name}-{fingerprint(MEASURE_VERSION, name, identity)}"))
         for name, identity in identities
     }
 
@@ -202,12 +226,20 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
 def _parents(job: CurateJob) -> list[Manifest]:
     """The job's parent and all that came before it: what any of them kept stays."""
     found: list[Manifest] = []
-    uri = job.parent
+    uri, expected = job.parent, None
+    if uri is not None and storage.exists(storage.join(uri, LATEST_FILE)):
+        raise UserError(
+            f"{uri} is a folder of manifests, and which is its latest changes",
+            field="parent",
+            remedy="name one of them, such as the folder that `cleanplate curate` printed",
+        )
     while uri is not None:
         try:
             parent = Manifest.open(uri)
         except UserError as error:
             raise UserError(error.message, field="parent", remedy=error.remedy) from None
+        if expected not in (None, parent.id):
+            raise UserError(f"{uri} is not the parent that was meant ({expected})", field="parent", remedy="restore it")
         if job.duplicates.semantic is not None:
             name = None if job.clip is None else job.clip.name()
             if parent.info.clip is None or parent.info.clip.name != name:
@@ -216,10 +248,8 @@ def _parents(job: CurateJob) -> list[Manifest]:
                     field="parent",
                     remedy="use the parent's CLIP, or switch duplicates.semantic off",
                 )
-        if any(parent.id == other.id for other in found):
-            raise UserError(f"{uri} is its own ancestor", field="parent", remedy="name another manifest")
         found.append(parent)
-        uri = parent.info.job.get("parent")
+        uri, expected = parent.info.parent_uri, parent.info.parent_id
     return found
 
 

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -60,6 +60,16 @@ CAPTIONS = pa.list_(
 )
 TEXTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def named(found: Mapping[str, str]) -> list[dict[str, str]] | None:
+    """Texts by name as a cell of a `TEXTS` column, null where there are none."""
+    return [{"name": name, "value": value} for name, value in found.items()] or None
+
+
+def texts(cell: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
+    """The inverse of `named`."""
+    return {entry["name"]: entry["value"] for entry in cell or ()}
 
 
 def _plain(name: str) -> str:
@@ -255,6 +265,7 @@ class ManifestInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     id: str
     parent_id: str | None = None
+    parent_uri: str | None = None  # where the parent lay
     name: str
     created_at: datetime
     code_version: str

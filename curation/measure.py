@@ -7,7 +7,7 @@ alone: the same input gives the same bits wherever and beside whatever it is mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation import manifest, nsfw
 from curation.clip import Clip, ClipConfig
-from curation.fetch import FetchConfig, Fetched, Fetcher, host_and_domain, row_id
+from curation.fetch import FetchConfig, Fetched, Fetcher, host_and_domain, is_url, row_id
 from curation.images import (
     Decoded,
     ImageConfig,
@@ -31,11 +31,11 @@ from curation.images import (
     resize,
     square,
 )
-from curation.manifest import Reason
+from curation.manifest import Reason, named, texts
 from curation.metadata import scan
 from curation.quality import measure as quality
 from curation.sources import INPUTS
-from curation.units import embedding_array, named
+from curation.units import embedding_array
 
 _CHUNK = 64  # pictures whose pixels are held at a time
 _NSFW_SIDE = 256
@@ -56,9 +56,6 @@ class MeasureConfig(BaseModel):
     nsfw: nsfw.NsfwConfig | None
     turned: bool
     threads: int
-
-    def build(self) -> Measure:
-        return Measure(self)
 
 
 # Columns of a measured unit beside its input's: those of the manifest that are measured, and why a row failed.
@@ -109,6 +106,11 @@ class Chunk:
             self.nsfw[place] = resize(pixels, _NSFW_SIDE, _NSFW_SIDE)
         self.rows.append(row)
 
+    def cut(self) -> Chunk:
+        """Itself without what is not filled, for the way to another process."""
+        clip, nsfw = (None if stack is None else stack[: len(self.rows)] for stack in (self.clip, self.nsfw))
+        return Chunk(self.rows, clip, nsfw)
+
 
 Columns = dict[str, list[Any]]
 
@@ -138,12 +140,13 @@ class Look:
         """
         uris, locations = inputs["uri"].to_pylist(), inputs["location"].to_pylist()
         columns |= {name: [None] * len(uris) for name in (*_MEASURED, "failed_stage", "failed_reason")}
-        stated = (dict(pairs or ()).get("url") for pairs in inputs["metadata"].to_pylist())
-        for row, (uri, url) in enumerate(zip(uris, stated, strict=True)):
+        for row, (uri, stated) in enumerate(zip(uris, inputs["metadata"].to_pylist(), strict=True)):
             columns["id"][row] = row_id(uri, None)
-            if not is_url(uri) and url and is_url(url):  # from a container, which says where it had the picture from
-                columns["source_url"][row] = url
+            if not is_url(uri):  # from a file or a container, whose metadata may say where it had the picture from
+                columns["source_url"][row] = _stated_url(dict(stated or ()))
             columns["host"][row], columns["domain"][row] = host_and_domain(columns["source_url"][row] or uri)
+            if any(name.endswith(".unread") for name, _ in stated or ()):
+                columns["embedded"][row] = named({"damaged": "sidecar"})  # it may have said whose the picture is
         for row in unwanted:
             _fail(columns, row, "fetch", Reason.NOT_ASKED)
         wanted = [row for row in range(len(uris)) if columns["failed_stage"][row] is None]
@@ -178,7 +181,9 @@ class Look:
         put(id=row_id(uri, fetched.data), bytes=len(fetched.data))
         # Before anything is encoded anew: what a file says about its rights is lost with its original bytes.
         about = scan(fetched.data)
-        put(embedded=named(about.fields))
+        damaged = [texts(columns["embedded"][row]).get("damaged"), about.fields.get("damaged")]
+        told = ",".join(filter(None, damaged))
+        put(embedded=named({**about.fields, **({"damaged": told} if told else {})}))
         config = self._config
         try:
             found = decode(fetched.data, config.images, self._side, about)
@@ -230,27 +235,13 @@ class Embed:
         return pa.Table.from_arrays(arrays, schema=fields)
 
 
-class Measure:
-    """Both halves in one process: the models are loaded once, then units follow."""
-
-    def __init__(self, config: MeasureConfig, clip: Clip | None = None) -> None:
-        if config.clip is not None:
-            import torch
-
-            torch.set_num_threads(config.threads)
-            clip = clip or config.clip.build()
-        self.clip = clip
-        self.look = Look(config, None if clip is None else clip.image_size)
-        self.embed = Embed(config, clip)
-
-    def __call__(self, inputs: pa.Table, unwanted: Sequence[int] = ()) -> pa.Table:
-        """Measures the inputs of one unit: see `Look` and `Embed`."""
-        columns: Columns = {}
-        return self.embed(inputs, columns, self.look(inputs, columns, unwanted))
+_URL_NAMES = ("url", "image_url", "img_url", "source_url", "original_url", "source", "link", "page_url")
 
 
-def is_url(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+def _stated_url(metadata: Mapping[str, str]) -> str | None:
+    """The URL that a row's metadata says the picture is from: under one of the usual names, else any that is one."""
+    urls = {name.lower(): text.strip() for name, text in metadata.items() if is_url(text.strip())}
+    return next((urls[name] for name in _URL_NAMES if name in urls), min(urls.values(), default=None))
 
 
 def _fail(columns: Columns, row: int, stage: str, reason: str | None, detail: str | None = None) -> None:
@@ -266,8 +257,8 @@ def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
     if not unwanted:
         return rows
     if "uri" not in rows.column_names:  # what a later stage made of them
-        kept_rows = pa.array([None if i in set(unwanted) else i for i in range(rows.num_rows)], pa.int64())
-        return rows.take(kept_rows)
+        gone = set(unwanted)
+        return rows.take(pa.array([None if i in gone else i for i in range(rows.num_rows)], pa.int64()))
     kept = {*INPUTS.names, "source_url", "host", "domain"}
     found = rows.to_pylist()
     for index in unwanted:

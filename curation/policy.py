@@ -13,29 +13,17 @@ from typing import Any
 from curation.captions import Caption, Choice, choose
 from curation.filters import Filters
 from curation.job import CurateJob
-from curation.manifest import Decision, Reason, Verdict
+from curation.manifest import Decision, Reason, Verdict, texts
 from curation.rights import embedded
 from curation.rights.licences import Licences
 from curation.rights.lists import OptOuts
 from curation.rights.verdict import Observation
 from curation.safety import Limits
-from curation.units import texts
 
 MEASURED = (
-    *(
-        "uri",
-        "final_uri",
-        "source_url",
-        "id",
-        "host",
-        "creator",
-        "licence",
-        "licence_url",
-        "failed_stage",
-        "failed_reason",
-    ),
-    *("bytes", "width", "height", "pixel_hash", "phash", "phash_turned", "colour_layout", "embedded"),
-    *("scores", "safety"),
+    *("uri", "final_uri", "redirects", "source_url", "id", "host", "creator", "licence", "licence_url"),
+    *("failed_stage", "failed_reason", "bytes", "width", "height", "pixel_hash", "phash", "phash_turned"),
+    *("colour_layout", "embedded", "scores", "safety"),
 )
 """What of a measured unit the policy reads: everything but pictures and embeddings."""
 

@@ -176,6 +176,11 @@ def open_file(location: str, buffer: int = 2**20) -> BinaryIO:
     return open(path_here, "rb")
 
 
+def absolute(uri: str) -> str:
+    """The same place, wherever the command is run."""
+    return uri if is_remote(uri) else filesystem(uri)[1]
+
+
 @_faults_are_os_errors
 def exists(uri: str) -> bool:
     """Whether a file or a folder (in a bucket: any key below it) is there."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
+from curation.containers import is_member
 from curation.manifest import digest_rows, to_parquet
 
 
@@ -53,8 +55,15 @@ def _chance(uri: str) -> int:
 
 
 def unit_key(inputs: pa.Table) -> str:
-    """The name of a unit: a hash of its inputs' names, sizes, times and stated metadata."""
-    return digest_rows(inputs.drop_columns(["location"]))[:32]
+    """The name of a unit: a hash of its inputs' names, sizes, times and stated metadata.
+
+    Where an input lies does not count where size and time tell it from another: a folder may move. What has neither,
+    and what is inside a container, is known by its place alone.
+    """
+    known = pc.and_(inputs["size"].is_valid(), inputs["modified"].is_valid())
+    inside = pa.array([is_member(location) for location in inputs["location"].to_pylist()], pa.bool_())
+    place = pc.if_else(pc.and_(known, pc.invert(inside)), None, inputs["location"])
+    return digest_rows(inputs.set_column(inputs.column_names.index("location"), "location", place))[:32]
 
 
 def fingerprint(*identity: Any) -> str:
@@ -81,21 +90,16 @@ class Stage:
         """Stores a unit whole or not at all."""
         storage.write_bytes(self.file(key), to_parquet(rows))
 
+    def remove(self, key: str) -> None:
+        """Forgets a stored unit."""
+        system, path = storage.filesystem(self.file(key))
+        system.delete_file(path)
+
     def read(self, key: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A stored unit, or some columns of it."""
         system, path = storage.filesystem(self.file(key))
         wanted = None if columns is None else list(columns)
         return pq.read_table(path, columns=wanted, filesystem=system, partitioning=None)
-
-
-def named(found: Mapping[str, str]) -> list[dict[str, str]] | None:
-    """Texts by name as a cell of a `manifest.TEXTS` column, null where there are none."""
-    return [{"name": name, "value": value} for name, value in found.items()] or None
-
-
-def texts(cell: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
-    """The inverse of `named`."""
-    return {entry["name"]: entry["value"] for entry in cell or ()}
 
 
 def embedding_array(embeddings: np.ndarray) -> pa.Array:

@@ -18,15 +18,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from curation.captions import CaptionInput, CaptionsConfig
+from curation.captions import CaptionInput, CaptionsConfig, Told
 from curation.clip import Clip, ClipConfig
 from curation.heads import HeadsConfig
 from curation.listing import Listing, Todo
-from curation.manifest import CAPTIONS, GROUPS, SAFETY, SCORES
+from curation.manifest import CAPTIONS, GROUPS, SAFETY, SCORES, digest_rows, texts
 from curation.measure import Chunk, Columns, Embed, Look, MeasureConfig
 from curation.sources import INPUTS
-from curation.units import Stage, embedding_matrix, texts
+from curation.units import Stage, embedding_matrix
 
+OF = b"cleanplate.of"  # in the metadata of heads' and captions' files: the measurement they were made of
 STATED = ("title", "creator", "licence", "licence_url")
 Item = dict[str, Any]
 
@@ -75,10 +76,11 @@ class Worker:
             self._stages["measure"].write(key, measured)
         else:
             measured = self._stages["measure"].read(key)
+        of = {OF: measurement(measured)}
         if "heads" in stages:
-            self._stages["heads"].write(key, self._scored(measured))
+            self._stages["heads"].write(key, self._scored(measured).replace_schema_metadata(of))
         if "captions" in stages:
-            self._stages["captions"].write(key, self._captioned(measured))
+            self._stages["captions"].write(key, self._captioned(measured).replace_schema_metadata(of))
         failed = Counter(reason for reason in measured["failed_reason"].to_pylist() if reason is not None)
         return {"rows": measured.num_rows, "stages": stages, "failed": failed}
 
@@ -101,24 +103,27 @@ class Worker:
 
     def _captioned(self, measured: pa.Table) -> pa.Table:
         embeddings = embedding_matrix(measured["embedding"]).astype(np.float32) if self.clip is not None else None
-        names = (*STATED, "metadata", "embedded", "image", "failed_stage")
+        assert self._config.captions is not None
+        shown = any(captioner.kind in ("coca", "endpoint") for captioner in self._config.captions.captioners)
+        names = [*STATED, "metadata", "embedded", "pixel_hash", *(["image"] if shown else [])]
         rows = measured.select(names).to_pylist()
         inputs = []
         for i, row in enumerate(rows):
             stated = {name: row[name] for name in STATED if row[name]}
-            pictured = row["image"] is not None
             inputs.append(
                 CaptionInput(
                     metadata={**dict(row["metadata"] or ()), **stated},
                     embedded=texts(row["embedded"]),
-                    picture=row["image"]["bytes"] if pictured else None,
-                    embedding=embeddings[i] if pictured and embeddings is not None else None,
+                    picture=row["image"]["bytes"] if row.get("image") else None,
+                    embedding=embeddings[i] if row["pixel_hash"] and embeddings is not None else None,
                 )
             )
         told = self._captions.tell(inputs)
         captions = [[vars(caption) for caption in row.captions] or None for row in told]
-        failed = ["; ".join(f"{name}: {f.reason} {f.detail}" for name, f in row.failed.items()) or None for row in told]
-        return pa.table({"captions": pa.array(captions, CAPTIONS), "failed": pa.array(failed, pa.string())})
+        columns = {"captions": pa.array(captions, CAPTIONS)}
+        for name, may_pass in (("failed", True), ("refused", False)):
+            columns[name] = pa.array([_failures(row, may_pass=may_pass) for row in told], pa.string())
+        return pa.table(columns)
 
     @cached_property
     def clip(self) -> Clip | None:
@@ -147,7 +152,22 @@ class Worker:
     @cached_property
     def _captions(self) -> Any:
         assert self._config.captions is not None
+        if any(captioner.kind == "coca" for captioner in self._config.captions.captioners):
+            import torch
+
+            torch.set_num_threads(self._config.measure.threads)
         return self._config.captions.build(self.clip)
+
+
+def _failures(told: Told, *, may_pass: bool) -> str | None:
+    """Which captioners did not get to say anything about a row, those that may another time or those that will not."""
+    failures = ((name, f) for name, f in told.failed.items() if f.may_pass == may_pass)
+    return "; ".join(f"{name}: {f.reason} {f.detail}".strip() for name, f in failures) or None
+
+
+def measurement(measured: pa.Table) -> bytes:
+    """Tells one measurement of a unit from another: what later stages say they were made of."""
+    return digest_rows(measured.select(["id", "failed_reason", "pixel_hash"])).encode()
 
 
 class _Looker:
@@ -163,7 +183,7 @@ class _Looker:
         packed = []
         for item in _items(batch):
             columns, chunks = self._worker.look(item)
-            taken = list(chunks)
+            taken = [chunk.cut() for chunk in chunks]
             packed.append(pickle.dumps((columns, taken), protocol=5))
         return {**{name: list(values) for name, values in batch.items()}, "looked": packed}
 

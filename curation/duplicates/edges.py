@@ -65,10 +65,16 @@ class DuplicatesConfig(BaseModel):
         return self.perceptual is not None and self.perceptual.turned
 
     def binding(self) -> DuplicatesConfig:
-        """The copies that an opt-out reaches, and the search for it: also those the job itself would keep."""
-        return self.model_copy(
-            update={"exact": True, "pixel": True, "perceptual": self.perceptual or PerceptualConfig()}
+        """The copies that an opt-out reaches, and the search for it: also those the job itself would keep.
+
+        What counts as a copy by default always does: a job that keeps near copies apart does not thereby keep those of
+        what is opted out.
+        """
+        own, least = self.perceptual or PerceptualConfig(), PerceptualConfig()
+        reached = own.model_copy(
+            update={"radius": max(own.radius, least.radius), "colour": max(own.colour, least.colour)}
         )
+        return self.model_copy(update={"exact": True, "pixel": True, "perceptual": reached})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A statement in the file goes where the file goes, also to other hosts. Its vocabulary is
 http://ns.useplus.org/LDF/ldf-XMPSpecification#DataMining; a licence that the file names is evidence of who claims what,
-and is weighed against the job's allow-list elsewhere.
+and `licences` weighs it beside what the source states.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VOCABULARY = {
     "DMI-PROHIBITED-SEEEMBEDDEDRIGHTSEXPR": Verdict.DENY,
 }
 # Metadata in which a reservation may have stood that could not be read.
-_VITAL = frozenset({"xmp", "container"})
+_VITAL = frozenset({"xmp", "container", "sidecar"})
 
 
 def observe(embedded: Mapping[str, str]) -> list[Observation]:

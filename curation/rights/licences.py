@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from curation.manifest import Verdict
+from curation.manifest import Verdict, texts
 from curation.rights.verdict import Observation
 
 _CC_LICENCE = re.compile(r"creativecommons\.org/licenses/([a-z-]+)/(\d\.\d)", re.IGNORECASE)
@@ -72,7 +72,8 @@ class Licences:
             return Observation("licence", None, "metadata", Verdict.UNKNOWN)
         if self._allowed is None:
             return Observation("licence", normalise(stated), "metadata", Verdict.UNKNOWN)
-        names = {normalise(s).casefold() for s in (row["licence"], row["licence_url"]) if s}
-        # Every statement must be allowed: a CC-BY name beside a by-nc URL is no permission.
+        inside = texts(row.get("embedded")).get("licence")
+        names = {normalise(s).casefold() for s in (row["licence"], row["licence_url"], inside) if s}
+        # Every statement must be allowed: a CC-BY name beside a by-nc URL, here or in the file, is no permission.
         verdict = Verdict.ALLOW if names <= set(self._allowed) else Verdict.DENY
         return Observation("licence", normalise(stated), "metadata", verdict)

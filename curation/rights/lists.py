@@ -6,13 +6,14 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
 from curation.errors import UserError
 from curation.fetch import host_and_domain
-from curation.manifest import RightsSource, Verdict, now
+from curation.manifest import RightsSource, Verdict, now, texts
 from curation.rights.verdict import Observation
 from curation.sources import read_table
 
@@ -85,11 +86,14 @@ class OptOuts:
         if row["creator"]:
             candidates.append(("creator", row["creator"]))
         hosts = [row["host"]]
-        if row.get("source_url"):
-            candidates.append(("uri", row["source_url"]))
-        if row.get("final_uri"):  # a redirect to somebody who opted out is a picture of theirs
-            candidates.append(("uri", row["final_uri"]))
-            hosts.append(host_and_domain(row["final_uri"])[0])
+        # A redirect by way of somebody who opted out leads to a picture of theirs.
+        for place in (row.get("source_url"), row.get("final_uri"), *(row.get("redirects") or ())):
+            if place:
+                candidates.append(("uri", place))
+                hosts.append(host_and_domain(place)[0])
+        for creator in re.split(r"[;,\n]", texts(row.get("embedded")).get("creator", "")):
+            if creator.strip():
+                candidates.append(("creator", creator))
         for host in filter(None, hosts):
             labels = host.split(".")
             candidates += [("domain", ".".join(labels[i:])) for i in range(len(labels))]
@@ -110,11 +114,25 @@ _ANYTHING = re.compile(r".+", re.DOTALL)
 _EXAMPLES = {"domain": "a domain such as example.com", "sha256": "64 hexadecimal digits"}
 
 
+def _same_url(uri: str) -> str:
+    """A URL without what makes no other of it: case of scheme and host, a port that goes without saying, a fragment."""
+    if not re.match(r"https?://", uri, re.IGNORECASE):
+        return uri
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        return uri
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    host = (parts.hostname or "") + (f":{port}" if port not in (None, usual) else "")
+    return urlunsplit((parts.scheme, host, parts.path or "/", parts.query, ""))
+
+
 def _normal(selector: str, value: str) -> str:
     """A selector as it is compared. Domains may be given as URLs or with a `*.`, as people write them."""
     value = value.strip()
     if selector == "uri":
-        return value
+        return _same_url(value)
     value = value.casefold()
     if selector == "domain":
         url = value if "://" in value else f"http://{value.removeprefix('*.')}"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.containers import broken_member
 from curation.errors import UserError
-from curation.fetch import FetchConfig, Fetched
+from curation.fetch import FetchConfig, Fetched, is_url
 from curation.manifest import Reason
 from curation.sources.inputs import INPUTS, rows_table, stated, without_password
 from curation.sources.urls import asking, document
@@ -83,7 +83,7 @@ class _Walk:
         children = _collected(found)
         for start in range(0, len(children), _TOGETHER):
             part = [child for child in children[start : start + _TOGETHER] if self._is_new(_id(child))]
-            missing = [_id(child) for child in part if _is_reference(child) and _is_web(_id(child))]
+            missing = [_id(child) for child in part if _is_reference(child) and is_url(_id(child))]
             came = dict(zip(missing, self._fetched(missing), strict=True))
             for child in part:
                 url = _id(child)
@@ -127,7 +127,7 @@ class _Walk:
             bodies = list(_bodies(canvas))
             for body in bodies:
                 url = _picture(body, self._size)
-                if _is_web(url):
+                if is_url(url):
                     yield {"uri": without_password(url), "location": url, **said}
                 else:
                     yield {
@@ -175,10 +175,6 @@ def _collected(collection: _Json) -> list[_Json]:
 def _is_reference(child: _Json) -> bool:
     inside = ("items", "sequences", "members", "collections", "manifests")
     return not any(child.get(name) for name in inside)
-
-
-def _is_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def _bodies(canvas: _Json) -> Iterator[_Json]:
@@ -231,7 +227,7 @@ def _said(manifest: _Json, canvas: _Json, *, several: bool) -> _Row:
     own = {
         "title": f"{title}, {part}" if several and part and part != title else title or part,
         "creator": creators[0] if creators else None,
-        "licence_url" if _is_web(rights) else "licence": rights,
+        "licence_url" if is_url(rights) else "licence": rights,
     }
     rest = {
         **pairs,

@@ -56,7 +56,8 @@ def _named_apart(table: pa.Table, earlier: pa.Table, field: str) -> pa.Table:
     named_alike = pc.is_in(table["uri"], value_set=earlier["uri"])
     clash = pc.and_(pc.and_(named_alike, new_place), pc.invert(pc.match_substring(table["uri"], "://")))
     renamed = pc.if_else(clash, pc.binary_join_element_wise(table["dataset"], table["uri"], "/"), table["uri"])
-    still = pc.and_(clash, pc.is_in(renamed, value_set=earlier["uri"]))
+    taken = pa.chunked_array([*earlier["uri"].chunks, *table["uri"].chunks])
+    still = pc.and_(clash, pc.is_in(renamed, value_set=taken))
     if pc.any(still).as_py():
         name = table["uri"].filter(still)[0].as_py()
         raise UserError(

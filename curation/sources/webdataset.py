@@ -153,7 +153,7 @@ def _said(sample: Sequence[Member]) -> dict[str, Any]:
         if member.text is None:
             found[f"{extension}.unread"] = member.fault[1] if member.fault else f"{member.size} bytes"
             continue
-        for name, value in _entries(extension, member.text.decode("utf-8", "backslashreplace")).items():
+        for name, value in _entries(extension, member.text.decode("utf-8-sig", "backslashreplace")).items():
             if value in (None, "") or found.get(name) == value:
                 continue
             found[f"{extension}.{name}" if name in found else name] = value
@@ -169,7 +169,7 @@ def _entries(extension: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = text
+        return {f"{extension}.unread": "no JSON"}
     if not isinstance(value, dict):
-        return {before or "json": value}
+        return {f"{extension}.unread": "no JSON object"}
     return {f"{before}.{name}" if before else name: entry for name, entry in value.items()}

@@ -72,7 +72,8 @@ def decided(chosen: Policy, *rows: dict[str, Any], parent: Manifest | None = Non
     told = [
         [{"text": f"a {r['title']}", "source": "template", "language": "en", "words": 2, "score": 0.3}] for r in rows
     ]
-    captions = pa.table({"captions": pa.array(told, CAPTIONS), "failed": pa.nulls(len(rows), pa.string())})
+    nobody = pa.nulls(len(rows), pa.string())
+    captions = pa.table({"captions": pa.array(told, CAPTIONS), "failed": nobody, "refused": nobody})
     rulings = [ruling for ruling, _ in rule_all(chosen, measured, None, captions)]
     facts = Facts.of(chosen, measured, rulings, embeddings_of(chosen, measured))
     known = None if parent is None else parent_facts(chosen, parent)
@@ -281,3 +282,50 @@ def test_a_picture_from_a_container_is_opted_out_by_where_it_came_from(tmp_path:
     for optout in (f"uri\n{url}\n", "domain\na.example\n"):
         (found,) = decided(policy(tmp_path, optout), row("shard.tar#0001.jpg", source_url=url, host="a.example"))
         assert found["reason"] == Reason.OPTED_OUT
+
+
+@pytest.mark.parametrize(
+    ("optout", "changes"),
+    [
+        ("domain\na.example\n", {"redirects": ["http://a.example/x", "http://cdn.example/x"]}),
+        ("uri\nhttps://a.example/x.jpg\n", {"final_uri": "HTTPS://A.example:443/x.jpg#top"}),
+        ("creator\nmallory\n", {"creator": None, "embedded": [{"name": "creator", "value": "Jane; Mallory"}]}),
+    ],
+)
+def test_opt_outs_match_all_that_is_known_of_a_row(tmp_path: Path, optout: str, changes: dict[str, Any]) -> None:
+    (found,) = decided(policy(tmp_path, optout), row("http://short.example/1", **changes))
+    assert found["reason"] == Reason.OPTED_OUT
+
+
+@pytest.mark.parametrize("perceptual", [None, {"radius": 0}, {"radius": 3, "colour": 0}, {"radius": 8}])
+def test_no_setting_for_duplicates_narrows_what_an_optout_reaches(tmp_path: Path, perceptual: Any) -> None:
+    chosen = policy(tmp_path, "uri\na\n", duplicates={"perceptual": perceptual})
+    found = decided(chosen, row("a", phash=5), row("b", phash=4, colour_layout=bytes([9] * 48)))
+    assert found[1]["reason"] == Reason.OPTED_OUT_NEAR_COPY
+
+
+def test_a_file_that_states_another_licence_than_its_source_is_not_allowed(tmp_path: Path) -> None:
+    told = [{"name": "licence", "value": "https://creativecommons.org/licenses/by-nc-nd/4.0/"}]
+    (found,) = decided(policy(tmp_path), row("a", embedded=told))
+    assert found["reason"] == Reason.LICENCE_NOT_ALLOWED
+
+
+def test_an_older_manifest_refuses_and_keeps_the_same_bytes_under_other_names(tmp_path: Path) -> None:
+    """Ids are of bytes: what was refused of one name is refused of another, and what was kept stays for its copies."""
+    chosen = policy(tmp_path, "creator\nmallory\n")
+    measured = pa.Table.from_pylist([row("x", creator="Mallory"), row("kept", phash=5)], schema=schema(DIM))
+    rulings = [ruling for ruling, _ in rule_all(chosen, measured, None, None)]
+    older = Facts.of(chosen, measured, rulings, embeddings_of(chosen, measured))
+    again = [row("y", id=row("x")["id"], pixel_hash=row("x")["pixel_hash"], phash=row("x")["phash"])]
+    again.append(row("elsewhere", id=row("kept")["id"], pixel_hash="p5", phash=5, licence="CC-BY-NC-4.0"))
+    again.append(row("copy", phash=4, width=999))
+    now = pa.Table.from_pylist(again, schema=schema(DIM))
+    rulings = [ruling for ruling, _ in rule_all(chosen, now, None, None)]
+    settled = settle(chosen, Facts.of(chosen, now, rulings, embeddings_of(chosen, now)), older)
+    found = manifest_rows(chosen, now, None, None, settled.rows(0, 3)).to_pylist()
+    assert [r["reason"] for r in found] == [
+        Reason.OPTED_OUT_NEAR_COPY,
+        Reason.LICENCE_NOT_ALLOWED,
+        Reason.DUPLICATE_PERCEPTUAL,
+    ]
+    assert found[2]["duplicate_of"] == row("kept")["id"]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from curation import workers
 from curation.images import FORMATS, Decoded, ImageConfig, ImageError, decode
 from curation.job import CurateJob
 from curation.listing import listing
@@ -135,8 +136,10 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     source = {"kind": "folder", "path": str(folder)}
     fields = {"source": source, "output": str(folder.parent / "out"), "clip": None, "image_size": 32}
     found = listing(CurateJob.model_validate({**fields, "unit_size": 1_000}))
-    measure = found.measure.build()
-    rows = [row for unit in found.units for row in measure(unit.inputs, unit.unwanted).to_pylist()]
+    worker = workers.Worker(workers.config_of(found))
+    for todo in found.todo():
+        worker.run(workers.item_of(todo))
+    rows = [row for unit in found.units for row in found.stages["measure"].read(unit.key).to_pylist()]
     assert len(rows) == found.rows == len({row["uri"] for row in rows})
     return {row["uri"]: row for row in rows}
 

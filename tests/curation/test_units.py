@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.containers import parquet_cell
 from curation.sources import INPUTS
 from curation.units import Stage, cut, embedding_array, embedding_matrix, fingerprint, unit_key
 
 
 def listed(names: list[str]) -> pa.Table:
-    return pa.Table.from_pylist([{"uri": name, "location": f"/somewhere/{name}"} for name in names], schema=INPUTS)
+    files = [{"uri": n, "location": f"/somewhere/{n}", "size": 9, "modified": datetime(2026, 1, 1)} for n in names]
+    return pa.Table.from_pylist(files, schema=INPUTS)
 
 
 @settings(deadline=None)
@@ -47,8 +50,18 @@ def test_a_units_name_is_of_what_is_in_it_and_not_of_where_it_lies() -> None:
     elsewhere = listed(names).set_column(1, "location", pa.array(["/x/a.png", "/x/b.png"]))
     assert unit_key(listed(names)) == unit_key(elsewhere)
     assert unit_key(listed(names)) != unit_key(listed(names[::-1]))
-    larger = listed(names).set_column(3, INPUTS.field("size"), pa.array([1, None], pa.int64()))
+    larger = listed(names).set_column(3, INPUTS.field("size"), pa.array([9, 10], pa.int64()))
     assert unit_key(listed(names)) != unit_key(larger)
+
+
+def test_what_only_its_place_identifies_is_another_unit_elsewhere() -> None:
+    def at(*locations: str, size: int | None = None) -> str:
+        files = [{"uri": "a", "location": at, "size": size, "modified": datetime(2026, 1, 1)} for at in locations]
+        return unit_key(pa.Table.from_pylist(files, schema=INPUTS))
+
+    assert at("s3://b/v1/a.jpg") != at("s3://b/v2/a.jpg"), "a table on S3: neither size nor time is known"
+    left, right = (parquet_cell("/data/x.parquet", 0, 0, column) for column in ("left", "right"))
+    assert at(left, size=9) != at(right, size=9)
 
 
 def test_a_fingerprint_is_of_everything() -> None:

@@ -76,7 +76,7 @@ def test_samples_keep_what_their_sidecars_say(tmp_path: Path) -> None:
         "members": "npy",
     }
     assert seg["metadata"] == a["metadata"]
-    assert dict(b["metadata"]) == {"caption": "grün", "json": "{broken"}
+    assert dict(b["metadata"]) == {"caption": "grün", "json.unread": "no JSON"}
     assert a["modified"].timestamp() == pytest.approx(os.path.getmtime(path))
 
 

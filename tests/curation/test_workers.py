@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation import workers
-from curation.engine import _funnel, _storage_errors
+from curation.engine import _funnel, _storage_errors, _stored
 from curation.errors import UserError
 from curation.job import CurateJob
 from curation.listing import Listing, forget_downstream, listing
@@ -106,3 +110,44 @@ def test_the_funnel_adds_up() -> None:
     steps = _funnel(10, removed)
     assert steps[0].model_dump() == {"stage": "fetch", "reached": 10, "removed": 2, "reasons": {"not_found": 2}}
     assert steps[-1].reached - steps[-1].removed == 5
+
+
+@pytest.mark.parametrize("name", ["url", "image_url", "Source_URL", "somewhere"])
+def test_where_a_picture_in_a_container_came_from_is_found_under_any_name(tmp_path: Path, name: str) -> None:
+    table = pa.table({"image": pa.array([encoded(noise(1))]), name: ["  HTTPS://a.example/x.jpg "]})
+    pq.write_table(table, tmp_path / "pictures.parquet")
+    found = listed(tmp_path, source={"kind": "parquet", "path": str(tmp_path / "pictures.parquet")})
+    work(found)
+    (row,) = found.stages["measure"].read(found.units[0].key, ["source_url", "host"]).to_pylist()
+    assert row == {"source_url": "HTTPS://a.example/x.jpg", "host": "a.example"}
+
+
+def test_a_sidecar_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for name, data in (("1.png", encoded(noise(1))), ("1.json", b'{"licence": '), ("2.png", encoded(noise(2)))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    found = listed(tmp_path, source={"kind": "webdataset", "path": str(tmp_path / "shard.tar")})
+    work(found)
+    rows = found.stages["measure"].read(found.units[0].key, ["embedded"]).to_pylist()
+    assert [row["embedded"] for row in rows] == [[{"name": "damaged", "value": "sidecar"}], None]
+
+
+def test_units_with_the_same_inputs_are_done_once(tmp_path: Path) -> None:
+    folder = {"kind": "folder", "path": str(make(tmp_path, 4))}
+    found = listed(tmp_path, source={"kind": "union", "of": [folder, folder]}, unit_size=1)
+    todo = found.todo()
+    assert len({t.unit.key for t in todo}) == len(todo) < len(found.units)
+
+
+def test_what_is_made_of_another_measurement_is_not_believed(tmp_path: Path) -> None:
+    make(tmp_path, 2)
+    found = listed(tmp_path)
+    work(found)
+    (unit,) = found.units
+    captions = found.stages["captions"]
+    captions.write(unit.key, captions.read(unit.key).replace_schema_metadata({workers.OF: b"another"}))
+    with pytest.raises(UserError, match="another run"):
+        _stored(found.stages, unit)
+    assert [todo.stages for todo in found.todo()] == [("captions",)]
