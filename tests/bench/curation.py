@@ -29,7 +29,7 @@ from curation.listing import Listing, listing
 from curation.measure import Look
 from pipelines.cluster import connect
 
-UNITS, UNIT_SIZE, SIDE, ROUNDS = 24, 128, 512, 1
+UNITS, UNIT_SIZE, SIDE, ROUNDS = 24, 128, 512, 5
 TENSOR = 224
 
 os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one CPU; read when torch is imported
