@@ -18,16 +18,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Reason
+from curation.places import is_url
 
 if TYPE_CHECKING:
     from curation.containers import MemberReader
@@ -296,11 +296,6 @@ def _ahead(threads: ThreadPoolExecutor, work: Callable[[_In], _Out], items: Iter
         yield begun.popleft().result()
 
 
-def is_url(location: str) -> bool:
-    """Whether it is for the web fetcher, in whatever case its scheme is written."""
-    return location[:8].lower().startswith(("http://", "https://"))
-
-
 def _none() -> Generator[Fetched]:
     yield from ()
 
@@ -308,27 +303,3 @@ def _none() -> Generator[Fetched]:
 def row_id(uri: str, data: bytes | None) -> str:
     """The manifest's `id`: sha256 of the bytes, or of `uri:` and the uri where the bytes never came."""
     return hashlib.sha256(data if data is not None else f"uri:{uri}".encode()).hexdigest()
-
-
-def host_and_domain(uri: str) -> tuple[str | None, str | None]:
-    """A URL's host and its registrable domain by the Public Suffix List; both None for a file."""
-    if not is_url(uri):
-        return None, None
-    try:
-        host = urlsplit(uri).hostname
-    except ValueError:
-        return None, None
-    if not host:
-        return None, None
-    host = host.rstrip(".")
-    with contextlib.suppress(UnicodeError):
-        host = host.encode("idna").decode()
-    return host, _suffixes()(host).top_domain_under_public_suffix or host
-
-
-@cache
-def _suffixes() -> Any:
-    import tldextract
-
-    # The list that the package ships: curation must not depend on what a download says today.
-    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)

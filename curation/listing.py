@@ -18,13 +18,14 @@ from curation import storage
 from curation.aesthetic import NAME as AESTHETIC
 from curation.captions import CaptionsConfig
 from curation.errors import UserError
-from curation.fetch import PASSING, host_and_domain
+from curation.fetch import PASSING
 from curation.filters import Filters
 from curation.heads import HeadsConfig
 from curation.images import decoders
 from curation.job import CurateJob
 from curation.manifest import LATEST_FILE, InputsInfo, Manifest, Reason
 from curation.measure import MeasureConfig
+from curation.places import host_and_domain
 from curation.policy import Policy
 from curation.quality import MEASURES
 from curation.rights.lists import OptOuts

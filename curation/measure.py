@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation import manifest, nsfw
 from curation.clip import Clip, ClipConfig
-from curation.fetch import FetchConfig, Fetched, Fetcher, host_and_domain, is_url, row_id
+from curation.fetch import FetchConfig, Fetched, Fetcher, row_id
 from curation.images import (
     Decoded,
     ImageConfig,
@@ -33,6 +33,7 @@ from curation.images import (
 )
 from curation.manifest import Reason, named, texts
 from curation.metadata import scan
+from curation.places import host_and_domain, is_url
 from curation.quality import measure as quality
 from curation.sources import INPUTS
 from curation.units import embedding_array

@@ -6,14 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
 from curation.errors import UserError
-from curation.fetch import host_and_domain
 from curation.manifest import RightsSource, Verdict, now, texts
+from curation.places import host_and_domain, same_url
 from curation.rights.verdict import Observation
 from curation.sources import read_table
 
@@ -114,25 +113,11 @@ _ANYTHING = re.compile(r".+", re.DOTALL)
 _EXAMPLES = {"domain": "a domain such as example.com", "sha256": "64 hexadecimal digits"}
 
 
-def _same_url(uri: str) -> str:
-    """A URL without what makes no other of it: case of scheme and host, a port that goes without saying, a fragment."""
-    if not re.match(r"https?://", uri, re.IGNORECASE):
-        return uri
-    try:
-        parts = urlsplit(uri)
-        port = parts.port
-    except ValueError:
-        return uri
-    usual = {"http": 80, "https": 443}[parts.scheme]
-    host = (parts.hostname or "") + (f":{port}" if port not in (None, usual) else "")
-    return urlunsplit((parts.scheme, host, parts.path or "/", parts.query, ""))
-
-
 def _normal(selector: str, value: str) -> str:
     """A selector as it is compared. Domains may be given as URLs or with a `*.`, as people write them."""
     value = value.strip()
     if selector == "uri":
-        return _same_url(value)
+        return same_url(value)
     value = value.casefold()
     if selector == "domain":
         url = value if "://" in value else f"http://{value.removeprefix('*.')}"

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from curation.containers import broken_member
 from curation.errors import UserError
-from curation.fetch import FetchConfig, Fetched, is_url
+from curation.fetch import FetchConfig, Fetched
 from curation.manifest import Reason
+from curation.places import is_url
 from curation.sources.inputs import INPUTS, rows_table, stated, without_password
 from curation.sources.urls import asking, document
 

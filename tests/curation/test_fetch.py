@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from curation import storage
 from curation.containers import tar_member
 from curation.errors import UserError
-from curation.fetch import PASSING, FetchConfig, Fetcher, host_and_domain
+from curation.fetch import PASSING, FetchConfig, Fetcher
 from curation.manifest import Reason
+from curation.places import host_and_domain
 from tests.curation.faults import PICTURE, Faults
 from tests.curation.seaweed import seaweed
 
