@@ -223,6 +223,15 @@ class RightsSource(BaseModel):
     read_at: datetime
 
 
+class LedgerInfo(BaseModel):
+    """The takedown ledger whose entries were applied (`curation.takedowns`): where it lies, and what it held."""
+
+    model_config = ConfigDict(frozen=True)
+    uri: str
+    version: str
+    entries: int  # in force
+
+
 class WorkInfo(BaseModel):
     """Where the measured units lay that the parts were made of: `<folder>/unit-<units[i]>.parquet` became part i.
 
@@ -276,6 +285,8 @@ class ManifestInfo(BaseModel):
     counts: dict[str, int]
     reasons: dict[str, int]
     rights: list[RightsSource]
+    ledger: LedgerInfo | None = None
+    evidence_from: datetime | None = None  # when the oldest evidence that a kept row rests on was seen
     files: list[PartFile]
     work: WorkInfo | None = None
 
