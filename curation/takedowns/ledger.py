@@ -1,0 +1,355 @@
+"""The takedown ledger: an append-only folder of Parquet files, local or in a bucket.
+
+`events/<kind>-<id>.parquet` is one event, written whole or not at all under a name made of its id: appending takes no
+lock, and appending the same event again makes the same file. `events/packs/` holds many events to a file. So
+`pyarrow.parquet.read_table(<ledger>/events)` reads it all; an event that stands there twice counts once, by `id`.
+
+Why nothing is lost while somebody packs: a file is removed only when a pack that holds all of its events was written
+before. A pack is named by how many events it holds and by a hash of their ids, so the larger one sorts later and no
+name ever means something else. A reader lists the single files first and the packs after them, so what vanished from
+under the first listing stands in the second, and reads anew when the packs are others afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+from pydantic import ValidationError
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import INFO_FILE, LATEST_FILE, LedgerInfo, Manifest, now
+from curation.takedowns.events import (
+    SCHEMA,
+    Action,
+    Entry,
+    Event,
+    Selector,
+    Withdrawal,
+    from_row,
+    make_action,
+    make_entry,
+    make_withdrawal,
+    to_row,
+)
+
+FOLDER = "takedowns"
+VARIABLE = "CLEANPLATE_LEDGER"
+_THREADS = 16
+_ATTEMPTS = 50
+_REMEDY = "restore it from a backup, or remove it if you know that it never was a whole event"
+
+
+def location(given: str | None, beside: str | None = None) -> str:
+    """Where the ledger lies: where it is said, else where $CLEANPLATE_LEDGER says, else beside the manifests.
+
+    Args:
+        given: of a job file or the command line.
+        beside: the folder that manifests are published in.
+
+    Raises:
+        UserError: when nothing says where.
+    """
+    found = given or os.environ.get(VARIABLE) or (storage.join(beside, FOLDER) if beside else None)
+    if not found:
+        raise UserError(
+            "nothing says where the takedown ledger lies",
+            field="ledger",
+            remedy=f"give --ledger FOLDER (or a manifest's folder), or set {VARIABLE}",
+        )
+    return storage.absolute(found)
+
+
+def of_place(uri: str) -> str:
+    """The ledger's folder, given itself or a manifest, or a folder of manifests, that names it.
+
+    A manifest that names none was published without one: its ledger is where the next one would have it.
+    """
+    uri = storage.absolute(uri).rstrip("/")
+    published = storage.exists(storage.join(uri, LATEST_FILE))
+    if not published and not storage.exists(storage.join(uri, INFO_FILE)):
+        return uri
+    info = Manifest.open(uri).info
+    if info.ledger is not None:
+        return info.ledger.uri
+    return location(None, beside=uri if published else uri.rpartition("/")[0])
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """All that a ledger held when it was read, each event once, in the order in which they were recorded."""
+
+    entries: tuple[Entry, ...]
+    withdrawals: tuple[Withdrawal, ...]
+    actions: tuple[Action, ...]
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the ids of entries and withdrawals: the audit record does not change it."""
+        ids = sorted([*(e.id for e in self.entries), *(w.id for w in self.withdrawals)])
+        return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+    @cached_property
+    def in_force(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.withdrawn is None)
+
+    def entry(self, id_or_prefix: str) -> Entry:
+        """The entry of an id, or of a prefix of one that only one entry has.
+
+        Raises:
+            UserError: when there is none, or more than one.
+        """
+        wanted = id_or_prefix.strip().lower()
+        found = [entry for entry in self.entries if wanted and entry.id.startswith(wanted)]
+        if len(found) != 1:
+            raise UserError(
+                f"{len(found) or 'no'} entries of the ledger have an id that begins with {id_or_prefix!r}",
+                field="entry",
+                remedy="`cleanplate takedown list --all` shows all of them; give more digits",
+            )
+        return found[0]
+
+    def actions_of(self, entry: str) -> tuple[Action, ...]:
+        return tuple(action for action in self.actions if action.entry == entry)
+
+    def info(self, uri: str) -> LedgerInfo:
+        """For a manifest that heeded this state."""
+        return LedgerInfo(uri=uri, version=self.version, entries=len(self.in_force))
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> LedgerState:
+        """The state that events add up to, in whatever order and however often they come."""
+        first: dict[str, Event] = {}
+        for event in events:
+            known = first.get(event.id)
+            if known is None or event.recorded_at < known.recorded_at:
+                first[event.id] = event
+        ordered = sorted(first.values(), key=lambda e: (e.recorded_at, e.id))
+        withdrawals = tuple(e for e in ordered if isinstance(e, Withdrawal))
+        by_entry: dict[str, Withdrawal] = {}
+        for withdrawal in withdrawals:
+            by_entry.setdefault(withdrawal.entry, withdrawal)
+        entries = (e for e in ordered if isinstance(e, Entry))
+        return cls(
+            tuple(e.model_copy(update={"withdrawn": by_entry.get(e.id)}) for e in entries),
+            withdrawals,
+            tuple(e for e in ordered if isinstance(e, Action)),
+        )
+
+
+class Ledger:
+    """A ledger in a folder, open for reading and appending. What it read it keeps: events never change."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._singles = storage.join(uri, "events")
+        self._packs = storage.join(uri, "events", "packs")
+        self._held: dict[str, list[Event]] = {}
+
+    @classmethod
+    def open(cls, uri: str) -> Ledger:
+        """Opens a ledger's folder (see `location` and `of_place`); an absent one is an empty ledger."""
+        return cls(storage.absolute(uri).rstrip("/"))
+
+    def append_entry(
+        self,
+        *,
+        requester: str,
+        ground: str,
+        selectors: Sequence[Selector],
+        requested_at: datetime | None = None,
+        reference: str | None = None,
+    ) -> Entry:
+        """Adds a request. When it returns, the entry is in the ledger for good.
+
+        Args:
+            requester: who asked, such as `Jane Doe <jane@example.com>`.
+            ground: on what ground.
+            selectors: what it is about, at least one.
+            requested_at: when they asked; now when not given.
+            reference: the requester's own ticket. With one, adding the same request again is the same entry.
+
+        Raises:
+            UserError: when something is empty, or the ledger cannot be written to.
+        """
+        for name, value in (("--by", requester), ("--ground", ground), ("selectors", selectors)):
+            if not value or (isinstance(value, str) and not value.strip()):
+                raise UserError("a takedown entry needs this", field=name, remedy="say who asks, why, and for what")
+        at = now()
+        entry = make_entry(
+            requester=requester.strip(),
+            ground=ground.strip(),
+            selectors=selectors,
+            requested_at=requested_at or at,
+            reference=(reference or "").strip() or None,
+            recorded_at=at,
+        )
+        self._append(entry)
+        return entry
+
+    def withdraw(self, entry: str, *, by: str, why: str) -> Withdrawal:
+        """Takes an entry back; one that is withdrawn already stays as it is.
+
+        Args:
+            entry: its id, or a prefix that only it has.
+
+        Raises:
+            UserError: when there is no such entry, or something is empty.
+        """
+        for name, value in (("--by", by), ("--why", why)):
+            if not value.strip():
+                raise UserError("a withdrawal needs this", field=name, remedy="say who withdraws the entry, and why")
+        known = self.read().entry(entry)
+        if known.withdrawn is not None:
+            return known.withdrawn
+        withdrawal = make_withdrawal(entry=known.id, by=by.strip(), why=why.strip(), recorded_at=now())
+        self._append(withdrawal)
+        return withdrawal
+
+    def record_action(
+        self,
+        *,
+        what: str,
+        subject: str,
+        by: str,
+        entry: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+        once: bool = False,
+    ) -> Action:
+        """Adds to the audit record.
+
+        Args:
+            what: `plan_written`, `manifest_derived`, `version_tagged`, `alias_moved`, `version_refused`, ….
+            subject: what it was done to: a manifest's id, a model version.
+            by: who or what did it.
+            entry: the id of the entry that it was done about.
+            detail: more, to be stored as JSON.
+            once: whether the same action done again is the same record.
+        """
+        text = json.dumps(dict(detail or {}), sort_keys=True, default=str)
+        action = make_action(entry=entry, what=what, subject=subject, detail=text, by=by, recorded_at=now(), once=once)
+        self._append(action)
+        return action
+
+    def read(self) -> LedgerState:
+        """All that it holds now.
+
+        Raises:
+            UserError: when it cannot be read, whole: a ledger that cannot be read is never taken for an empty one.
+        """
+        return LedgerState.of(event for events in self._files().values() for event in events)
+
+    def pack(self) -> int:
+        """Folds all events into one file and removes those they were in; safe beside writers, readers and other packs.
+
+        Returns:
+            The number of files that are no more.
+        """
+        files = self._files()
+        first = {event.id: event for events in files.values() for event in events}
+        if len(files) < 2:
+            return 0
+        # Of an event that was written twice, what was recorded first counts, here as in `LedgerState`.
+        for events in files.values():
+            for event in events:
+                if event.recorded_at < first[event.id].recorded_at:
+                    first[event.id] = event
+        ids = sorted(first)
+        name = f"pack-{len(ids):012d}-{hashlib.sha256(''.join(ids).encode()).hexdigest()[:32]}.parquet"
+        target = storage.join(self._packs, name)
+        self._guard(lambda: storage.write_bytes(target, _to_parquet([first[id_] for id_ in ids])))
+        gone = [uri for uri in files if uri != target]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda uri: self._guard(lambda: _remove(uri)), gone))
+        return len(gone)
+
+    def loose(self) -> int:
+        """How many events lie in files of their own."""
+        return len(self._list(self._singles))
+
+    def _append(self, event: Event) -> None:
+        target = storage.join(self._singles, f"{type(event).__name__.lower()}-{event.id}.parquet")
+        if not self._guard(lambda: storage.exists(target)):
+            self._guard(lambda: storage.write_bytes(target, _to_parquet([event])))
+
+    def _files(self) -> dict[str, list[Event]]:
+        """Every file and its events."""
+        for _ in range(_ATTEMPTS):
+            singles = self._list(self._singles)
+            packs = self._list(self._packs)
+            new = [uri for uri in (*singles, *packs) if uri not in self._held]
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found = dict(zip(new, pool.map(self._events, new), strict=True))
+            self._held |= {uri: events for uri, events in found.items() if events is not None}
+            if None not in found.values() and self._list(self._packs) == packs:
+                self._held = {uri: self._held[uri] for uri in (*singles, *packs)}
+                return self._held
+        raise UserError(
+            f"the takedown ledger at {self.uri} is being packed all the time", field="ledger", remedy="try again later"
+        )
+
+    def _list(self, folder: str) -> list[str]:
+        def names() -> list[str]:
+            if storage.info(self.uri).type == pafs.FileType.File:
+                raise NotADirectoryError(self.uri)
+            found = (info.base_name for info in storage.list_files(folder))
+            return [name for name in found if name.endswith(".parquet") and not name.startswith(".")]
+
+        return [storage.join(folder, name) for name in self._guard(names)]
+
+    def _events(self, uri: str) -> list[Event] | None:
+        """The events of a file; None where it was packed away."""
+
+        def read() -> bytes | None:
+            with contextlib.suppress(FileNotFoundError):
+                return storage.read_bytes(uri)
+            return None
+
+        data = self._guard(read)
+        if data is None:
+            return None
+        try:
+            table = pq.ParquetFile(pa.BufferReader(data)).read()
+            if not table.schema.equals(SCHEMA):
+                raise ValueError("its columns are not those of a ledger's events")
+            return [from_row(row) for row in table.to_pylist()]
+        except (pa.ArrowException, OSError, ValueError, ValidationError, TypeError, KeyError) as error:
+            told = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"{uri} is damaged, or of a newer cleanplate: {told[0][:200]}", field="ledger", remedy=_REMEDY
+            ) from None
+
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            raise UserError(
+                f"the takedown ledger at {self.uri} cannot be reached: {type(error).__name__}: {error}",
+                field="ledger",
+                remedy="check the place, the credentials and the network; nothing goes on without it",
+            ) from error
+
+
+def _to_parquet(events: Sequence[Event]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([to_row(e) for e in events], schema=SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _remove(uri: str) -> None:
+    system, path = storage.filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(path)
