@@ -1,4 +1,4 @@
-"""House lists of opt-outs: whoever is on one is out, whatever else says otherwise."""
+"""House lists of opt-outs, and the takedowns in force: whoever is on one is out, whatever else says otherwise."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from curation.manifest import RightsSource, Verdict, now
 from curation.rights.verdict import Observation
 from curation.selectors import EXAMPLES, KINDS, Selectors, normal, well_formed
 from curation.sources import read_table
+from curation.takedowns.events import Entry
 
 
 class OptOutList(BaseModel):
@@ -29,17 +30,36 @@ class OptOutList(BaseModel):
     path: str = Field(description="the table, local or s3://")
 
 
-class OptOuts:
-    """All opt-out lists of a job, ready to be asked about a row."""
+LISTED, REQUESTED = "optout_list", "takedown"
+"""The signals of observations by a house list and by the takedown ledger."""
 
-    def __init__(self, selectors: Sequence[tuple[str, str, str]], sources: Sequence[RightsSource]) -> None:
-        """Takes (kind, value in normal form, name of the list) of every selector, and what was read."""
-        self._selectors = Selectors((kind, value) for kind, value, _ in selectors)
-        self._lists = [where for _, _, where in selectors]
+
+class OptOuts:
+    """All opt-out lists of a job and the takedowns in force, ready to be asked about a row.
+
+    Attributes:
+        sources: the lists that were read.
+        pictures: selectors of pictures that somebody asked to take down; copies of them are to be found (`decide`).
+    """
+
+    def __init__(
+        self,
+        selectors: Sequence[tuple[str, str, str]],
+        sources: Sequence[RightsSource],
+        requests: Sequence[Entry] = (),
+    ) -> None:
+        """Takes (kind, value in normal form, name of the list) of every selector, what was read, and takedowns."""
+        given = [(LISTED, *selector) for selector in selectors]
+        self.pictures = [s for entry in requests for s in entry.selectors if s.kind == "picture"]
+        for entry in requests:
+            where = f"takedown {entry.id[:12]}"
+            given += [(REQUESTED, "sha256" if s.kind == "picture" else s.kind, s.value, where) for s in entry.selectors]
+        self._selectors = Selectors((kind, value) for _, kind, value, _ in given)
+        self._given = [(signal, where) for signal, _, _, where in given]
         self.sources = list(sources)
 
     @classmethod
-    def read(cls, lists: Sequence[OptOutList]) -> OptOuts:
+    def read(cls, lists: Sequence[OptOutList], requests: Sequence[Entry] = ()) -> OptOuts:
         """Reads every list whole. A list that cannot be read stops the job: it could hold anybody's name.
 
         Raises:
@@ -79,14 +99,12 @@ class OptOuts:
             sources.append(
                 RightsSource(kind=config.kind, path=config.path, sha256=digest, entries=entries, read_at=now())
             )
-        return cls(selectors, sources)
+        return cls(selectors, sources, requests)
 
     def observe(self, row: Mapping[str, Any]) -> list[Observation]:
         """What the lists say about a row with the columns of `Selectors.matches`; an empty list when nothing."""
-        return [
-            Observation("optout_list", f"{found.kind}={found.value}", self._lists[found.number], Verdict.DENY)
-            for found in self._selectors.matches(row)
-        ]
+        found = [(match, *self._given[match.number]) for match in self._selectors.matches(row)]
+        return [Observation(signal, f"{m.kind}={m.value}", where, Verdict.DENY) for m, signal, where in found]
 
     def denies_location(self, uri: str, host: str | None) -> bool:
         """Whether a list names the place itself, so that its bytes need not even be fetched."""

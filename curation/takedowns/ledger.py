@@ -17,21 +17,18 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 from pydantic import ValidationError
 
 from curation import storage
 from curation.errors import UserError
-from curation.manifest import INFO_FILE, LATEST_FILE, LedgerInfo, Manifest, now
+from curation.manifest import INFO_FILE, LATEST_FILE, Manifest, now
 from curation.takedowns.events import (
     SCHEMA,
     Action,
@@ -45,6 +42,7 @@ from curation.takedowns.events import (
     make_withdrawal,
     to_row,
 )
+from curation.takedowns.state import LedgerState, each_once
 
 FOLDER = "takedowns"
 VARIABLE = "CLEANPLATE_LEDGER"
@@ -86,68 +84,6 @@ def of_place(uri: str) -> str:
     if info.ledger is not None:
         return info.ledger.uri
     return location(None, beside=uri if published else uri.rpartition("/")[0])
-
-
-@dataclass(frozen=True)
-class LedgerState:
-    """All that a ledger held when it was read, each event once, in the order in which they were recorded."""
-
-    entries: tuple[Entry, ...]
-    withdrawals: tuple[Withdrawal, ...]
-    actions: tuple[Action, ...]
-
-    @cached_property
-    def version(self) -> str:
-        """A hash of the ids of entries and withdrawals: the audit record does not change it."""
-        ids = sorted([*(e.id for e in self.entries), *(w.id for w in self.withdrawals)])
-        return hashlib.sha256("\n".join(ids).encode()).hexdigest()
-
-    @cached_property
-    def in_force(self) -> tuple[Entry, ...]:
-        return tuple(entry for entry in self.entries if entry.withdrawn is None)
-
-    def entry(self, id_or_prefix: str) -> Entry:
-        """The entry of an id, or of a prefix of one that only one entry has.
-
-        Raises:
-            UserError: when there is none, or more than one.
-        """
-        wanted = id_or_prefix.strip().lower()
-        found = [entry for entry in self.entries if wanted and entry.id.startswith(wanted)]
-        if len(found) != 1:
-            raise UserError(
-                f"{len(found) or 'no'} entries of the ledger have an id that begins with {id_or_prefix!r}",
-                field="entry",
-                remedy="`cleanplate takedown list --all` shows all of them; give more digits",
-            )
-        return found[0]
-
-    def actions_of(self, entry: str) -> tuple[Action, ...]:
-        return tuple(action for action in self.actions if action.entry == entry)
-
-    def info(self, uri: str) -> LedgerInfo:
-        """For a manifest that heeded this state."""
-        return LedgerInfo(uri=uri, version=self.version, entries=len(self.in_force))
-
-    @classmethod
-    def of(cls, events: Iterable[Event]) -> LedgerState:
-        """The state that events add up to, in whatever order and however often they come."""
-        first: dict[str, Event] = {}
-        for event in events:
-            known = first.get(event.id)
-            if known is None or event.recorded_at < known.recorded_at:
-                first[event.id] = event
-        ordered = sorted(first.values(), key=lambda e: (e.recorded_at, e.id))
-        withdrawals = tuple(e for e in ordered if isinstance(e, Withdrawal))
-        by_entry: dict[str, Withdrawal] = {}
-        for withdrawal in withdrawals:
-            by_entry.setdefault(withdrawal.entry, withdrawal)
-        entries = (e for e in ordered if isinstance(e, Entry))
-        return cls(
-            tuple(e.model_copy(update={"withdrawn": by_entry.get(e.id)}) for e in entries),
-            withdrawals,
-            tuple(e for e in ordered if isinstance(e, Action)),
-        )
 
 
 class Ledger:
@@ -259,18 +195,13 @@ class Ledger:
             The number of files that are no more.
         """
         files = self._files()
-        first = {event.id: event for events in files.values() for event in events}
         if len(files) < 2:
             return 0
-        # Of an event that was written twice, what was recorded first counts, here as in `LedgerState`.
-        for events in files.values():
-            for event in events:
-                if event.recorded_at < first[event.id].recorded_at:
-                    first[event.id] = event
-        ids = sorted(first)
+        held = each_once(event for events in files.values() for event in events)
+        ids = sorted(event.id for event in held)
         name = f"pack-{len(ids):012d}-{hashlib.sha256(''.join(ids).encode()).hexdigest()[:32]}.parquet"
         target = storage.join(self._packs, name)
-        self._guard(lambda: storage.write_bytes(target, _to_parquet([first[id_] for id_ in ids])))
+        self._guard(lambda: storage.write_bytes(target, _to_parquet(held)))
         gone = [uri for uri in files if uri != target]
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda uri: self._guard(lambda: _remove(uri)), gone))
@@ -303,12 +234,14 @@ class Ledger:
 
     def _list(self, folder: str) -> list[str]:
         def names() -> list[str]:
-            if storage.info(self.uri).type == pafs.FileType.File:
-                raise NotADirectoryError(self.uri)
-            found = (info.base_name for info in storage.list_files(folder))
-            return [name for name in found if name.endswith(".parquet") and not name.startswith(".")]
+            if storage.is_remote(folder):
+                return [info.base_name for info in storage.list_files(folder)]
+            with contextlib.suppress(FileNotFoundError):  # and nothing else: what may not be looked into is not empty
+                return sorted(os.listdir(storage.filesystem(folder)[1]))
+            return []
 
-        return [storage.join(folder, name) for name in self._guard(names)]
+        found = (name for name in self._guard(names) if name.endswith(".parquet") and not name.startswith("."))
+        return [storage.join(folder, name) for name in found]
 
     def _events(self, uri: str) -> list[Event] | None:
         """The events of a file; None where it was packed away."""

@@ -10,12 +10,15 @@ import pyarrow.compute as pc
 
 from curation import storage
 from curation.errors import UserError
+from curation.fetch import FetchConfig
 from curation.images import ImageConfig, ImageError, decode, perceptual, pixel_hash
 from curation.manifest import Manifest
 from curation.selectors import normal
 from curation.takedowns.events import Selector
 
-MAX_BYTES = 100_000_000
+MAX_BYTES = FetchConfig().max_bytes
+"""Whatever is larger was fetched by no job that left the limit alone."""
+
 _COLUMNS = ("id", "uri", "final_uri", "pixel_hash", "phash", "colour_layout")
 
 
