@@ -146,14 +146,14 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "uri": ("uri", *_PLACES),
     "sha256": ("id",),
     "creator": ("creator", "embedded"),
-    "domain": ("host", *_PLACES),
+    "domain": ("host", "uri", *_PLACES),
 }
 
 
 def candidates(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a row may be selected by, perceptual hash apart: (kind, value as it stands there), each once."""
     found = [(kind, row[name]) for kind, name in _OWN if row.get(name)]
-    hosts = [row.get("host")]
+    hosts = [row.get("host") or host_and_domain(row.get("uri") or "")[0]]
     # A redirect by way of somebody who opted out leads to a picture of theirs.
     for place in (row.get("source_url"), row.get("final_uri"), *(row.get("redirects") or ())):
         if place:
