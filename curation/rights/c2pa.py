@@ -24,9 +24,8 @@ from functools import cache
 from typing import Any
 
 from curation.manifest import Verdict
-from curation.rights.verdict import Observation
+from curation.rights.verdict import IN_FILE, Observation
 
-_WHERE = "file"
 _STRENGTH = (Verdict.DENY, Verdict.ERROR, Verdict.ALLOW, Verdict.UNKNOWN)
 _MAX_VALUE = 500
 _MAX_OBSERVATIONS = 64
@@ -119,7 +118,7 @@ def _observations(store: dict[str, Any], why_not: str | None) -> Iterator[Observ
                 yield from _entries(label, content, what, "it is an ingredient's" if not own else why_not)
             else:
                 for origin in _origins(content):
-                    yield Observation("digital_source_type", origin[:_MAX_VALUE], _WHERE, Verdict.UNKNOWN)
+                    yield Observation("digital_source_type", origin[:_MAX_VALUE], IN_FILE, Verdict.UNKNOWN)
 
 
 def _entries(label: str, content: Any, what: str, why_not: str | None) -> Iterator[Observation]:
@@ -170,7 +169,7 @@ def _origins(content: Any) -> Iterator[str]:
 
 
 def _observation(value: str, verdict: Verdict) -> Observation:
-    return Observation("c2pa", value[:_MAX_VALUE], _WHERE, verdict)
+    return Observation("c2pa", value[:_MAX_VALUE], IN_FILE, verdict)
 
 
 def marked(data: bytes) -> str | None:

@@ -7,12 +7,12 @@ and `licences` weighs it beside what the source states.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from curation.manifest import Verdict
-from curation.rights.verdict import Observation
+from curation.rights.verdict import IN_FILE, Observation
 
-_WHERE = "file"
 _VOCABULARY = {
     "DMI-ALLOWED": Verdict.ALLOW,
     "DMI-UNSPECIFIED": Verdict.UNKNOWN,
@@ -23,7 +23,10 @@ _VOCABULARY = {
     # The reservation stands in words that a machine cannot read: until somebody has, it is a prohibition.
     "DMI-PROHIBITED-SEECONSTRAINT": Verdict.DENY,
     "DMI-PROHIBITED-SEEEMBEDDEDRIGHTSEXPR": Verdict.DENY,
+    "DMI-PROHIBITED-SEELINKEDRIGHTSEXPR": Verdict.DENY,
 }
+_TERM = re.compile(r"(?:https?://ns\.useplus\.org/ldf/vocab/)?(DMI-[A-Z-]+)/?", re.IGNORECASE | re.ASCII)
+_MAX_VALUE = 500
 # Metadata in which a reservation may have stood that could not be read.
 _VITAL = frozenset({"xmp", "container", "sidecar"})
 
@@ -33,24 +36,32 @@ def observe(embedded: Mapping[str, str]) -> list[Observation]:
 
     A value that is not in the vocabulary, and metadata that could not be read whole, are errors and no permission.
     """
-    observed = [Observation("plus_data_mining", v, _WHERE, mining(v)) for v in _values(embedded.get("data_mining"))]
+    terms = embedded.get("other_constraints", "")
+    observed = []
+    for value in _values(embedded.get("data_mining")):
+        said = f"{value} ({terms})" if terms and value.upper().endswith("SEECONSTRAINT") else value
+        observed.append(Observation("plus_data_mining", said[:_MAX_VALUE], IN_FILE, mining(value)))
+    if terms and not observed:
+        observed.append(Observation("plus_other_constraints", terms[:_MAX_VALUE], IN_FILE, Verdict.UNKNOWN))
     if licence := embedded.get("licence"):
-        observed.append(Observation("embedded_licence", licence, _WHERE, Verdict.UNKNOWN))
+        observed.append(Observation("embedded_licence", licence, IN_FILE, Verdict.UNKNOWN))
     if _VITAL & set(embedded.get("damaged", "").split(",")):
-        observed.append(Observation("embedded_metadata", f"damaged: {embedded['damaged']}", _WHERE, Verdict.ERROR))
+        observed.append(Observation("embedded_metadata", f"damaged: {embedded['damaged']}", IN_FILE, Verdict.ERROR))
     return observed
 
 
 def mining(value: str) -> Verdict:
-    """The verdict of one plus:DataMining value, as a URI of the vocabulary or its last part.
+    """The verdict of one plus:DataMining value, as a URI of the vocabulary or its last part, in any case.
 
-    Any value that begins as a prohibition is one, so that one that is added to the vocabulary is heeded.
+    Whatever speaks of a prohibition is one: terms that are added to the vocabulary, those of other places, and the
+    words that editors show for them ("Prohibited for AI/ML training"). What permits must be the term and nothing else.
     """
-    name = value.strip().rstrip("/").rsplit("/", 1)[-1].rsplit("#", 1)[-1].upper()
-    known = _VOCABULARY.get(name)
-    if known is None:
-        return Verdict.DENY if name.startswith("DMI-PROHIBITED") else Verdict.ERROR
-    return known
+    if match := _TERM.fullmatch(value.strip()):
+        known = _VOCABULARY.get(match[1].upper())
+        if known is not None:
+            return known
+    said = value.upper()
+    return Verdict.DENY if "DMI-PROHIBITED" in said or said.lstrip().startswith("PROHIBITED") else Verdict.ERROR
 
 
 def _values(lines: str | None) -> list[str]:

@@ -200,7 +200,7 @@ def test_a_remote_manifest_is_not_fetched(kind: str) -> None:
     asked = threading.Event()
 
     class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             asked.set()
             self.send_error(404)
 
@@ -280,7 +280,8 @@ def test_a_mutated_file_permits_only_with_the_picture_that_was_signed(
 ) -> None:
     changed = mutate(permitted(kind), edits, cut)
     if any(verdict == ALLOW for _, verdict in seen(changed)):
-        assert pixels(changed) == pixels(permitted(kind))
+        # The manifest's own place is not under its hash: a chunk's checksum may break, and then nothing shows the file.
+        assert pixels(changed) in (None, pixels(permitted(kind)))
 
 
 @settings(max_examples=300, deadline=None)
