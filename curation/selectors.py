@@ -33,7 +33,7 @@ _FORMS = {
     "sha256": re.compile(r"[0-9a-f]{64}"),
     "phash": re.compile(r"[0-9a-f]{16}"),
 }
-_ANYTHING = re.compile(r".+", re.DOTALL)
+_ANYTHING = re.compile("[^\ud800-\udfff]+")  # rows are UTF-8, which has no surrogates
 _CELLS = 1 << 22  # pairs of hashes compared at a time
 
 
@@ -54,7 +54,7 @@ def normal(kind: str, value: str) -> str:
     value = value.casefold()
     if kind == "domain":
         url = value if "://" in value else f"http://{value.removeprefix('*.')}"
-        value = host_and_domain(url)[0] or value
+        value = (host_and_domain(url)[0] or value).strip()
     return value
 
 

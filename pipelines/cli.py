@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
+from typer.core import TyperCommand
 
 from curation.errors import UserError
 
@@ -115,6 +116,143 @@ def report(
     from pipelines import report as verb
 
     _end(verb.run(manifest, out, show_unsafe=show_unsafe), verb, as_json)
+
+
+@app.command()
+def recheck(
+    manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
+    optout: Annotated[list[str], typer.Option(help="opt-out list; may be repeated; else those of the job")] = [],  # noqa: B006
+    ledger: Annotated[str | None, typer.Option(help="takedown ledger; the manifest's own when not given")] = None,
+    out: Annotated[str | None, typer.Option(help="folder to publish in; beside the manifest when not given")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="ask lists and ledger only, not the web")] = False,
+    workers: Annotated[int | None, typer.Option(help="that ask at a time; as many as curated it")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask again who has opted out, and publish the manifest that is left."""
+    from pipelines import recheck as verb
+
+    done = verb.run(manifest, optout=optout, ledger=ledger, out=out, offline=offline, workers=workers)
+    _end(done, verb, as_json)
+
+
+rights_app = typer.Typer(help="What is said about the use of pictures.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(rights_app, name="rights")
+
+
+@rights_app.command()
+def check(
+    subject: Annotated[str, typer.Argument(metavar="URL|FILE", help="a picture, or a page")],
+    job: Annotated[str | None, typer.Option(help="curate job whose signals, lists and licences are used")] = None,
+    ledger: Annotated[str | None, typer.Option(help="takedown ledger, or a manifest that names one")] = None,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="admit private and loopback addresses")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print every observation about a picture, and the verdict."""
+    from pipelines import rights as verb
+
+    found = verb.run(subject, job=job, ledger=ledger, allow_private=allow_private)
+    if not as_json:
+        verb.show(found)
+    _end(found, None, as_json)
+
+
+takedown_app = typer.Typer(
+    help="Requests that pictures be no longer used, and what becomes of them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(takedown_app, name="takedown")
+
+LedgerPlace = Annotated[
+    str | None, typer.Option("--ledger", help="its folder, or a manifest's; $CLEANPLATE_LEDGER when not given")
+]
+EntryId = Annotated[str, typer.Argument(metavar="ENTRY", help="an entry's id, or the beginning of it")]
+
+
+class _InPairs(TyperCommand):
+    """A command whose `--row` takes two words each time, which typer cannot say of an option that may be repeated."""
+
+    def __init__(self, *args: Any, params: list[Any], **options: Any) -> None:
+        for parameter in params:
+            if parameter.name == "row":
+                parameter.nargs = 2
+        super().__init__(*args, params=params, **options)
+
+
+@takedown_app.command("add", cls=_InPairs)
+def takedown_add(
+    by: Annotated[str, typer.Option(help="who asks: 'Jane Doe <jane@example.com>'")],
+    ground: Annotated[str, typer.Option(help="on what ground")],
+    reference: Annotated[str | None, typer.Option(help="their ticket; adding it again is the same entry")] = None,
+    requested_at: Annotated[str | None, typer.Option(help="when they asked, ISO 8601; now when not given")] = None,
+    sha256: Annotated[list[str], typer.Option(help="of a picture's file")] = [],  # noqa: B006
+    uri: Annotated[list[str], typer.Option(help="where a picture lies")] = [],  # noqa: B006
+    domain: Annotated[list[str], typer.Option(help="with its subdomains")] = [],  # noqa: B006
+    creator: Annotated[list[str], typer.Option(help="as pictures name them")] = [],  # noqa: B006
+    picture: Annotated[list[str], typer.Option(help="a file: it and what looks like it; it is not stored")] = [],  # noqa: B006
+    row: Annotated[
+        list[Any], typer.Option(parser=tuple, metavar="MANIFEST ROW", help="a manifest's row, by its id or uri")
+    ] = [],  # noqa: B006
+    ledger: LedgerPlace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record a request; every reader of the ledger heeds it from now on."""
+    from pipelines import takedown as verb
+
+    given: Any = {"sha256": sha256, "uri": uri, "domain": domain, "creator": creator}
+    chosen = verb.selectors(given, picture, row)
+    done = verb.add(ledger, by=by, ground=ground, reference=reference, requested_at=requested_at, chosen=chosen)
+    _end(done, verb, as_json)
+
+
+@takedown_app.command("list")
+def takedown_list(
+    all_: Annotated[bool, typer.Option("--all", help="also those that were withdrawn")] = False,
+    ledger: LedgerPlace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the requests in force."""
+    from pipelines import takedown as verb
+
+    found = verb.entries(ledger, all_=all_)
+    if not as_json:
+        verb.show_list(found)
+    _end(found, None, as_json)
+
+
+@takedown_app.command("show")
+def takedown_show(id_: EntryId, ledger: LedgerPlace = None, as_json: AsJson = False) -> None:
+    """Show one request, and what was done about it."""
+    from pipelines import takedown as verb
+
+    found = verb.entry(ledger, id_)
+    if not as_json:
+        verb.show_entry(found)
+    _end(found, verb, as_json)
+
+
+@takedown_app.command("withdraw")
+def takedown_withdraw(
+    id_: EntryId,
+    by: Annotated[str, typer.Option(help="who withdraws it")],
+    why: Annotated[str, typer.Option(help="for what reason")],
+    ledger: LedgerPlace = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a request back; it stays on record."""
+    from pipelines import takedown as verb
+
+    _end(verb.withdraw(ledger, id_, by=by, why=why), verb, as_json)
+
+
+@takedown_app.command("pack")
+def takedown_pack(ledger: LedgerPlace = None, as_json: AsJson = False) -> None:
+    """Fold the ledger's many files into one."""
+    from pipelines import takedown as verb
+
+    _end(verb.pack(ledger), verb, as_json)
 
 
 @app.command()

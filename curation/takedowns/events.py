@@ -213,9 +213,7 @@ def _stamp(time: datetime) -> str:
 
 
 def _digest(kind: str, told: list[Any]) -> str:
-    return hashlib.sha256(
-        json.dumps([FORMAT, kind, *told], ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, kind, *told], ensure_ascii=False).encode()).hexdigest()
 
 
 def to_row(event: Event) -> dict[str, Any]:
