@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,6 +65,7 @@ class Decoded:
     format: str
     width: int  # of the original, after EXIF orientation
     height: int
+    orientation: int = 1  # EXIF's, which has been applied
 
 
 def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE, about: Embedded | None = None) -> Decoded:
@@ -151,7 +153,7 @@ def _upright(pixels: np.ndarray, kind: str, width: int, height: int, orientation
         pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
         if orientation >= 5:
             width, height = height, width
-    return Decoded(pixels, kind, width, height)
+    return Decoded(pixels, kind, width, height, orientation)
 
 
 # By EXIF orientation, what makes the stored pixels upright (EXIF 2.32, table 6).
@@ -276,8 +278,8 @@ class Perceptual:
     colour_layout: bytes  # mean RGB of a 4x4 grid: tells a red circle from a blue one, which luma hashes cannot
 
 
-def perceptual(pixels: np.ndarray, *, turned: bool = False) -> Perceptual:
-    """Perceptual hash and colour layout.
+def perceptual(picture: Decoded | np.ndarray, *, turned: bool = False) -> Perceptual:
+    """Perceptual hash and colour layout of a decoded picture, or of pixels that are all of one.
 
     The hash: the 8x8 lowest DCT-II coefficients of luma against their median (Zauner 2010). The constant term, which
     says how bright the picture is and not what is on it, counts neither as a bit nor in the median. A coefficient must
@@ -289,14 +291,58 @@ def perceptual(pixels: np.ndarray, *, turned: bool = False) -> Perceptual:
     """
     import cv2
 
-    enlarges = min(pixels.shape[:2]) < _HASH_SIDE
-    small = cv2.resize(pixels, (_HASH_SIDE, _HASH_SIDE), interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
+    if isinstance(picture, Decoded):
+        small = _of_decoded(picture)
+    else:
+        small = _means(picture, picture.shape[1], picture.shape[0])
     basis = _dct_basis()
     low = basis @ (small @ _LUMA) @ basis.T
     means = cv2.resize(small, (_COLOUR_SIDE, _COLOUR_SIDE), interpolation=cv2.INTER_AREA)
     orientations = _orientations(low) if turned else low[None]
     first, *others = _hash_bits(orientations.reshape(-1, 64))
     return Perceptual(first, tuple(others), means.tobytes())
+
+
+def _of_decoded(picture: Decoded) -> np.ndarray:
+    """What the hash is taken of: the means of a picture that may have been decoded at a smaller DCT scale.
+
+    Its last stored row and column then stand for less than a whole pixel: 333 pixels at an eighth are 42, of which 41.6
+    are picture. Copies of different size would lie askew by what is too much, and their hashes apart.
+    """
+    height, width = picture.pixels.shape[:2]
+    for eighths in (8, *range(1, 8)):
+        wide, high = picture.width * eighths / 8, picture.height * eighths / 8
+        if math.ceil(wide) == width and math.ceil(high) == height:
+            break
+    else:
+        wide, high = width, height
+    if (wide, high) == (width, height):
+        return _means(picture.pixels, width, height)
+    # Where orientation has brought what was stored last to the left or to the top, the picture is looked at from there.
+    across = -1 if picture.orientation in (2, 3, 6, 7) else 1
+    down = -1 if picture.orientation in (3, 4, 7, 8) else 1
+    small = _means(picture.pixels[::down, ::across], wide, high)
+    return np.ascontiguousarray(small[::down, ::across])
+
+
+def _means(pixels: np.ndarray, wide: float, high: float) -> np.ndarray:
+    """The means of a grid of 32 x 32 over the first `wide` columns and `high` rows, which may be fractions."""
+    import cv2
+
+    pixels = np.ascontiguousarray(pixels)
+    height, width = pixels.shape[:2]
+    if min(height, width) < 2 * _HASH_SIDE:
+        enlarges = min(height, width) < _HASH_SIDE
+        kind = cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA
+        return np.asarray(cv2.resize(pixels, (_HASH_SIDE, _HASH_SIDE), interpolation=kind), np.uint8)
+    while min(height, width) >= 4 * _HASH_SIDE:  # halving is several times faster than averaging over a fraction
+        if height % 2 or width % 2:
+            pixels = cv2.copyMakeBorder(pixels, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        height, width, high, wide = (height + 1) // 2, (width + 1) // 2, high / 2, wide / 2
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    # Given factors, OpenCV averages by them; given a size, it would stretch what is there to it.
+    small = cv2.resize(pixels, None, fx=_HASH_SIDE / wide, fy=_HASH_SIDE / high, interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(small[:_HASH_SIDE, :_HASH_SIDE], np.uint8)
 
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601

@@ -34,24 +34,7 @@ def test_every_format_decodes_to_rgb(kind: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     upright = noise(1)
-    stored = (
-        upright.transpose(
-            {
-                2: Image.Transpose.FLIP_LEFT_RIGHT,
-                3: Image.Transpose.ROTATE_180,
-                4: Image.Transpose.FLIP_TOP_BOTTOM,
-                5: Image.Transpose.TRANSPOSE,
-                6: Image.Transpose.ROTATE_90,
-                7: Image.Transpose.TRANSVERSE,
-                8: Image.Transpose.ROTATE_270,
-            }[orientation]
-        )
-        if orientation > 1
-        else upright
-    )
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = decode(encoded(stored, kind, exif=exif), CONFIG)
+    found = decode(encoded_turned(upright, orientation, kind), CONFIG)
     assert (found.width, found.height) == upright.size
     assert np.abs(found.pixels.astype(int) - pixels(upright)).mean() < (1e-9 if kind == "PNG" else 4)
 
@@ -174,6 +157,29 @@ def test_the_hashes_of_all_orientations_come_from_one_transform() -> None:
     assert perceptual(pixels(image)).turned == ()
 
 
+@pytest.mark.parametrize("side", [64, 128, 256])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_phash_does_not_shift_with_the_scale_of_decoding(orientation: int, side: int) -> None:
+    """At an eighth, 333 pixels are 42, of which the last is mostly made up; orientation puts it first."""
+    worst = 0
+    for seed in range(20):
+        image = noise(seed, (413, 333))
+        found = decode(encoded_turned(image, orientation, "JPEG", quality=90), CONFIG, side)
+        assert (found.width, found.height) == image.size
+        worst = max(worst, (perceptual(found).phash ^ phash(pixels(image))).bit_count())
+    assert worst <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3000), (63, 64), (64, 64), (65, 127), (129, 191), (257, 1025), (700, 33)])
+def test_phash_takes_any_shape(size: tuple[int, int]) -> None:
+    image = noise(14, size).convert("L")
+    found = [decode(encoded(image, kind), CONFIG, 64) for kind in ("PNG", "JPEG")]
+    first, second = (perceptual(one) for one in found)
+    assert len(first.colour_layout) == len(second.colour_layout) == 48
+    colours = np.frombuffer(first.colour_layout + second.colour_layout, np.uint8).reshape(2, 48).astype(int)
+    assert np.abs(colours[0] - colours[1]).max() <= 12
+
+
 def test_the_training_picture_is_square_and_lossless_as_png() -> None:
     for fit in ("crop", "pad"):
         picture = square(pixels(noise(12)), 64, ImageConfig(fit=fit))
@@ -188,3 +194,22 @@ def test_the_training_picture_is_square_and_lossless_as_png() -> None:
 
 def phash(of: np.ndarray) -> int:
     return perceptual(of).phash
+
+
+_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def encoded_turned(upright: Image.Image, orientation: int, kind: str, **settings: object) -> bytes:
+    """A file that stores a picture in one of the ways that EXIF can say."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(_STORED[orientation]) if orientation > 1 else upright
+    return encoded(stored, kind, exif=exif, **settings)
