@@ -1,4 +1,4 @@
-"""Rights: lists, licences, and what several observations add up to."""
+"""Rights: lists, and what several observations add up to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from curation.errors import UserError
 from curation.manifest import Verdict
 from curation.rights import embedded
-from curation.rights.licences import Licences, LicencesConfig, normalise
 from curation.rights.lists import OptOutList, OptOuts
 from curation.rights.verdict import combine
 
@@ -37,45 +36,6 @@ def test_order_does_not_matter(found: list[Verdict], chance: object) -> None:
 
 def test_nothing_seen_is_unknown() -> None:
     assert combine([]) == Verdict.UNKNOWN
-
-
-@pytest.mark.parametrize(
-    ("stated", "identifier"),
-    [
-        ("https://creativecommons.org/licenses/by-sa/4.0/", "CC-BY-SA-4.0"),
-        ("http://creativecommons.org/licenses/by/2.0/deed.de", "CC-BY-2.0"),
-        ("CC BY-NC-ND 3.0 Unported", "CC-BY-NC-ND-3.0"),
-        ("cc-by-sa-4.0", "CC-BY-SA-4.0"),
-        ("https://creativecommons.org/publicdomain/zero/1.0/", "CC0-1.0"),
-        ("CC0", "CC0-1.0"),
-        ("https://creativecommons.org/publicdomain/mark/1.0/", "PDM-1.0"),
-        ("All rights reserved", "All rights reserved"),
-    ],
-)
-def test_licences_are_normalised(stated: str, identifier: str) -> None:
-    assert normalise(stated) == identifier
-    assert normalise(identifier) == identifier
-
-
-@pytest.mark.parametrize(
-    ("licence", "url", "verdict"),
-    [
-        ("CC BY-SA 4.0", None, Verdict.ALLOW),
-        (None, "https://creativecommons.org/licenses/by-sa/4.0/", Verdict.ALLOW),
-        ("CC-BY-SA-4.0", "https://creativecommons.org/licenses/by-nc/4.0/", Verdict.DENY),
-        ("CC-BY-NC-4.0", None, Verdict.DENY),
-        (None, None, Verdict.UNKNOWN),
-        ("", "", Verdict.UNKNOWN),
-    ],
-)
-def test_every_statement_must_be_allowed(licence: str | None, url: str | None, verdict: Verdict) -> None:
-    allowed = Licences(LicencesConfig(allow=("CC-BY-SA-4.0",)))
-    assert allowed.observe({"licence": licence, "licence_url": url}).verdict == verdict
-
-
-def test_without_an_allow_list_no_licence_is_a_permission() -> None:
-    row = {"licence": "All rights reserved", "licence_url": None}
-    assert Licences(LicencesConfig()).observe(row).verdict == Verdict.UNKNOWN
 
 
 ROW = {"uri": "a/b.png", "id": "ab" * 32, "creator": "Jane Doe", "host": None}
