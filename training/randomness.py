@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     CAPTION = 8
 
 
+_CHUNK = 1 << 20  # samples whose slots are computed at once
+
+
 def _signed(value: int) -> int:
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
@@ -86,24 +89,83 @@ def timesteps(seed: int, index: Tensor, count: int) -> Tensor:
     return (uniform(seed, Purpose.TIMESTEP, index) * count).to(torch.int64)
 
 
-def rows(seed: int, index: Tensor, count: int) -> Tensor:
-    """Which of `count` training rows each global sample index (N,) sees: int64 (N,).
+def rows(seed: int, index: Tensor, count: int, removed: Tensor | None = None) -> Tensor:
+    """Which of `count` slots each global sample index (N,) shows: int64 (N,).
 
     Every epoch of `count` samples is its own permutation: a balanced Feistel network of six rounds over the next power
     of four, walked along its cycles until it lands inside (Black & Rogaway 2002). Random access, nothing stored.
+
+    A sample whose slot was removed walks on, from slot to slot, until it lands on one that is still there. So a removal
+    changes no other sample, and what was removed at once or one by one makes no difference. Each step of that walk has
+    a permutation of its own: the cycles of a single one may hold nothing but removed slots.
+
+    Args:
+        removed: bool (count,), True for the slots that are no longer there.
+
+    Raises:
+        ValueError: when no slot is left.
     """
     index = index.to(torch.int64)
+    epoch = index // count
+    slot = _permuted(seed, epoch, index % count, count)
+    return slot if removed is None else _still_there(seed, epoch, slot, removed)
+
+
+def _permuted(seed: int, epoch: Tensor, position: Tensor, count: int, step: int = 0) -> Tensor:
+    """The places (N,) of positions (N,) in the permutations of their epochs (N,) and of a step of the walk."""
     if count == 1:
-        return torch.zeros_like(index)
-    half = (max(count - 1, 1).bit_length() + 1) // 2
+        return torch.zeros_like(position)
+    half = ((count - 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
-    key = keys(seed, Purpose.ORDER, index // count)
-    position = index % count
-    outside = torch.ones_like(position, dtype=torch.bool)
-    while bool(outside.any()):
+    place = torch.empty_like(position)
+    key = keys(seed, Purpose.ORDER, epoch, step)
+    walking = torch.arange(len(position), device=position.device)
+    while len(walking):
         left, right = _shift(position, half) & mask, position & mask
         for number in range(6):
             left, right = right, left ^ (_mix(right + key + _signed(number * _GOLDEN)) & mask)
-        position = torch.where(outside, (left << half) | right, position)
+        position = (left << half) | right
         outside = position >= count
-    return position
+        place[walking[~outside]] = position[~outside]
+        walking, position, key = walking[outside], position[outside], key[outside]
+    return place
+
+
+def _still_there(seed: int, epoch: Tensor, slot: Tensor, removed: Tensor) -> Tensor:
+    """The slots (N,) where samples of these epochs (N,) end that began at `slot` (N,)."""
+    slot = slot.clone()
+    lost = removed[slot].nonzero().flatten()
+    if len(lost) and bool(removed.all()):
+        raise ValueError("every slot was removed")
+    step = 0
+    while len(lost):
+        step += 1
+        slot[lost] = _permuted(seed, epoch[lost], slot[lost], len(removed), step)
+        lost = lost[removed[slot[lost]]]
+    return slot
+
+
+def times_seen(seed: int, images: int, count: int, removed: Tensor | None = None) -> Tensor:
+    """How often the first `images` samples show each of `count` slots: int64 (count,)."""
+    epochs, rest = divmod(images, count)
+    seen = torch.full((count,), epochs, dtype=torch.int64)
+    if removed is not None and epochs:
+        # a whole epoch shows every slot once; one that was removed is replaced by where the walk from it ends
+        seen[removed] = 0
+        gone = removed.nonzero().flatten()
+        block = max(1, _CHUNK // max(len(gone), 1))
+        for first in range(0, epochs, block):
+            epoch = torch.arange(first, min(first + block, epochs)).repeat_interleave(len(gone))
+            instead = _still_there(seed, epoch, gone.repeat(len(epoch) // max(len(gone), 1)), removed)
+            seen += torch.bincount(instead, minlength=count)
+    for part in torch.arange(images - rest, images).split(_CHUNK):
+        seen += torch.bincount(rows(seed, part, count, removed), minlength=count)
+    return seen
+
+
+def first_seen(seed: int, images: int, count: int, removed: Tensor | None = None) -> Tensor:
+    """The first of `images` samples that shows each of `count` slots: int64 (count,), `images` where none does."""
+    first = torch.full((count,), images, dtype=torch.int64)
+    for part in torch.arange(min(images, count)).split(_CHUNK):  # an epoch shows all that are there
+        first.scatter_reduce_(0, rows(seed, part, count, removed), part, "amin")
+    return first

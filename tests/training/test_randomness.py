@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +41,86 @@ def test_epochs_and_seeds_differ() -> None:
     assert (first == randomness.rows(0, index + 1000, 1000)).float().mean() < 0.02
     assert (first == randomness.rows(1, index, 1000)).float().mean() < 0.02
     assert (first == index).float().mean() < 0.02
+
+
+# --- slots that are no longer there ---
+
+
+def test_the_order_is_the_one_that_runs_were_begun_with() -> None:
+    assert randomness.rows(0, torch.arange(4), 7).tolist() == [6, 0, 4, 5]
+    assert randomness.rows(5, torch.arange(4), 1000).tolist() == [376, 332, 317, 801]
+    removed = torch.tensor([slot in (2, 6) for slot in range(7)])
+    assert randomness.rows(0, torch.arange(7), 7, removed).tolist() == [1, 0, 4, 5, 3, 1, 4]
+
+
+@st.composite
+def removals(draw: st.DrawFn) -> tuple[int, int, torch.Tensor]:
+    """A seed, a number of slots and which of them were removed, not all."""
+    count = draw(st.integers(1, 400))
+    gone = draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    removed = torch.zeros(count, dtype=torch.bool)
+    removed[list(gone)] = True
+    return draw(st.integers(0, 2**63 - 1)), count, removed
+
+
+@given(removals(), st.integers(0, 10**6))
+def test_a_removal_changes_only_the_samples_that_showed_it(case: tuple[int, int, torch.Tensor], epoch: int) -> None:
+    seed, count, removed = case
+    index = torch.arange(epoch * count, (epoch + 1) * count)
+    before, after = randomness.rows(seed, index, count), randomness.rows(seed, index, count, removed)
+    there = ~removed[before]
+    assert torch.equal(before[there], after[there])
+    assert not removed[after].any()
+    assert set(after.tolist()) == set((~removed).nonzero().flatten().tolist())
+    assert torch.equal(randomness.rows(seed, index, count, torch.zeros_like(removed)), before)
+    half = index[count // 2 :]
+    assert torch.equal(randomness.rows(seed, half, count, removed), after[count // 2 :])
+
+
+@given(removals(), st.data())
+def test_removing_one_by_one_comes_to_the_same(case: tuple[int, int, torch.Tensor], data: st.DataObject) -> None:
+    seed, count, removed = case
+    earlier = removed & torch.tensor(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    index = torch.arange(3 * count)
+    before, after = (randomness.rows(seed, index, count, gone) for gone in (earlier, removed))
+    assert torch.equal(before[~removed[before]], after[~removed[before]])
+
+
+@given(removals(), st.integers(0, 2000))
+def test_counts_and_first_times_are_those_of_the_samples(case: tuple[int, int, torch.Tensor], images: int) -> None:
+    seed, count, removed = case
+    for gone in (None, removed):
+        shown = randomness.rows(seed, torch.arange(images), count, gone)
+        assert torch.equal(randomness.times_seen(seed, images, count, gone), torch.bincount(shown, minlength=count))
+        first = [shown.tolist().index(slot) if slot in shown else images for slot in range(count)]
+        assert randomness.first_seen(seed, images, count, gone).tolist() == first
+
+
+def test_replacements_are_spread_evenly() -> None:
+    removed = torch.zeros(1000, dtype=torch.bool)
+    removed[:100] = True
+    seen = randomness.times_seen(0, 1_000_000, 1000, removed)[100:].double()
+    assert abs(float(seen.mean()) - 1000 / 0.9) < 1e-6
+    assert float(seen.std()) < 15  # of a Poisson count of 111: 10.5
+
+
+def test_ten_million_samples_are_counted_in_seconds() -> None:
+    count = 3_000_001
+    removed = torch.zeros(count, dtype=torch.bool)
+    removed[::1000] = True
+    began = time.monotonic()
+    seen = randomness.times_seen(0, 10_000_000, count, removed)
+    first = randomness.first_seen(0, 10_000_000, count, removed)
+    assert time.monotonic() - began < 60  # about five on an idle core
+    assert int(seen.sum()) == 10_000_000
+    assert bool((first[removed] == 10_000_000).all())
+    assert int(first[~removed].max()) < count
+
+
+def test_nothing_left_is_an_error() -> None:
+    for count in (1, 5):
+        with pytest.raises(ValueError, match="every slot"):
+            randomness.rows(0, torch.arange(3), count, torch.ones(count, dtype=torch.bool))
 
 
 def test_noise_is_standard_normal_and_uncorrelated() -> None:
