@@ -40,7 +40,7 @@ from curation.units import embedding_array
 
 _CHUNK = 64  # pictures whose pixels are held at a time
 _NSFW_SIDE = 256
-_SIDE_OF_HASHES = 128
+_SIDE_OF_HASHES, _SIDE_OF_SCORES = 64, 128  # where nothing larger is asked of the pixels
 
 
 class MeasureConfig(BaseModel):
@@ -126,7 +126,8 @@ class Look:
         self._config = config
         self._clip_side = clip_side
         self._fetcher = Fetcher(config.fetch)
-        self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or _SIDE_OF_HASHES
+        least = _SIDE_OF_SCORES if config.quality or config.nsfw is not None else _SIDE_OF_HASHES
+        self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or least
 
     def __call__(self, inputs: pa.Table, columns: Columns, unwanted: Sequence[int] = ()) -> Iterator[Chunk]:
         """Looks at the inputs of one unit.
@@ -191,7 +192,7 @@ class Look:
         except ImageError as error:
             _fail(columns, row, "decode", error.reason, error.detail)
             return None
-        hashes = perceptual(found.pixels, turned=config.turned)
+        hashes = perceptual(found, turned=config.turned)
         put(format=found.format, width=found.width, height=found.height)
         put(pixel_hash=pixel_hash(found.pixels), phash=hashes.phash, colour_layout=hashes.colour_layout)
         put(phash_turned=list(hashes.turned) or None)
