@@ -247,9 +247,12 @@ class Ledger:
         """The events of a file; None where it was packed away."""
 
         def read() -> bytes | None:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 return storage.read_bytes(uri)
-            return None
+            except OSError:  # S3 has other words for what vanishes between asking for its size and its bytes
+                if storage.exists(uri):
+                    raise
+                return None
 
         data = self._guard(read)
         if data is None:

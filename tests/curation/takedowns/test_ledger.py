@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
@@ -54,6 +54,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
     return events
 
 
+@settings(deadline=None)
 @given(histories(), st.data())
 def test_the_state_does_not_depend_on_the_order_or_on_how_often(events: list[Event], data: st.DataObject) -> None:
     again = data.draw(st.permutations([*events, *events[: len(events) // 2]]))
@@ -64,12 +65,14 @@ def test_the_state_does_not_depend_on_the_order_or_on_how_often(events: list[Eve
     assert [e.id for e in state.in_force] == [e.id for e in state.entries if e.id not in withdrawn]
 
 
+@settings(deadline=None)
 @given(histories())
 def test_events_survive_parquet(events: list[Event]) -> None:
     table = pa.Table.from_pylist([to_row(event) for event in events], schema=SCHEMA)
     assert [from_row(row) for row in table.to_pylist()] == events
 
 
+@settings(deadline=None)
 @given(histories())
 def test_the_audit_record_leaves_the_version_alone(events: list[Event]) -> None:
     quiet = [event for event in events if to_row(event)["event"] != "action"]
