@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from curation import torchvision_ops
@@ -19,16 +20,16 @@ REQUIREMENTS = {
 }
 
 
-def environment(cache: Path, peer: str) -> Path:
-    """The `bin` folder of a peer's environment."""
+def environment(cache: Path, peer: str, requirements: Sequence[str] = ()) -> Path:
+    """The `bin` folder of a peer's environment; `requirements` are for a peer that is not in `REQUIREMENTS`."""
     folder = cache / "envs" / peer
-    wanted = "\n".join(REQUIREMENTS[peer])
+    wanted = "\n".join(requirements or REQUIREMENTS[peer])
     done = folder / "installed.txt"
     if not done.exists() or done.read_text() != wanted:
         print(f"installing {wanted.splitlines()[0]} into {folder}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", *REQUIREMENTS[peer]]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-qq", *wanted.splitlines()]
         subprocess.run(pip, check=True, stderr=subprocess.DEVNULL)
         _mend_torchvision(folder / "bin" / "python")
         done.write_text(wanted)
