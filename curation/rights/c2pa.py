@@ -34,7 +34,7 @@ _LABEL = re.compile(r"(cawg|c2pa)\.training-mining(?:__\d+)?")
 _ENTRIES = frozenset({"data_mining", "ai_inference", "ai_generative_training", "ai_training"})
 _MARKS = (b"jumdc2pa", b"C2PA_GIF", b"caBX")
 _BMFF_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
-_TIFF_TAG = 0xCD41
+_TIFF_TAG, _TIFF_XMP = 0xCD41, 700
 _SETTINGS = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     # Identity assertions say who somebody is, and to check them may mean asking the web for a did:web document.
@@ -189,7 +189,7 @@ def marked(data: bytes) -> str | None:
         if data.startswith(b"ftyp", 4):
             return "manifest" if _BMFF_BOX in data else _provenance(data)
         if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            return "manifest" if _tiff(data) else _provenance(data)
+            return _tiff(data)
     except (struct.error, IndexError):  # the file ends within a header
         return "manifest" if any(mark in data for mark in _MARKS) else _provenance(data)
     return None
@@ -246,11 +246,19 @@ def _chunks(data: bytes, position: int, layout: str, box: bytes, xmp: bytes) -> 
     return "manifest" if box in data else found
 
 
-def _tiff(data: bytes) -> bool:
+def _tiff(data: bytes) -> str | None:
     """The manifest's tag in the first directory, as it must be (C2PA, section A.3.3); in BigTIFF anywhere."""
     order = "<" if data.startswith(b"II") else ">"
     if 43 in data[2:4]:
-        return any(struct.pack(order + "HH", _TIFF_TAG, kind) in data for kind in (1, 7))  # bytes, undefined
-    (offset,) = struct.unpack_from(order + "I", data, 4)
-    (count,) = struct.unpack_from(order + "H", data, offset)
-    return any(struct.unpack_from(order + "H", data, offset + 2 + 12 * i)[0] == _TIFF_TAG for i in range(count))
+        tags = [struct.pack(order + "HH", _TIFF_TAG, kind) for kind in (1, 7)]  # bytes, undefined
+        return "manifest" if any(tag in data for tag in tags) else _provenance(data)
+    (directory,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, directory)
+    found = None
+    for i in range(count):
+        tag, _, length, start = struct.unpack_from(order + "HHII", data, directory + 2 + 12 * i)
+        if tag == _TIFF_TAG:
+            return "manifest"
+        if tag == _TIFF_XMP:
+            found = _provenance(data, start, start + length)
+    return found
