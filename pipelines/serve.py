@@ -25,10 +25,15 @@ def plan(job: ServeJob) -> dict[str, Any]:
 
 @contextmanager
 def endpoint(job: ServeJob) -> Iterator[str]:
-    """The job's endpoint, up and ready for the duration of a `with` block; gives its URL."""
-    from pipelines.cluster import connect
-    from serving import app
+    """The job's endpoint, up and ready for the duration of a `with` block; gives its URL.
 
+    Raises:
+        UserError: a version that the job's policy on takedowns refuses, or as `serving.app.run`.
+    """
+    from pipelines.cluster import connect
+    from serving import app, takedowns
+
+    takedowns.check(job)  # a cluster is not started for what is refused
     # Serve's controller and proxies take no logical CPU here, but Ray wants one to start them on.
     with connect(cpus=math.ceil(job.replicas * job.cpus_per_replica) + 1):
         url = app.run(job)

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api import GenerationRequest, ImageFormat, ModelEntry, RequestError, SamplerName
+from serving.api import GenerationRequest, ImageFormat, ModelEntry, RequestError, SamplerName, TakedownStanding
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class ModelCard(BaseModel):
     defaults: SamplingDefaults
     loaded_at: int
     """Unix time, seconds."""
+    takedowns: TakedownStanding | None = None
 
     @property
     def size(self) -> str:
@@ -82,6 +83,7 @@ class ModelCard(BaseModel):
             steps=self.defaults.steps,
             guidance_scale=self.defaults.guidance_scale,
             sampler=self.defaults.sampler,
+            takedowns=self.takedowns,
         )
 
 

@@ -109,6 +109,23 @@ class GenerationResponse(BaseModel):
     timings: Timings
 
 
+class TakedownStanding(BaseModel):
+    """How a served version stands to the takedowns in force (`serving.takedowns`); ids are the ledger's, shortened."""
+
+    model_config = ConfigDict(frozen=True)
+    affected: tuple[str, ...] = ()
+    """Entries whose pictures it was trained on, or may have been."""
+    unexamined: tuple[str, ...] = ()
+    """Entries that came after its training and that it was not examined for."""
+    problem: str | None = None
+    """Why the ledger says nothing."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether nothing speaks against serving it."""
+        return not (self.affected or self.unexamined or self.problem)
+
+
 class ModelEntry(BaseModel):
     """A served model, in the shape of OpenAI's model list, with where it comes from."""
 
@@ -125,6 +142,8 @@ class ModelEntry(BaseModel):
     guidance_scale: float
     sampler: SamplerName
     """What a request that does not say gets."""
+    takedowns: TakedownStanding | None = None
+    """As of when it was loaded; null where the operator's policy is not to look."""
 
 
 class ModelList(BaseModel):

@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from curation import storage
 from curation.errors import UserError
 from serving.job import ServeJob, plan
 from serving.replica import Sampler, SamplerHandle
@@ -150,7 +151,8 @@ def _rooted(job: ServeJob) -> ServeJob:
     if os.path.isdir(model):
         model = os.path.abspath(model)
     cache = None if job.cache is None else os.path.abspath(job.cache)
-    return job.model_copy(update={"tracking_uri": uri, "model": model, "cache": cache})
+    ledger = None if job.ledger is None else storage.absolute(job.ledger)
+    return job.model_copy(update={"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger})
 
 
 def _serve_runs() -> bool:

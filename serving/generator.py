@@ -18,9 +18,17 @@ import numpy as np
 from PIL import Image
 
 from curation import torchvision_ops
-from serving import guard
+from serving import guard, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
-from serving.api import FinishReason, GenerationRequest, GenerationResponse, ImageDatum, ImageFormat, Timings
+from serving.api import (
+    FinishReason,
+    GenerationRequest,
+    GenerationResponse,
+    ImageDatum,
+    ImageFormat,
+    TakedownStanding,
+    Timings,
+)
 from serving.guard import Guard, Verdict
 from serving.job import ServeJob
 from training.bundle import DiffusionModel, load_bundle
@@ -81,6 +89,7 @@ class Generator:
         guard: looks at finished pictures; None lets all pass.
         limits: what a request may ask for.
         defaults: what a silent request gets; None: what the bundle says.
+        standing: how the version stands to the takedowns in force; None where nobody looked.
     """
 
     def __init__(
@@ -90,6 +99,7 @@ class Generator:
         guard: Guard | None,
         limits: Limits,
         defaults: SamplingDefaults | None = None,
+        standing: TakedownStanding | None = None,
     ) -> None:
         self._model = model
         self._guard = guard
@@ -107,6 +117,7 @@ class Generator:
             noise_levels=levels,
             defaults=silent,
             loaded_at=int(time.time()),
+            takedowns=standing,
         )
 
     def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
@@ -157,12 +168,14 @@ def load(job: ServeJob) -> Generator:
     """The generator of a job: its model from the registry or from a folder, on the device it asks for.
 
     Raises:
-        UserError: a model, an alias or a CLIP model that is not there.
+        UserError: a model, an alias or a CLIP model that is not there, or a version that the job's policy on takedowns
+            refuses.
     """
     torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
     version = resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
+    standing = takedowns.heed(job, version)
     model = load_bundle(version.bundle, device=job.device)
-    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults)
+    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing)
 
 
 def encode(image: Image.Image, output_format: ImageFormat, compression: int) -> bytes:

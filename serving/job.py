@@ -23,6 +23,13 @@ class ServeJob(BaseModel):
     model: str = Field(description='"models:/NAME@alias", "models:/NAME/3", or a bundle\'s folder')
     tracking_uri: str | None = Field(None, description="where the MLflow registry is; null: MLflow's default")
     cache: str | None = Field(None, description="folder for downloaded bundles; null: the user's cache folder")
+    takedowns: Literal["ignore", "warn", "refuse"] = Field(
+        "warn",
+        description="what to do with a version trained on what was taken down since: nothing, say so in the log and in "
+        "/v1/models, or not serve it; refused is also what nobody examined for a newer entry, and what names a ledger "
+        "that cannot be read",
+    )
+    ledger: str | None = Field(None, description="takedown ledger, a folder; null: the one that the training heeded")
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=1, le=65_535, description="port to listen on")
