@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -397,7 +398,7 @@ def write_part(uri: str, rows: pa.Table) -> tuple[PartFile, str]:
 def to_parquet(rows: pa.Table) -> bytes:
     """A table as a Parquet file: zstd, but for pictures, which are compressed already."""
     plain = [name for name in rows.column_names if name not in ("image", "embedding")]
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()  # several times faster than a file of Python's
     pq.write_table(
         rows,
         buffer,
@@ -406,9 +407,10 @@ def to_parquet(rows: pa.Table) -> bytes:
         row_group_size=4096,
         store_schema=True,
     )
-    return buffer.getvalue()
+    return bytes(buffer.getvalue())
 
 
+@lru_cache(maxsize=16)  # every unit of a job has the same
 def _leaves(schema: pa.Schema) -> list[str]:
     """The paths of a schema's columns as Parquet names them."""
     empty = io.BytesIO()
