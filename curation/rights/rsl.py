@@ -8,7 +8,7 @@ country, a licence server) deny: nothing here meets them, and what is not licens
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 from xml.parsers.expat import ExpatError, ParserCreate
@@ -16,6 +16,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 from curation.manifest import Verdict
 from curation.places import is_url, origin
 from curation.rights.evidence import BODY_LIMIT, SiteFile
+from curation.rights.links import links
 from curation.rights.page import Page
 from curation.rights.raw import shown
 from curation.rights.robots_txt import Pattern, target
@@ -26,12 +27,12 @@ NAMESPACE = "https://rslstandard.org/rsl"
 MEDIA_TYPE = "application/rsl+xml"
 
 _TRAINING = frozenset({"all", "ai-all", "ai-train"})  # section 3.4.1.1
-_CONTENT = frozenset({"license", "schema", "alternate", "copyright", "terms"})
 _CHILDREN = {
     "rsl": frozenset({"content"}),
-    "content": _CONTENT,
+    "content": frozenset({"license", "schema", "alternate", "copyright", "terms"}),
     "license": frozenset({"permits", "prohibits", "payment", "reporting", "legal"}),
     "payment": frozenset({"standard", "custom", "amount", "accepts"}),
+    **dict.fromkeys(("permits", "prohibits"), frozenset[str]()),
 }
 
 
@@ -46,15 +47,15 @@ class _Licence:
 
 @dataclass
 class _Content:
-    """What licences are about: every URL where `pattern` is None, only those of `site` where that is stated."""
+    """What licences are about: every URL where `pattern` is None, only those of `host` where that is stated."""
 
     pattern: Pattern | None
-    site: str | None
+    host: str | None
     licences: list[_Licence] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
 
     def covers(self, url: str) -> bool:
-        if self.site is not None and self.site != origin(url):
+        if self.host is not None and self.host != _host(url):
             return False
         return self.pattern is None or self.pattern.matches(target(url))
 
@@ -122,53 +123,19 @@ def observe_page(page: Page, where: str) -> list[Observation]:
 
 def links_of_page(page: Page, base: str) -> list[str]:
     """URLs of the documents that a page at `base` links to as its licence (section 4.6)."""
-    base = _joined(base, page.base) if page.base else base
+    base = joined(base, page.base) if page.base else base
     kept = [href for rel, href, kind in page.links if "license" in rel.split() and _media_type(kind) == MEDIA_TYPE]
-    return list(dict.fromkeys(_joined(base, href) for href in kept if href))
+    return list(dict.fromkeys(joined(base, href) for href in kept if href))
 
 
 def links_of_headers(values: Sequence[str]) -> list[str]:
-    """What `Link` headers name as the RSL licence (section 4.5), absolute or relative to the URL that answered.
-
-    The grammar is that of RFC 8288, section 3; what breaks it ends the line.
-    """
-    found = []
-    for line in values:
-        for href, rel, kind in _links(line):
-            if href and "license" in rel.lower().split() and _media_type(kind) == MEDIA_TYPE:
-                found.append(_joined("", href))
-    return list(dict.fromkeys(found))
+    """What `Link` headers name as the RSL licence (section 4.5), absolute or relative to the URL that answered."""
+    kept = [link.href for link in links(values) if "license" in link.rel and _media_type(link.type) == MEDIA_TYPE]
+    return list(dict.fromkeys(joined("", href) for href in kept if href))
 
 
-_LINK_START = re.compile(r"[\s,]*<([^>]*)>")
-_PARAMETER = re.compile(r"\s*;\s*([^\s;,=\"<>]*)\s*(=?)\s*")
-_PLAIN = re.compile(r"[^\s;,]*")
-_TO_COMMA = re.compile(r"[^,]*")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-
-
-def _links(line: str) -> Iterable[tuple[str, str, str]]:
-    """Target, rel and type of every link of a header line; of a parameter that is repeated the first counts."""
-    at = 0
-    while start := _LINK_START.match(line, at):
-        at, parameters = start.end(), dict[str, str]()
-        while parameter := _PARAMETER.match(line, at):
-            name, value, at = parameter[1].lower(), "", parameter.end()
-            if parameter[2] and line.startswith('"', at):
-                quoted = _QUOTED.match(line, at)
-                # A string that does not end: what is behind it cannot be told from what is in it.
-                value = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else line[at + 1 :]
-                at = quoted.end() if quoted else len(line)
-            elif parameter[2]:
-                plain = _PLAIN.match(line, at)
-                value, at = (plain[0], plain.end()) if plain else ("", at)
-            parameters.setdefault(name, value)
-        yield start[1].strip(), parameters.get("rel", ""), parameters.get("type", "")
-        rest = _TO_COMMA.match(line, at)
-        at = rest.end() if rest else at
-
-
-def _joined(base: str, href: str) -> str:
+def joined(base: str, href: str) -> str:
+    """A link as an absolute URL."""
     try:
         urlsplit(href)
         return urljoin(base, href)
@@ -195,16 +162,14 @@ def _ruling(contents: Sequence[_Content], faults: Sequence[str]) -> tuple[str, V
     terms += [term for content in contents for term in content.conditions if reaching]
     if terms:
         return f"constrained: {'; '.join(dict.fromkeys(terms))}", Verdict.DENY
-    if faults:
-        return f"not as the specification asks: {'; '.join(faults)}", Verdict.ERROR
+    fault = f"not as the specification asks: {'; '.join(faults)}", Verdict.ERROR
     if permitted := [t for o in reaching for t in o.permitted or () if t in _TRAINING]:
-        return f"permits usage: {' '.join(dict.fromkeys(permitted))}", Verdict.ALLOW
+        return fault if faults else (f"permits usage: {' '.join(dict.fromkeys(permitted))}", Verdict.ALLOW)
     # A list of permitted uses is closed (section 3.5).
-    if listed := [token for o in licences for token in o.permitted or ()]:
-        return f"permits other usage only: {' '.join(dict.fromkeys(listed))}", Verdict.DENY
     if any(licence.permitted is not None for licence in licences):
-        return "permits no usage", Verdict.DENY
-    return "states no usage", Verdict.UNKNOWN
+        listed = dict.fromkeys(token for o in licences for token in o.permitted or ())
+        return f"permits other usage only: {' '.join(listed)}", Verdict.DENY
+    return fault if faults else ("states no usage", Verdict.UNKNOWN)
 
 
 def _is_training(token: str) -> bool:
@@ -233,7 +198,7 @@ class _Document:
         parser.StartDoctypeDeclHandler = self._refuse
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
-        parser.CharacterDataHandler = self._text.append
+        parser.CharacterDataHandler = self._characters
         try:
             parser.Parse(body, True)
         except (ExpatError, LookupError, TypeError) as error:
@@ -264,13 +229,18 @@ class _Document:
             self._foreign += 1  # extensions are passed over (section 3.1)
             return
         parent = self._open[-1]
-        self._open.append(local)
         if local not in _CHILDREN.get(parent, frozenset()):
             # Inside schema, legal and the like anything may stand; elsewhere it is a term that we do not know.
             if parent in _CHILDREN:
                 self._find(f"{shown(local[:40])} in {parent}")
+            self._foreign += 1
             return
+        self._open.append(local)
         self._begin(local, attributes)
+
+    def _characters(self, text: str) -> None:
+        if not self._foreign and self._open[-1] in ("permits", "prohibits"):
+            self._text.append(text)
 
     def _begin(self, local: str, attributes: dict[str, str]) -> None:
         if local == "content":
@@ -293,7 +263,7 @@ class _Document:
             self._foreign -= 1
             return
         local = self._open.pop()
-        if local not in ("permits", "prohibits") or self._open[-1:] != ["license"]:
+        if local not in ("permits", "prohibits"):
             return
         tokens = re.split(r"[\s,]+", "".join(self._text).strip())
         tokens = [token for token in tokens if token]
@@ -320,13 +290,18 @@ class _Document:
         if attributes.get("encrypted", "false").strip().lower() not in ("false", "0"):
             conditions.append("encrypted")
         scope = (url or "").strip()
-        if scope and not is_url(scope) and scope[0] not in "/*":
+        if scope and not (_host(scope) if is_url(scope) else scope[0] in "/*"):
             self._find(f"url {shown(scope[:80])}")
             scope = ""
         if url is None:
             self._find("a content without a url")
         if not scope:
             return _Content(None, None, [], conditions)
+        host = _host(scope) if is_url(scope) else None
         path = "/" + scope.partition("://")[2].partition("/")[2] if is_url(scope) else scope
-        site = origin(scope) if is_url(scope) else None
-        return _Content(Pattern(path.encode("utf-8", "replace").decode("latin-1")), site, [], conditions)
+        return _Content(Pattern(path.encode("utf-8", "replace").decode("latin-1")), host, [], conditions)
+
+
+def _host(url: str) -> str:
+    """Host and port; not the scheme, since who writes http:// of a site means it by https://, too."""
+    return (origin(url) or "").partition("://")[2]

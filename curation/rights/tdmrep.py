@@ -25,7 +25,7 @@ _STATED = {"1": Verdict.DENY, "0": Verdict.ALLOW}
 class _Rule(NamedTuple):
     """One object of the file; `pattern` is None where it cannot be told what it is about."""
 
-    site: str | None  # the origin, where the location is a whole URL
+    host: str | None  # where the location is a whole URL
     pattern: Pattern | None
     text: str
     verdict: Verdict
@@ -64,11 +64,11 @@ class TdmRep:
         """
         if self._fixed is not None:
             return self._fixed
-        path, site, unread = target(url), origin(url), None
+        path, host, unread = target(url), _host(url), None
         for rule in self._rules:
             if rule.pattern is None:
                 unread = unread or rule
-            elif (rule.site is None or rule.site == site) and rule.pattern.matches(path):
+            elif (rule.host is None or rule.host == host) and rule.pattern.matches(path):
                 if unread is None or rule.verdict is Verdict.DENY:
                     return [self._observation(rule.text, rule.verdict)]
                 break
@@ -174,5 +174,10 @@ def _rule(item: Any) -> _Rule:
     path = location.partition("://")[2].partition("/")[2] if is_url(location) else location
     # `robots_txt` compares octets, one character each.
     pattern = Pattern(path.encode("utf-8", "replace").decode("latin-1") or "/")
-    site = origin(location) if is_url(location) else None
-    return _Rule(site, pattern, words, _STATED.get(reservation, Verdict.UNKNOWN))
+    host = _host(location) if is_url(location) else None
+    return _Rule(host, pattern, words, _STATED.get(reservation, Verdict.UNKNOWN))
+
+
+def _host(url: str) -> str:
+    """Host and port; not the scheme, since who writes http:// of a site means it by https://, too."""
+    return (origin(url) or "").partition("://")[2]
