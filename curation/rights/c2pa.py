@@ -173,7 +173,7 @@ def _observation(value: str, verdict: Verdict) -> Observation:
 
 
 def marked(data: bytes) -> str | None:
-    """Whether a file is worth the library's while: `manifest` (a box that is marked as one), `provenance`, or None.
+    """Whether a file is worth the library's while: `manifest` (a box that is marked as one), `perhaps`, or None.
 
     Metadata before the pixels is looked through, not the pixels; where the container is damaged, all of it.
     """
@@ -197,11 +197,11 @@ def marked(data: bytes) -> str | None:
 
 def _provenance(data: bytes, start: int = 0, end: int | None = None) -> str | None:
     """`dcterms:provenance` in XMP is where a manifest lies that the file does not hold."""
-    return "provenance" if data.find(b"provenance", start, end) >= 0 else None
+    return "perhaps" if data.find(b"provenance", start, end) >= 0 else None
 
 
 def _jpeg(data: bytes) -> str | None:
-    """APP11 segments that hold JUMBF boxes ("JP"), up to the first scan."""
+    """APP11 segments, which hold JUMBF boxes, up to the first scan."""
     position, found = 2, None
     for _ in range(_MAX_SEGMENTS):
         if data[position] != 0xFF:  # decoders skip to the next marker, and so do we
@@ -218,8 +218,10 @@ def _jpeg(data: bytes) -> str | None:
         else:
             start = position + 4
             end = position + 2 + (data[position + 2] << 8 | data[position + 3])
-            if marker == 0xEB and data.startswith(b"JP", start) and data.find(b"c2pa", start, end) >= 0:
-                return "manifest"
+            if marker == 0xEB:
+                if data.find(b"c2pa", start, end) >= 0:
+                    return "manifest"
+                found = "perhaps"
             if marker == 0xE1 and found is None:
                 found = _provenance(data, start, end)
             position = max(end, start)

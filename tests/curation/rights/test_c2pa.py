@@ -188,6 +188,13 @@ def test_a_manifest_that_was_cut_off_is_an_error(kind: str, share: float) -> Non
     assert [verdict for _, verdict in seen(cut)] == [ERROR]
 
 
+def test_what_the_library_reads_is_not_filtered_out() -> None:
+    signed = sign(plain(), "JPEG", mining(CAWG, ai_generative_training="notAllowed"))
+    at = signed.index(b"\xff\xeb") + 4
+    assert signed[at : at + 2] == b"JP"
+    assert [verdict for _, verdict in seen(signed[:at] + b"XX" + signed[at + 2 :])] == [DENY]
+
+
 def test_a_damaged_box_is_an_error() -> None:
     signed = sign(plain(), "JPEG", mining(CAWG, ai_generative_training="allowed"))
     broken = signed.replace(b"jumdc2pa", b"jumdxxxx", 1)
@@ -221,7 +228,7 @@ def test_provenance_in_xmp_without_a_manifest_is_nothing() -> None:
     buffer = io.BytesIO()
     packet = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><p>about the provenance of this</p></x:xmpmeta>"
     Image.new("RGB", (8, 8)).save(buffer, "JPEG", xmp=packet)
-    assert c2pa.marked(buffer.getvalue()) == "provenance"
+    assert c2pa.marked(buffer.getvalue()) == "perhaps"
     assert c2pa.observe(buffer.getvalue()) == []
 
 
