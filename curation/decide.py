@@ -32,7 +32,7 @@ from curation.duplicates import (
 )
 from curation.manifest import IMAGE, Decision, Manifest, Reason, Verdict, schema
 from curation.policy import MEASURED, Policy, Ruling
-from curation.rights.verdict import Observation, combine
+from curation.rights.verdict import Observation, verdict
 from curation.units import embedding_matrix
 
 
@@ -165,7 +165,8 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     Returns:
         What binds each of the job's rows to another.
     """
-    everything, first = _with_parent(facts, parent)
+    others = [found for found in (parent, _requested(policy, facts)) if found is not None]
+    everything, first = _with_parent(facts, Facts.join(others) if others else None)
     pictured = np.flatnonzero(everything.pictured)
     rows = Facts(*(array[pictured] for array in everything))
     config = policy.job.copies
@@ -183,6 +184,29 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
         _among_all(denied, pictured, total),
         _among_all(duplicates, pictured, total),
         *_neighbours(nearest, similarity, pictured, total),
+    )
+
+
+def _requested(policy: Policy, facts: Facts) -> Facts | None:
+    """Pictures that somebody asked to take down, as rows that are opted out: their copies are to be found."""
+    asked = policy.optouts.pictures
+    if not asked:
+        return None
+    n = len(asked)
+    phashes = np.array([s.phash for s in asked], np.uint64)
+    return Facts(
+        ids=np.array([s.value for s in asked], "S64"),
+        pictured=np.ones(n, bool),
+        pixel_hashes=np.array([s.pixel_hash for s in asked], "S64"),
+        phashes=phashes,
+        # Of a picture handed in, the other orientations are not known; its own hash stands for them and adds nothing.
+        turned=np.repeat(phashes[:, None], facts.turned.shape[1], axis=1),
+        colours=np.stack([np.frombuffer(s.colour_layout or b"", np.uint8) for s in asked]),
+        embeddings=np.zeros((n, facts.embeddings.shape[1]), np.float16),
+        area=np.zeros(n, np.int64),
+        licence=np.zeros(n, np.int64),
+        kept=np.zeros(n, bool),
+        opted_out=np.ones(n, bool),
     )
 
 
@@ -298,10 +322,11 @@ def manifest_rows(
         "caption_source": [c.caption.source if c.caption else None for c in choices],
         "captions": [[vars(caption) for caption in c.kept] or None for c in choices],
         "rights": [[observation.row() for observation in r.rights] for r in bound],
-        "rights_verdict": [combine(o.verdict for o in r.rights).value for r in bound],
+        "rights_verdict": [verdict(policy.deciding(r.rights)).value for r in bound],
         "duplicate_kind": [
             KINDS[k] if d else None for d, k in zip(*(settled[c].to_pylist() for c in _BOUND), strict=True)
         ],
+        "was_kept": [None] * len(bound),
         "image": _pictures_of_kept(measured["image"], np.array([r.decision == Decision.KEPT for r in bound], bool)),
     }
     for name in ("decision", "stage", "reason", "rule", "score", "threshold"):

@@ -12,6 +12,8 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any, Protocol
@@ -22,7 +24,7 @@ from pydantic import BaseModel
 from curation import storage, workers
 from curation.decide import Facts, Settled, embeddings_of, manifest_rows, parent_facts, rule_all, settle
 from curation.errors import UserError
-from curation.listing import Listing, forget_downstream
+from curation.listing import Listing, Todo, forget_downstream
 from curation.manifest import (
     ClipInfo,
     Decision,
@@ -30,6 +32,7 @@ from curation.manifest import (
     ManifestInfo,
     PartFile,
     WorkInfo,
+    evidence_from,
     manifest_id,
     now,
     publish,
@@ -37,7 +40,10 @@ from curation.manifest import (
 )
 from curation.measure import forget
 from curation.policy import MEASURED, Policy
+from curation.site_desk import desks
 from curation.units import Stage, Unit
+
+_DESKS = 4  # that ask sites at a time, at most
 
 
 class OnProgress(Protocol):
@@ -133,13 +139,27 @@ def _measure(found: Listing, on_progress: OnProgress) -> Counter[str]:
     for name in missing:
         on_progress(name, done[name], found.rows)
     run, failed = Counter[str](), Counter[str]()
-    for item in workers.run(found, todo):
-        failed.update(item["failed"])
-        for name in item["stages"]:
-            run[name] += 1
-            done[name] += item["rows"]
-            on_progress(name, done[name], found.rows, _note("failed", failed) if name == "measure" else "")
+    with _asking(found, todo) as asking:
+        for item in workers.run(asking, todo):
+            failed.update(item["failed"])
+            for name in item["stages"]:
+                run[name] += 1
+                done[name] += item["rows"]
+                on_progress(name, done[name], found.rows, _note("failed", failed) if name == "measure" else "")
     return run
+
+
+@contextmanager
+def _asking(found: Listing, todo: Sequence[Todo]) -> Iterator[Listing]:
+    """The listing with somebody who asks the sites for all of its workers, where there are sites to ask."""
+    if not found.has_urls or not any("measure" in t.stages for t in todo):
+        yield found
+        return
+    measure = found.measure
+    assert measure.sites is not None, "the listing names it"
+    count = min(found.job.workers, _DESKS)
+    with desks(count, found.job.fetch, measure.rights, measure.sites) as names:
+        yield replace(found, measure=measure.model_copy(update={"desks": names}))
 
 
 def _note(what: str, removed: Counter[str]) -> str:
@@ -251,7 +271,15 @@ class _PartWriter:
         counted = Counter(zip(*(rows[name].to_pylist() for name in ("decision", "stage", "reason")), strict=True))
         counts = json.dumps([[*key, n] for key, n in sorted(counted.items())])
         dim = rows.schema.field("embedding").type.list_size if "embedding" in rows.column_names else 0
-        return {"index": int(index), **part.model_dump(), "digest": digest, "counts": counts, "dim": dim}
+        seen = evidence_from(rows)
+        return {
+            "index": int(index),
+            **part.model_dump(),
+            "digest": digest,
+            "counts": counts,
+            "dim": dim,
+            "seen": None if seen is None else seen.isoformat(),
+        }
 
 
 def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tuple[str, str, str]]) -> ManifestInfo:
@@ -274,6 +302,8 @@ def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tupl
         counts={decision.value: counts[decision.value] for decision in Decision},
         reasons=dict(sorted(reasons.items())),
         rights=found.policy.optouts.sources,
+        ledger=found.ledger,
+        evidence_from=min((datetime.fromisoformat(p["seen"]) for p in parts if p["seen"]), default=None),
         files=[PartFile(name=p["name"], rows=p["rows"], sha256=p["sha256"]) for p in parts],
         work=WorkInfo(folder=found.stages["measure"].folder, units=[unit.key for unit in found.units]),
     )

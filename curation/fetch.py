@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -31,7 +31,7 @@ from curation.places import is_url
 
 if TYPE_CHECKING:
     from curation.containers import MemberReader
-    from curation.web import Web
+    from curation.web import Admit, Web
 
 PASSING = frozenset(
     {
@@ -88,6 +88,11 @@ class FetchConfig(BaseModel):
             raise ValueError("must be a URL that begins with https://, http:// or mailto:")
         return contact
 
+    @property
+    def product(self) -> str:
+        """The product token of `user_agent`: what a robots.txt calls us by."""
+        return self.user_agent.split("/", 1)[0].split(" ", 1)[0]
+
     def agent(self) -> str:
         """The User-Agent header: the product, and where its user can be reached."""
         return f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
@@ -133,6 +138,14 @@ class FetchConfig(BaseModel):
         )
 
 
+class Answer(NamedTuple):
+    """One answer on the way to a picture: whose, and what it says of rights."""
+
+    url: str
+    status: int
+    headers: Mapping[str, Sequence[str]]  # those of `web.RIGHTS_HEADERS`, a value for each line
+
+
 @dataclass(frozen=True)
 class Fetched:
     """The bytes of an input, or why there are none."""
@@ -144,6 +157,7 @@ class Fetched:
     detail: str | None = None
     redirects: tuple[str, ...] = ()  # the targets of the redirects in order; the last of them is final_uri
     headers: Mapping[str, str] = field(default_factory=dict)  # those of `web.KEPT_HEADERS` that the response had
+    answers: tuple[Answer, ...] = ()  # every one, redirects' included
 
 
 class FetchError(Exception):
@@ -155,10 +169,15 @@ class FetchError(Exception):
 
 
 class Fetcher:
-    """Fetches locations: paths, `file://`, `s3://` and what else `storage` reads, container members, http(s) URLs."""
+    """Fetches locations: paths, `file://`, `s3://` and what else `storage` reads, container members, http(s) URLs.
 
-    def __init__(self, config: FetchConfig) -> None:
-        self._config = config
+    Args:
+        config: what this one worker may do.
+        admit: asked before each request to a site, see `web.Admit`.
+    """
+
+    def __init__(self, config: FetchConfig, admit: Admit | None = None) -> None:
+        self._config, self._admit = config, admit
 
     def __call__(self, locations: Sequence[str]) -> Iterator[Fetched]:
         """The bytes at each location, in order, one result for each.
@@ -176,7 +195,7 @@ class Fetcher:
             return "object" if storage.is_remote(location) else "file"
 
         asked = [location for location in locations if is_url(location)]
-        with contextlib.closing(self._web.fetch(asked) if asked else _none()) as pages:
+        with contextlib.closing(self.web.fetch(asked) if asked else _none()) as pages:
             for what, run in groupby(locations, kind):
                 if what == "url":
                     yield from islice(pages, sum(1 for _ in run))
@@ -187,17 +206,23 @@ class Fetcher:
                 else:
                     yield from (_tried(self._file, location) for location in run)
 
+    def soon(self, work: Any) -> Future[Any]:
+        """Runs a coroutine in the loop that URLs are fetched in."""
+        found: Future[Any] = self.web.soon(work)
+        return found
+
     def close(self) -> None:
         """Lets go of connections and open containers; a later call opens them anew."""
-        for name in ("_web", "_reader"):
+        for name in ("web", "_reader"):
             if (held := self.__dict__.pop(name, None)) is not None:
                 held.close()
 
     @cached_property
-    def _web(self) -> Web:
+    def web(self) -> Web:
+        """Who fetches the URLs."""
         from curation.web import Web
 
-        return Web(self._config)
+        return Web(self._config, admit=self._admit)
 
     @cached_property
     def _reader(self) -> MemberReader:

@@ -15,6 +15,7 @@ from curation.filters import FilterConfig
 from curation.groups import GroupsConfig
 from curation.images import ImageConfig
 from curation.manifest import Name
+from curation.rights.config import RightsConfig
 from curation.rights.licences import LicencesConfig
 from curation.rights.lists import OptOutList
 from curation.safety import SafetyConfig
@@ -53,7 +54,11 @@ class CurateJob(BaseModel):
     image_size: int = Field(256, ge=8, le=4096, description="side of the training-size picture, in pixels")
     pictures: bool = Field(True, description="whether kept rows carry a picture to train on; false copies none at all")
     licences: LicencesConfig = Field(LicencesConfig(), description="which stated licences may be trained on")
+    rights: RightsConfig = Field(RightsConfig(), description="signals that are asked for, and what their silence means")
     optout: tuple[OptOutList, ...] = Field((), description="lists of what must not be used")
+    ledger: str | None = Field(
+        None, description="takedown ledger, a folder; null: $CLEANPLATE_LEDGER, else `takedowns` below the output"
+    )
     clip: ClipConfig | None = Field(
         ClipConfig(), description="the CLIP model of embeddings and scores; null for none, and then nothing to train on"
     )
@@ -102,8 +107,19 @@ class CurateJob(BaseModel):
                 "fetch": _PACE,
                 "duplicates": {"backend", "ray_above"},
                 "clip": {"model", "weights", "device"},
+                "rights": {"cache_hours"},
                 **dict.fromkeys(
-                    ("output", "parent", "captions", "workers", "cpus_per_worker", "scorers", "gpus_per_worker"), True
+                    (
+                        "output",
+                        "parent",
+                        "ledger",
+                        "captions",
+                        "workers",
+                        "cpus_per_worker",
+                        "scorers",
+                        "gpus_per_worker",
+                    ),
+                    True,
                 ),
             },
         )

@@ -7,7 +7,7 @@ folder they are stored in: another fingerprint is another folder, and what lies 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +23,21 @@ from curation.filters import Filters
 from curation.heads import HeadsConfig
 from curation.images import decoders
 from curation.job import CurateJob
-from curation.manifest import LATEST_FILE, InputsInfo, Manifest, Reason
+from curation.manifest import LATEST_FILE, InputsInfo, LedgerInfo, Manifest, Reason, Verdict
 from curation.measure import MeasureConfig
 from curation.places import host_and_domain
 from curation.policy import Policy
 from curation.quality import MEASURES
 from curation.rights.lists import OptOuts
+from curation.rights.verdict import IN_FILE
+from curation.takedowns import Ledger, location
 from curation.units import Stage, Unit, cut, fingerprint, unit_key
 
 # Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
-MEASURE_VERSION = 3
+MEASURE_VERSION = 4
 _MOST_PASSED_ON = 1024
 _CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
-_AGAIN = PASSING | {Reason.NOT_ASKED}
+_AGAIN = PASSING | {Reason.NOT_ASKED, Reason.SITE_UNREACHABLE}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Listing:
     heads: HeadsConfig | None
     captions: CaptionsConfig | None
     stages: dict[str, Stage]  # in order; those that the job has
+    has_urls: bool
+    ledger: LedgerInfo
     parents: list[Manifest]  # the job's parent, its parent, and so on
 
     @property
@@ -76,8 +80,9 @@ class Listing:
         lists = [source.sha256 for source in self.policy.optouts.sources]
         parent = self.parents[0].id if self.parents else None
         stages = {name: stage.folder.rsplit("/", 1)[-1] for name, stage in self.stages.items()}
-        # The lists' contents count, also where they match nothing: that they were asked is part of what is said.
-        return {**self.job.identity(), "stages": stages, "rights": lists, "parent": parent}
+        # What lists and ledger hold counts, also where it matches nothing: that they were asked is part of what is said.
+        asked = {"rights": lists, "ledger": self.ledger.version}
+        return {**self.job.identity(), "stages": stages, **asked, "parent": parent}
 
     def todo(self) -> list[Todo]:
         """What is missing, and rows that may fare better now than they did then."""
@@ -104,9 +109,15 @@ class Listing:
         return bool(failed.null_count < len(failed))
 
     def _passing(self, unit: Unit) -> list[int]:
-        reasons = self.stages["measure"].read(unit.key, ["failed_reason"])["failed_reason"].to_pylist()
+        stored = self.stages["measure"].read(unit.key, ["failed_reason", "sightings"])
         unwanted = set(unit.unwanted)
-        return [i for i, reason in enumerate(reasons) if reason in _AGAIN and i not in unwanted]
+        rows = zip(stored["failed_reason"].to_pylist(), stored["sightings"].to_pylist(), strict=True)
+        return [i for i, row in enumerate(rows) if i not in unwanted and (row[0] in _AGAIN or _unheard(row[1]))]
+
+
+def _unheard(sightings: Sequence[Mapping[str, Any]] | None) -> bool:
+    """Whether a site, a page or a registry could not be asked, which may go better another time."""
+    return any(seen["verdict"] == Verdict.ERROR and seen["where"] != IN_FILE for seen in sightings or ())
 
 
 def listing(job: CurateJob) -> Listing:
@@ -116,7 +127,9 @@ def listing(job: CurateJob) -> Listing:
         UserError: naming the field and the remedy.
     """
     _check(job)
-    optouts = OptOuts.read(job.optout)
+    ledger = Ledger.open(location(job.ledger, beside=job.output))
+    requests = ledger.read()
+    optouts = OptOuts.read(job.optout, requests.in_force)
     storage.filesystem(job.output)
     parents = _parents(job)
     try:
@@ -135,7 +148,17 @@ def listing(job: CurateJob) -> Listing:
         units.append(Unit(unit_key(rows), rows, unwanted))
     measure, heads, captions = _configs(job)
     policy = Policy(job, optouts, job.safety.limits(job.clip))
-    return Listing(policy, units, measure, heads, captions, _stages(job, heads, captions), parents)
+    return Listing(
+        policy,
+        units,
+        measure,
+        heads,
+        captions,
+        _stages(job, heads, captions),
+        bool(has_urls),
+        requests.info(ledger.uri),
+        parents,
+    )
 
 
 def _check(job: CurateJob) -> None:
@@ -179,6 +202,8 @@ def _wanting_clip(job: CurateJob) -> dict[str, Any]:
 def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, CaptionsConfig | None]:
     measure = MeasureConfig(
         fetch=job.fetch.share(job.workers),
+        rights=job.rights,
+        sites=storage.join(job.output, ".work", "sites"),
         images=job.images,
         image_size=job.image_size,
         pictures=job.pictures,
@@ -194,11 +219,16 @@ def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, Caption
     return measure, heads if wanted else None, captions if job.captions else None
 
 
+# Of the rights' settings, those that measuring does not depend on.
+_DECIDED = {"unknown", "error", "cache_hours"}
+
+
 def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig | None) -> dict[str, Stage]:
     """The stages that the job has, each in the folder of its fingerprint."""
     clip = None if job.clip is None else [job.clip.name(), job.clip.precision, job.clip.batch_size]
     measured: dict[str, Any] = {
         "fetch": job.identity()["fetch"],
+        "rights": job.rights.model_dump(mode="json", exclude=_DECIDED),
         "images": job.images.model_dump(mode="json", exclude={"min_side"}),
         "image_size": [job.image_size, job.pictures],
         "clip": clip,

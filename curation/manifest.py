@@ -107,6 +107,8 @@ class Reason(StrEnum):
     PASSED = "passed"
     # failed: the bytes or the pixels never came
     NOT_ASKED = "not_asked"
+    SITE_REFUSES = "site_refuses"
+    SITE_UNREACHABLE = "site_unreachable"
     NOT_FOUND = "not_found"
     NOT_A_FILE = "not_a_file"
     UNREADABLE = "unreadable"
@@ -129,6 +131,7 @@ class Reason(StrEnum):
     OPTED_OUT = "opted_out"
     OPTED_OUT_NEAR_COPY = "opted_out_near_copy"
     RIGHTS_ERROR = "rights_error"
+    RIGHTS_UNKNOWN = "rights_unknown"
     LICENCE_NOT_ALLOWED = "licence_not_allowed"
     LICENCE_UNSTATED = "licence_unstated"
     TOO_SMALL = "too_small"
@@ -162,6 +165,7 @@ def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType
         ("headers", TEXTS),
         ("dataset", pa.string()),
         ("source_url", pa.string()),  # of what came in a container: where its source says it is from
+        ("page_url", pa.string()),  # the page that its source says it stands on
         ("host", pa.string()),
         ("domain", pa.string()),
         ("fetched_at", TIME),
@@ -194,6 +198,7 @@ def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType
         ("nearest", pa.string()),  # the most similar row by embedding, above the floor that is stored
         ("nearest_similarity", pa.float32()),
         ("decision", pa.string()),
+        ("was_kept", pa.bool_()),  # of a derived manifest: whether its base kept what it does not
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("rule", pa.string()),
@@ -276,6 +281,9 @@ class ManifestInfo(BaseModel):
     id: str
     parent_id: str | None = None
     parent_uri: str | None = None  # where the parent lay
+    base_id: str | None = None  # of a derived manifest: the curated one whose rows it has, decided anew
+    base_uri: str | None = None
+    changes: dict[str, int] = {}  # of a derived manifest: rows that its base kept and it does not, by reason
     name: str
     created_at: datetime
     code_version: str
@@ -452,6 +460,20 @@ def manifest_id(job: dict[str, Any], part_digests: Sequence[str]) -> str:
     h = hashlib.sha256()
     h.update(json.dumps([SCHEMA_VERSION, job, list(part_digests)], sort_keys=True).encode())
     return h.hexdigest()
+
+
+def evidence_from(rows: pa.Table) -> datetime | None:
+    """When the oldest evidence was seen that kept rows from the web rest on; None where there are no such rows.
+
+    What stands in a file of one's own is read when the manifest is made, so that `created_at` is its time.
+    """
+    web = pc.and_(
+        pc.equal(rows["decision"], Decision.KEPT.value), pc.match_substring_regex(rows["uri"], "(?i)^https?://")
+    )
+    kept = rows.filter(web)
+    seen = pc.min(pc.list_flatten(kept["rights"]).combine_chunks().field("observed_at")) if kept.num_rows else None
+    times = [t.as_py() for t in (seen, pc.min(kept["fetched_at"])) if t is not None and t.is_valid]
+    return min(times, default=None)
 
 
 def now() -> datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ from curation.manifest import Reason, named, texts
 from curation.metadata import scan
 from curation.places import host_and_domain, is_url
 from curation.quality import measure as quality
+from curation.rights.config import RightsConfig
+from curation.rights.statements import of_file
+from curation.rights.verdict import Observation
+from curation.site_desk import records
+from curation.site_rights import SiteRights, own_records
 from curation.sources import INPUTS
+from curation.sources.inputs import without_password
 from curation.units import embedding_array
 
 _CHUNK = 64  # pictures whose pixels are held at a time
@@ -49,6 +56,9 @@ class MeasureConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     fetch: FetchConfig
+    rights: RightsConfig
+    sites: str | None = None  # folder of what sites answered
+    desks: tuple[str, ...] = ()  # actors that ask the sites for all workers
     images: ImageConfig
     image_size: int
     pictures: bool
@@ -67,6 +77,7 @@ _MEASURED = (
         "redirects",
         "headers",
         "source_url",
+        "page_url",
         "host",
         "domain",
         "fetched_at",
@@ -77,7 +88,11 @@ _MEASURED = (
     *("width", "height", "pixel_hash", "phash", "phash_turned", "colour_layout", "embedded", "scores", "safety"),
     "image",
 )
-_FAILED = (pa.field("failed_stage", pa.string()), pa.field("failed_reason", pa.string()))
+_FAILED = (
+    pa.field("sightings", manifest.RIGHTS),  # what sites, answers, pages and C2PA manifests say about use
+    pa.field("failed_stage", pa.string()),
+    pa.field("failed_reason", pa.string()),
+)
 
 
 def schema(embedding_dim: int | None) -> pa.Schema:
@@ -125,7 +140,7 @@ class Look:
         cv2.setNumThreads(config.threads)
         self._config = config
         self._clip_side = clip_side
-        self._fetcher = Fetcher(config.fetch)
+        self._fetcher = Fetcher(config.fetch, self._admit)
         least = _SIDE_OF_SCORES if config.quality or config.nsfw is not None else _SIDE_OF_HASHES
         self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or least
 
@@ -141,11 +156,12 @@ class Look:
             The pixels of rows that have any, some rows at a time.
         """
         uris, locations = inputs["uri"].to_pylist(), inputs["location"].to_pylist()
-        columns |= {name: [None] * len(uris) for name in (*_MEASURED, "failed_stage", "failed_reason")}
+        columns |= {name: [None] * len(uris) for name in (*_MEASURED, *(field.name for field in _FAILED))}
         for row, (uri, stated) in enumerate(zip(uris, inputs["metadata"].to_pylist(), strict=True)):
             columns["id"][row] = row_id(uri, None)
             if not is_url(uri):  # from a file or a container, whose metadata may say where it had the picture from
                 columns["source_url"][row] = _stated_url(dict(stated or ()))
+            columns["page_url"][row] = _stated_page(dict(stated or ()))
             columns["host"][row], columns["domain"][row] = host_and_domain(columns["source_url"][row] or uri)
             if any(name.endswith(".unread") for name, _ in stated or ()):
                 columns["embedded"][row] = named({"damaged": "sidecar"})  # it may have said whose the picture is
@@ -154,9 +170,11 @@ class Look:
         wanted = [row for row in range(len(uris)) if columns["failed_stage"][row] is None]
         chunk = self._chunk()
         modified = inputs["modified"].to_pylist()
+        pages = self._pages(locations, columns, wanted)
         for row, fetched in zip(wanted, self._fetcher([locations[row] for row in wanted]), strict=True):
             columns["fetched_at"][row] = fetched.at or modified[row]  # a member's time is its container's
             try:
+                columns["sightings"][row] = self._sightings(locations[row], fetched, pages.get(row))
                 found = self._read(columns, row, uris[row], fetched)
             except Exception as error:  # whatever one picture does, the others of its unit are not to suffer for it
                 _fail(columns, row, "decode", Reason.CORRUPT, repr(error)[:200])
@@ -168,6 +186,34 @@ class Look:
                 chunk = self._chunk()
         if chunk.rows:
             yield chunk
+
+    async def _admit(self, url: str) -> None:
+        await self._rights.admit(url)
+
+    @cached_property
+    def _rights(self) -> SiteRights:
+        config = self._config
+        own = own_records(lambda: self._fetcher.web, config.rights, config.sites)
+        return SiteRights(config.rights, config.fetch.product, records(config.desks, own), self._fetcher.soon)
+
+    def _pages(self, locations: Sequence[str], columns: Columns, rows: Sequence[int]) -> dict[int, tuple[str, Fetched]]:
+        """The pages of pictures from the web that have one, by row; each is fetched once."""
+        if not self._config.rights.pages:
+            return {}
+        urls = {row: columns["page_url"][row] for row in rows if columns["page_url"][row] and is_url(locations[row])}
+        distinct = sorted(set(urls.values()))
+        found = dict(zip(distinct, self._fetcher(distinct), strict=True))
+        return {row: (url, found[url]) for row, url in urls.items()}
+
+    def _sightings(
+        self, location: str, fetched: Fetched, page: tuple[str, Fetched] | None
+    ) -> list[dict[str, object]] | None:
+        found: list[Observation] = []
+        if is_url(location):
+            found += self._rights.observe(without_password(location), fetched, page)
+        if fetched.data is not None:
+            found += of_file(fetched.data, self._config.rights)
+        return [observation.row() for observation in found] or None
 
     def _read(self, columns: Columns, row: int, uri: str, fetched: Fetched) -> Decoded | None:
         """Fills in what bytes and pixels say; returns the pixels, or None with the reason in the columns."""
@@ -240,6 +286,15 @@ class Embed:
 _URL_NAMES = ("url", "image_url", "img_url", "source_url", "original_url", "source", "link", "page_url")
 
 
+_PAGE_NAMES = ("page_url", "webpage_url", "landing_page", "landing_url", "source_page")
+
+
+def _stated_page(metadata: Mapping[str, str]) -> str | None:
+    """The URL of the page that a row's metadata says the picture stands on."""
+    fields = {name.lower(): text.strip() for name, text in metadata.items()}
+    return next((without_password(fields[name]) for name in _PAGE_NAMES if is_url(fields.get(name, ""))), None)
+
+
 def _stated_url(metadata: Mapping[str, str]) -> str | None:
     """The URL that a row's metadata says the picture is from: under one of the usual names, else any that is one."""
     urls = {name.lower(): text.strip() for name, text in metadata.items() if is_url(text.strip())}
@@ -261,7 +316,7 @@ def forget(rows: pa.Table, unwanted: Sequence[int]) -> pa.Table:
     if "uri" not in rows.column_names:  # what a later stage made of them
         gone = set(unwanted)
         return rows.take(pa.array([None if i in gone else i for i in range(rows.num_rows)], pa.int64()))
-    kept = {*INPUTS.names, "source_url", "host", "domain"}
+    kept = {*INPUTS.names, "source_url", "page_url", "host", "domain"}
     found = rows.to_pylist()
     for index in unwanted:
         row = {name: value if name in kept else None for name, value in found[index].items()}

@@ -1,12 +1,13 @@
 """The job's policy and one measured row: what is decided about it by itself, as if it had no copies.
 
-The order is: opted out, failed, rights that cannot be read, licence, size, filters, safety, captions; then, among all
+The order is: opted out, failed, rights that could not be asked or read, rights nobody states, licence, size, filters,
+safety, captions; then, among all
 rows (`decide`), near-copy of something opted out, and duplicate. The first that applies is the row's reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,14 +17,14 @@ from curation.job import CurateJob
 from curation.manifest import Decision, Reason, Verdict, texts
 from curation.rights import embedded
 from curation.rights.licences import Licences
-from curation.rights.lists import OptOuts
-from curation.rights.verdict import Observation
+from curation.rights.lists import LISTED, REQUESTED, OptOuts
+from curation.rights.verdict import Observation, of_row, verdict
 from curation.safety import Limits
 
 MEASURED = (
     *("uri", "final_uri", "redirects", "source_url", "id", "host", "creator", "licence", "licence_url"),
     *("failed_stage", "failed_reason", "bytes", "width", "height", "pixel_hash", "phash", "phash_turned"),
-    *("colour_layout", "embedded", "scores", "safety"),
+    *("colour_layout", "embedded", "scores", "safety", "sightings"),
 )
 """What of a measured unit the policy reads: everything but pictures and embeddings."""
 
@@ -39,6 +40,9 @@ class Ruling:
     score: float | None = None
     threshold: float | None = None
     rights: tuple[Observation, ...] = ()
+
+    def with_rights(self, rights: tuple[Observation, ...]) -> Ruling:
+        return replace(self, rights=rights)
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,24 @@ class Policy:
         choice = choose([Caption(**c) for c in row["captions"] or ()], self.job.caption_policy)
         listed = self.optouts.observe(row)
         licence = self.licences.observe(row)
-        inside = embedded.observe(texts(row["embedded"]))
-        rights = (*listed, *inside, licence)
-        denied = next((o for o in (*listed, *inside) if o.verdict == Verdict.DENY), None)
+        inside = embedded.observe(texts(row["embedded"])) if "plus" in self.job.rights.signals else []
+        seen = (*map(of_row, row["sightings"] or ()), *inside)
+        rights = (*listed, *seen, licence)
+        deciding = self.deciding(seen)
+        denied = next((o for o in (*listed, *deciding) if o.verdict == Verdict.DENY), None)
+        if row["failed_reason"] in _UNREACHABLE:
+            ruling = Ruling(Decision.FAILED, "rights", row["failed_reason"], "rights.robots", rights=rights)
+            return ruling, choice
         if denied is not None:
-            rule = f"optout: {denied.where}" if denied in listed else f"rights.{denied.signal}"
-            return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, rule, rights=rights), choice
+            return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, rule_of(denied), rights=rights), choice
         if row["failed_stage"] is not None:
             reason = row["failed_reason"]
             return Ruling(
                 Decision.FAILED, row["failed_stage"], reason, _FAILED_RULES.get(reason), rights=rights
             ), choice
         ruling = (
-            self._unreadable(inside)
+            self.unreadable(deciding)
+            or self.unstated([*deciding, licence])
             or self._licence(licence)
             or self._size(row)
             or self._filters(row, choice)
@@ -84,14 +93,25 @@ class Policy:
             or self._caption(choice)
             or _PASSED
         )
-        return replace(ruling, rights=rights), choice
+        return ruling.with_rights(rights), choice
 
-    def _unreadable(self, inside: Sequence[Observation]) -> Ruling | None:
-        """A rights statement that cannot be read may be a refusal: it holds the row."""
-        failed = next((o for o in inside if o.verdict == Verdict.ERROR), None)
-        return (
-            None if failed is None else Ruling(Decision.HELD, "rights", Reason.RIGHTS_ERROR, f"rights.{failed.signal}")
-        )
+    def deciding(self, seen: Iterable[Observation]) -> list[Observation]:
+        """Observations without those that only advise; what is said to other crawlers counts as said to us, if at all."""
+        heard = [o for o in seen if o.signal not in self.job.rights.advisory]
+        return [o._replace(verdict=Verdict.DENY) if o.signal == "robots_ai_agents" else o for o in heard]
+
+    def unreadable(self, seen: Sequence[Observation]) -> Ruling | None:
+        """A rights statement that cannot be had or read may be a refusal."""
+        failed = next((o for o in seen if o.verdict == Verdict.ERROR), None)
+        if failed is None or self.job.rights.error == "keep":
+            return None
+        return Ruling(_ACTIONS[self.job.rights.error], "rights", Reason.RIGHTS_ERROR, f"rights.{failed.signal}")
+
+    def unstated(self, seen: Sequence[Observation]) -> Ruling | None:
+        """Whether nobody said anything, where the job minds that."""
+        if self.job.rights.unknown == "keep" or verdict(seen) != Verdict.UNKNOWN:
+            return None
+        return Ruling(_ACTIONS[self.job.rights.unknown], "rights", Reason.RIGHTS_UNKNOWN, "rights.unknown")
 
     def _licence(self, observed: Observation) -> Ruling | None:
         if observed.verdict == Verdict.DENY:
@@ -134,5 +154,13 @@ class Policy:
         return Ruling(decision, "captions", Reason.CAPTION_POOR, "caption_policy.low")
 
 
+def rule_of(denied: Observation) -> str:
+    """What of a job a refusal stands under."""
+    return {LISTED: f"optout: {denied.where}", REQUESTED: denied.where}.get(denied.signal, f"rights.{denied.signal}")
+
+
+_ACTIONS = {"hold": Decision.HELD, "drop": Decision.DROPPED}
+# Not asked for, since its site could not be asked whether it may be.
+_UNREACHABLE = frozenset({Reason.SITE_UNREACHABLE})
 _FAILED_RULES = {Reason.TOO_LARGE: "fetch.max_bytes", Reason.TOO_MANY_PIXELS: "images.max_pixels"}
 _PASSED = Ruling(Decision.KEPT, "decide", Reason.PASSED)

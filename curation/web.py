@@ -18,7 +18,7 @@ import socket
 import threading
 import weakref
 import zlib
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
@@ -31,17 +31,19 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from curation.admission import Held, Host, Line, NoRoomError
-from curation.fetch import FetchConfig, Fetched, FetchError
+from curation.fetch import Answer, FetchConfig, Fetched, FetchError
 from curation.manifest import Reason, now
 
-KEPT_HEADERS = (
-    *("etag", "last-modified", "content-type", "link"),
-    *("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage"),
-)
+RIGHTS_HEADERS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
+KEPT_HEADERS = ("etag", "last-modified", "content-type", *RIGHTS_HEADERS)
 """Response headers that are kept, by their lower-case names; several of one name are joined by commas."""
+
+Admit = Callable[[str], Awaitable[None]]
+"""Asked before every request, redirects' included; raises FetchError where a URL must not be asked for."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BUSY = {429, 503}
+_NO_HEAD = {405, 501}
 _PIECE = 64 * 1024
 _LEAD = 8  # URLs begun beyond the one that the caller waits for, for each connection
 _NAME_THREADS = 32
@@ -58,6 +60,7 @@ class Web:
         config: what this one worker may do; see `FetchConfig.share`.
         resolver: who knows the addresses of names; the system's own unless given.
         is_public: which addresses may be asked where the job does not admit private ones.
+        admit: what a site itself says about being asked; nothing is asked where None.
     """
 
     def __init__(
@@ -65,13 +68,15 @@ class Web:
         config: FetchConfig,
         resolver: AbstractResolver | None = None,
         is_public: Callable[[str], bool] | None = None,
+        admit: Admit | None = None,
     ) -> None:
         self._config = config
+        self.admit = admit
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_NAME_THREADS, thread_name_prefix="cleanplate-names"))
         thread = threading.Thread(target=self._loop.run_forever, name="cleanplate-web", daemon=True)
         thread.start()
-        self._session: aiohttp.ClientSession = self._soon(
+        self._session: aiohttp.ClientSession = self.soon(
             _session(config, resolver, is_public or public_address)
         ).result()
         self._connections = asyncio.Semaphore(config.connections)
@@ -79,15 +84,18 @@ class Web:
         self._held = Held(config.bytes_in_flight)
         self.close = weakref.finalize(self, _stop, self._loop, thread, self._session)
 
-    def fetch(self, urls: Sequence[str]) -> Generator[Fetched]:
+    def fetch(self, urls: Sequence[str], *, heads: bool = False) -> Generator[Fetched]:
         """What came of each URL, in order. Closing the iterator stops what is on its way.
+
+        With `heads`, only what the answers say is asked for (HEAD, or GET where a server knows no HEAD), and their data
+        is empty.
 
         At most `bytes_in_flight` of bodies are held, those that wait for the caller and the one it works on included;
         only the body that the caller waits for is taken in also where it does not fit, lest everything stop.
         """
         arrived: SimpleQueue[tuple[int, Fetched] | None] = SimpleQueue()
         line = Line(self._held)
-        running = self._soon(self._run(urls, line, arrived))
+        running = self.soon(self._run(urls, line, arrived, heads))
         running.add_done_callback(lambda _: arrived.put(None))
         early: dict[int, Fetched] = {}
         try:
@@ -103,25 +111,28 @@ class Web:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is on its way any more
                 self._loop.call_soon_threadsafe(line.end)
 
-    def _soon(self, work: Any) -> Any:
+    def soon(self, work: Any) -> Any:
+        """Runs a coroutine in the fetcher's loop; returns its `concurrent.futures.Future`."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _run(self, urls: Sequence[str], line: Line, arrived: SimpleQueue[tuple[int, Fetched] | None]) -> None:
+    async def _run(
+        self, urls: Sequence[str], line: Line, arrived: SimpleQueue[tuple[int, Fetched] | None], heads: bool
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         line.begin(task)
 
         async def one(index: int, url: str) -> None:
-            arrived.put((index, await self._one(index, url, line)))
+            arrived.put((index, await self._one(index, url, line, heads)))
 
         async with asyncio.TaskGroup() as group:
             for index, url in enumerate(urls):
                 await line.enter(index, _LEAD * self._config.connections)
                 group.create_task(one(index, url))
 
-    async def _one(self, index: int, url: str, line: Line) -> Fetched:
+    async def _one(self, index: int, url: str, line: Line, heads: bool) -> Fetched:
         while True:
-            visit = _Visit(self, self._config, lambda size: line.take(index, size))
+            visit = _Visit(self, self._config, lambda size: line.take(index, size), heads)
             try:
                 fetched = await visit(url)
             except NoRoomError:
@@ -153,10 +164,12 @@ class Web:
 class _Visit:
     """One URL: its requests one after another, and how it ended."""
 
-    def __init__(self, web: Web, config: FetchConfig, take: Callable[[int], None]) -> None:
-        self._web, self._config, self._take = web, config, take
+    def __init__(self, web: Web, config: FetchConfig, take: Callable[[int], None], heads: bool) -> None:
+        self._web, self._config, self._take, self._heads = web, config, take, heads
+        self._method = "HEAD" if heads else "GET"
         self._redirects: list[str] = []
         self._headers: dict[str, str] = {}
+        self._answers: list[Answer] = []
 
     async def __call__(self, asked: str) -> Fetched:
         """Never raises for what the URL or its host did.
@@ -167,7 +180,7 @@ class _Visit:
         data, at, reason, detail = None, None, None, None
         try:
             async with asyncio.timeout(self._config.total_timeout_s) as self._limit:
-                data = await self._retried(_parse(asked))
+                data = await self._retried(parse(asked))
                 at = now()
         except FetchError as error:
             reason, detail = error.reason, error.detail
@@ -178,7 +191,7 @@ class _Visit:
         except Exception as error:  # whatever one URL does, the others are not to suffer for it
             reason, detail = Reason.CONNECTION, type(error).__name__
         led_to = self._redirects[-1] if self._redirects else None
-        return Fetched(data, at, led_to, reason, detail, tuple(self._redirects), self._headers)
+        return Fetched(data, at, led_to, reason, detail, tuple(self._redirects), self._headers, tuple(self._answers))
 
     async def _retried(self, url: URL) -> bytes:
         for attempt in range(self._config.retries):
@@ -191,13 +204,18 @@ class _Visit:
 
     async def _followed(self, url: URL) -> bytes:
         self._redirects.clear()
+        self._answers.clear()
         seen = {_public(url)}
         authorization, origin = _authorization(url), url.origin()
         for _ in range(self._config.max_redirects + 1):
-            answer = await self._asked(_public(url), authorization if url.origin() == origin else None)
+            who = authorization if url.origin() == origin else None
+            answer = await self._asked(_public(url), who)
+            if answer is None:
+                answer = await self._asked(_public(url), who)
+            assert answer is not None, "only HEAD is asked again"
             if isinstance(answer, bytes):
                 return answer
-            target = _parse(answer, _public(url))
+            target = parse(answer, _public(url))
             if target.user is not None:
                 authorization, origin = _authorization(target), target.origin()
             url = target
@@ -207,23 +225,33 @@ class _Visit:
             seen.add(_public(url))
         raise FetchError(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
 
-    async def _asked(self, url: URL, authorization: str | None) -> bytes | str:
-        """One request: the body, or where the answer points to."""
+    async def _asked(self, url: URL, authorization: str | None) -> bytes | str | None:
+        """One request: the body, or where the answer points to; None where it is to be made again, by GET."""
         self._headers = {}
+        if self._web.admit is not None:
+            with self._our_wait():
+                await self._web.admit(str(url))
         async with contextlib.AsyncExitStack() as stack:
             with self._our_wait():
                 host = await stack.enter_async_context(self._web.turn(str(url.host)))
             try:
                 headers = {"Authorization": authorization} if authorization else None
-                async with self._web.session.get(url, headers=headers, allow_redirects=False) as response:
+                async with self._web.session.request(
+                    self._method, url, headers=headers, allow_redirects=False
+                ) as response:
                     self._headers = _kept(response)
+                    self._answers.append(Answer(str(url), response.status, rights_headers(response)))
                     if response.status not in _BUSY:
                         host.failures = 0
                     if response.status in _REDIRECTS and "Location" in response.headers:
                         return response.headers["Location"]
+                    if self._method == "HEAD" and response.status in _NO_HEAD:
+                        self._method = "GET"
+                        self._answers.pop()
+                        return None
                     if response.status != 200:
                         raise self._status(url, host, response)
-                    return await self._body(response)
+                    return b"" if self._heads else await self._body(response)
             except aiohttp.ClientConnectorDNSError:
                 host.close(Reason.DNS, str(url.host), self._config.dns_ttl_s)
                 raise FetchError(Reason.DNS, str(url.host)) from None
@@ -258,7 +286,7 @@ class _Visit:
         length, most = response.content_length, self._config.max_bytes
         if length is not None and length > most:
             raise FetchError(Reason.TOO_LARGE, f"{length} bytes")
-        expand = _Expander(response.headers.get("Content-Encoding", ""))
+        expand = Expander(response.headers.get("Content-Encoding", ""))
         if length is not None and not expand.coded:
             self._take(length)
         parts, received, size = [], 0, 0
@@ -290,7 +318,7 @@ class _RetryError(FetchError):
     """A failure after which another request is right."""
 
 
-class _Expander:
+class Expander:
     """Undoes a Content-Encoding piece by piece; no piece is expanded beyond `_PIECE` bytes at a time."""
 
     def __init__(self, coding: str) -> None:
@@ -404,7 +432,7 @@ def public_address(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
-def _parse(text: str, base: URL | None = None) -> URL:
+def parse(text: str, base: URL | None = None) -> URL:
     """An http(s) URL, relative to `base`, as it is spelled where that is lawful; quoted where it is not."""
     try:
         if "\udc80" <= max(text, default="") <= "\udcff":  # bytes of a header that are not UTF-8
@@ -431,9 +459,21 @@ def _authorization(url: URL) -> str | None:
 
 
 def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:
-    found = {name: ", ".join(response.headers.getall(name, [])) for name in KEPT_HEADERS if name in response.headers}
+    return {name: ", ".join(values) for name, values in _values(response, KEPT_HEADERS).items()}
+
+
+def rights_headers(response: aiohttp.ClientResponse) -> dict[str, list[str]]:
+    """What an answer says of rights: the values of every line of each of `RIGHTS_HEADERS` that it has, in order."""
+    return _values(response, RIGHTS_HEADERS)
+
+
+def _values(response: aiohttp.ClientResponse, names: Sequence[str]) -> dict[str, list[str]]:
     # Bytes that are not UTF-8 arrive as lone surrogates, which no table takes.
-    return {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in found.items()}
+    return {
+        name: [v.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for v in response.headers.getall(name)]
+        for name in names
+        if name in response.headers
+    }
 
 
 def _retry_after(value: str | None) -> float:

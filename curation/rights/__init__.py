@@ -1,5 +1,5 @@
-"""Rights signals, one file each: what a list, a licence statement or (later) a site or a file says about use.
+"""Rights signals, one file each: what a list, a licence statement, a site, an answer, a page or a file says about use.
 
-A signal returns observations for a row, never a bare yes or no; `verdict.combine` adds them up, and every observation
-is kept in the manifest, the permissive ones too.
+A signal returns observations, never a bare yes or no; `statements` puts together all that is said about a URL,
+`verdict` adds it up, and every observation is kept in the manifest, the permissive and the failed ones too.
 """

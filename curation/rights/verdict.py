@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from curation.manifest import Verdict
+
+IN_FILE = "file"
+"""`where` of what stands in the picture's own file."""
 
 
 class Observation(NamedTuple):
@@ -27,6 +30,22 @@ class Observation(NamedTuple):
             "observed_at": self.observed_at,
             "verdict": self.verdict.value,
         }
+
+
+def of_row(row: Mapping[str, Any]) -> Observation:
+    """The inverse of `Observation.row`."""
+    return Observation(row["signal"], row["value"], row["where"], Verdict(row["verdict"]), row["observed_at"])
+
+
+# They say who may fetch; a permission to fetch is none to train.
+_OF_FETCHING = frozenset({"robots"})
+
+
+def verdict(observations: Iterable[Observation]) -> Verdict:
+    """What several observations add up to."""
+    return combine(
+        Verdict.UNKNOWN if o.signal in _OF_FETCHING and o.verdict == Verdict.ALLOW else o.verdict for o in observations
+    )
 
 
 _STRENGTH = (Verdict.DENY, Verdict.ERROR, Verdict.ALLOW, Verdict.UNKNOWN)
