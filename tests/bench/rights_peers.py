@@ -14,7 +14,7 @@ import io
 import json
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +36,15 @@ CAWG, C2PA = "cawg.training-mining", "c2pa.training-mining"
 RSL = (
     b'<rsl xmlns="https://rslstandard.org/rsl"><content url="/"><license><prohibits type="usage">all</prohibits>'
     b"</license></content></rsl>"
+)
+# What datadiligence says that it reads: these headers, and the older assertion of the picture itself.
+_READ_BY_PEER = frozenset(
+    {
+        *("X-Robots-Tag: noai", "X-Robots-Tag: noimageai", "X-Robots-Tag: NoAI"),
+        *("X-Robots-Tag: noindex; noai in a second line", "X-Robots-Tag: cleanplate: noai"),
+        *("X-Robots-Tag: CleanPlate: noai", "X-Robots-Tag: cleanplate: noindex, noimageai", "tdm-reservation: 1"),
+        *("C2PA c2pa.training-mining", "C2PA, tampered picture"),
+    }
 )
 _ANSWERS = {"deny": "refused", "error": "held", "allow": "through", "unknown": "through"}
 
@@ -253,9 +262,16 @@ def _ratios(chosen: Sequence[Case], ours: Sequence[str], theirs: Sequence[str]) 
     ratios = {}
     for right, name in names.items():
         for who, answers in (("ours", ours), ("datadiligence", theirs)):
-            right_ones = [_is_right(c, a) for c, a in zip(chosen, answers, strict=True) if c.right == right]
-            ratios[f"{name}_by_{who}"] = round(sum(right_ones) / len(right_ones), 3)
-    return ratios
+            ratios[f"{name}_by_{who}"] = _share(
+                _is_right(c, a) for c, a in zip(chosen, answers, strict=True) if c.right == right
+            )
+    read = [_is_right(c, a) for c, a in zip(chosen, theirs, strict=True) if c.name in _READ_BY_PEER]
+    return ratios | {"caught_of_what_it_reads_by_datadiligence": _share(read)}
+
+
+def _share(right: Iterable[bool]) -> float:
+    found = list(right)
+    return round(sum(found) / len(found), 3)
 
 
 if __name__ == "__main__":
