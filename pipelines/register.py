@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,7 +23,9 @@ class RegisterJob(BaseModel):
     tracking_uri: str | None = Field(
         None, description="MLflow; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
     )
-    run_id: str | None = Field(None, description="the MLflow run that trained it")
+    run_id: str | None = Field(
+        None, description="the MLflow run that trained it; null: the one that its run's folder names, if it is known"
+    )
     tags: dict[str, str] = Field({}, description="more tags of the version")
 
 
@@ -44,9 +47,23 @@ def run(job: RegisterJob) -> ModelVersion:
         job.name,
         alias=job.alias,
         tracking_uri=job.tracking_uri,
-        run_id=job.run_id,
+        run_id=job.run_id or _run_beside(job),
         extra_tags=job.tags,
     )
+
+
+def _run_beside(job: RegisterJob) -> str | None:
+    """The run whose folder the bundle lies in. Without it nothing leads from the version to its training set."""
+    from curation import storage
+    from training.launch import RUN_FILE
+    from training.tracking import knows_run
+
+    folder = storage.absolute(job.bundle).rstrip("/").rpartition("/")[0]
+    try:
+        run_id = str(json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return run_id if knows_run(run_id, tracking_uri=job.tracking_uri) else None
 
 
 def summary(version: ModelVersion) -> list[str]:

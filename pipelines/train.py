@@ -12,29 +12,30 @@ from pipelines.progress import progress
 if TYPE_CHECKING:
     from curation.manifest import Manifest
     from training.job import TrainJob
-    from training.launch import TrainResult
+    from training.prepare import TrainResult
 
 
 def plan(job: TrainJob) -> dict[str, Any]:
-    """What the job would take; opens the manifest."""
-    from training import launch
+    """What the job would take; opens the manifest and asks the takedown ledger."""
+    from training import prepare
 
-    return launch.plan(job)
+    return prepare.plan(job)
 
 
 def run(job: TrainJob) -> TrainResult:
     """Trains on a Ray cluster, resuming what an earlier run of the same job left."""
-    from curation.manifest import Manifest
     from pipelines.cluster import connect
-    from training import launch
+    from training import prepare
+    from training.launch import launch
 
-    launch.plan(job)
-    manifest = Manifest.open(job.manifest)
-    text_encoder = _text_encoder(manifest, launch.run_folder(job, manifest))
+    prepared = prepare.prepare(job)
+    prepare.plan(job, prepared)
+    text_encoder = _text_encoder(prepared.manifest, prepared.folder)
     with connect(cpus=job.workers, gpus=job.workers * job.gpus_per_worker), progress("images") as report:
-        return launch.launch(
+        return launch(
             job,
             text_encoder=text_encoder,
+            prepared=prepared,
             on_progress=lambda p: report("train", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
         )
 
@@ -67,8 +68,10 @@ def _text_encoder(manifest: Manifest, run_folder: str) -> str:
 def summary(result: TrainResult) -> list[str]:
     """The result for a person."""
     resumed = f", resumed at {result.resumed_from:,}" if result.resumed_from else ""
+    excluded = ", ".join(f"{rows} by entry {entry}" for entry, rows in result.excluded.items())
     return [
         f"trained on {result.images_seen:,} images seen{resumed}; MLflow run {result.run_id}",
+        *([f"left out since the manifest was made, by the takedown ledger: {excluded}"] if excluded else []),
         f"bundle {result.bundle}",
         f"register it with: cleanplate register JOB.yaml --set bundle={result.bundle}",
     ]

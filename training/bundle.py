@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,10 +54,22 @@ class BundleInfo(BaseModel):
     schema_version: int = SCHEMA_VERSION
     name: str
     manifest_id: str
-    training_set_digest: str = Field(description="sha256 over the sorted ids of the rows trained on")
+    manifest_uri: str | None = Field(None, description="where it lay")
+    training_set_digest: str = Field(
+        description="Merkle digest of the ids of the rows trained on (`training.merkle`): what was among them and what "
+        "was not is proven against it"
+    )
+    training_set_digest_kind: Literal["lines", "merkle"] = Field(
+        "lines", description="older bundles have the sha256 of the sorted ids, a line each, which proves nothing"
+    )
     training_rows: int
+    base_rows: int | None = Field(None, description="slots of the order of samples, empty ones too (`training.roster`)")
+    excluded_rows: int = Field(0, description="rows that the manifest keeps and the takedown ledger revokes")
     licences: dict[str, int] = Field(description="rows trained on, by stated licence; 'unstated' where there was none")
-    takedown_ledger_version: str | None = None
+    ledger_uri: str | None = Field(
+        None, description="the takedown ledgers that were asked; 'none' where none was named"
+    )
+    takedown_ledger_version: str | None = Field(None, description="what they held, or 'none'")
     config_sha256: str
     job: dict[str, Any]
     images_seen: int

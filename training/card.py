@@ -28,12 +28,12 @@ A text-conditional diffusion model for pictures of {info.image_size} x {info.ima
 | | |
 |---|---|
 | manifest | `{info.manifest_id}` |
-| training set (sha256 over the sorted ids) | `{info.training_set_digest}` |
-| takedown ledger | {info.takedown_ledger_version or "none applied"} |
+| training set ({_digest_kind(info)}) | `{info.training_set_digest}` |
+| takedown ledger | {_ledger(info)} |
 | configuration | `{info.config_sha256}` |
 | text encoder | {info.text_encoder}, frozen |
 
-The manifest names every picture, where it came from, its licence, and why it was kept.
+The manifest names every picture, where it came from, its licence, and why it was kept.{_proofs(info)}
 
 | licence as stated | pictures |
 |---|---|
@@ -64,6 +64,25 @@ subfolder="scheduler")` of diffusers load it without our code. The U-Net works o
 |---|---|
 {metrics}
 """
+
+
+def _digest_kind(info: BundleInfo) -> str:
+    return "Merkle digest" if info.training_set_digest_kind == "merkle" else "sha256 over the sorted ids"
+
+
+def _ledger(info: BundleInfo) -> str:
+    if info.takedown_ledger_version in (None, "none"):
+        return "none was asked"
+    return f"`{info.takedown_ledger_version}`; {info.excluded_rows} pictures of the manifest were left out by it"
+
+
+def _proofs(info: BundleInfo) -> str:
+    if info.training_set_digest_kind != "merkle":
+        return ""
+    return (
+        " Whether one picture is\namong them is proven by its sha256, without the others: `cleanplate prove SHA256`, "
+        "and `docs/verify_proof.py` checks it."
+    )
 
 
 def _memorisation(rows: int, repeats: float) -> str:

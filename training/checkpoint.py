@@ -18,7 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from curation import storage
@@ -44,7 +44,15 @@ class Identity(BaseModel):
 
 
 class CheckpointInfo(BaseModel):
-    """The contents of `checkpoint.json`. `points` are all that the run has measured so far."""
+    """The contents of `checkpoint.json`.
+
+    Attributes:
+        topology: workers, accumulation, and whether captions were resident (1 or 0): what the last bits depend on.
+        points: all that the run has measured so far.
+        milestone: whether it is kept for ever.
+        base_digest, removed_digest: of the run's roster.
+        seen_sha256: hash of all samples that the state depends on (`retraining.Seen`); None in an older one.
+    """
 
     model_config = ConfigDict(frozen=True)
     images_seen: int
@@ -52,6 +60,10 @@ class CheckpointInfo(BaseModel):
     topology: dict[str, int]
     libraries: dict[str, str]
     points: list[Point]
+    milestone: bool = False
+    base_digest: str | None = None
+    removed_digest: str | None = None
+    seen_sha256: str | None = None
     files: dict[str, str] = {}
 
 
@@ -67,7 +79,10 @@ def state_sha256(state: State) -> str:
 
 
 def save(folder: str, state: State, info: CheckpointInfo, *, keep: int) -> str:
-    """Writes a checkpoint into a folder of checkpoints and removes all but the newest `keep`; returns its path."""
+    """Writes a checkpoint into a folder of checkpoints and returns its path.
+
+    All but the newest `keep` are removed; milestones stay, and are not counted.
+    """
     name = f"{_PREFIX}{info.images_seen:012d}"
     target = storage.join(folder, name)
     staging = target if storage.is_remote(folder) else storage.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.partial")
@@ -83,23 +98,32 @@ def save(folder: str, state: State, info: CheckpointInfo, *, keep: int) -> str:
             storage.move_tree(staging, target)
     except FileExistsError:
         # An earlier attempt of this run got as far. Training is deterministic: it holds the same, unless it is damaged.
-        if _problem(target) is not None:
+        if problem(target) is not None:
             storage.remove_tree(target)
             storage.move_tree(staging, target)
     finally:
         if staging != target:
             storage.remove_tree(staging)
     # the newest whole ones stay; a damaged one is worth nothing and must not push a good one out
-    whole = [name for name in _names(folder) if _problem(storage.join(folder, name)) is None]
-    for old in set(_names(folder)) - set(whole[-keep:]):
-        storage.remove_tree(storage.join(folder, old))
+    passing = [path for path in paths(folder) if not _is_milestone(path)]
+    whole = [path for path in passing if problem(path) is None]
+    for old in set(passing) - set(whole[-keep:]):
+        storage.remove_tree(old)
     return target
 
 
-def _names(folder: str) -> list[str]:
+def paths(folder: str) -> list[str]:
     """Checkpoints in ascending order of images seen; a folder without its `checkpoint.json` is none."""
-    paths = (info.path.split("/") for info in storage.list_files(folder, recursive=True))
-    return sorted({path[-2] for path in paths if path[-1] == INFO_FILE and path[-2].startswith(_PREFIX)})
+    parts = (info.path.split("/") for info in storage.list_files(folder, recursive=True))
+    names = {part[-2] for part in parts if part[-1] == INFO_FILE and part[-2].startswith(_PREFIX)}
+    return [storage.join(folder, name) for name in sorted(names)]
+
+
+def _is_milestone(path: str) -> bool:
+    try:
+        return _read_info(path).milestone
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def sweep(folder: str) -> None:
@@ -111,26 +135,54 @@ def sweep(folder: str) -> None:
 
 def latest(folder: str) -> str | None:
     """The newest whole checkpoint, or None. A damaged one is passed over, and what came after the one before redone."""
-    for name in reversed(_names(folder)):
-        path = storage.join(folder, name)
-        problem = _problem(path)
-        if problem is None:
+    for path in reversed(paths(folder)):
+        found = problem(path)
+        if found is None:
             return path
-        logger.warning("checkpoint %s is passed over: %s", path, problem)
+        logger.warning("checkpoint %s is passed over: %s", path, found)
     return None
 
 
-def _problem(path: str) -> str | None:
+def problem(path: str) -> str | None:
+    """Why a checkpoint is not whole; None for one that is. Reads all of it."""
     try:
-        info = CheckpointInfo.model_validate(json.loads(storage.read_bytes(storage.join(path, INFO_FILE))))
-        for name, expected in info.files.items():
+        for name, expected in _read_info(path).files.items():
             if hashlib.sha256(storage.read_bytes(storage.join(path, name))).hexdigest() != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
         return f"a file is missing: {error}"
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
         return f"{INFO_FILE} is damaged: {error}"
     return None
+
+
+def _read_info(path: str) -> CheckpointInfo:
+    """Raises FileNotFoundError, or ValueError (of which pydantic's is one)."""
+    return CheckpointInfo.model_validate(json.loads(storage.read_bytes(storage.join(path, INFO_FILE))))
+
+
+def read_info(path: str) -> CheckpointInfo:
+    """What a checkpoint says about itself.
+
+    Raises:
+        UserError: no checkpoint there, or a damaged one.
+    """
+    try:
+        return _read_info(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"no checkpoint at {path}",
+            field="resume_from",
+            remedy=f"give a folder `{_PREFIX}…` of a run's `checkpoints`, or leave the field out",
+        ) from None
+    except ValueError as error:
+        raise _damaged(path, f"{INFO_FILE}: {error}") from None
+
+
+def _damaged(path: str, found: str) -> UserError:
+    return UserError(
+        f"the checkpoint {path} is damaged: {found}", field="output", remedy="remove it; an older one is used then"
+    )
 
 
 def load(path: str, identity: Identity) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
@@ -139,40 +191,67 @@ def load(path: str, identity: Identity) -> tuple[CheckpointInfo, dict[str, dict[
     Raises:
         UserError: a damaged checkpoint, or one of another manifest, text encoder or configuration.
     """
-    problem = _problem(path)
-    if problem is not None:
-        raise UserError(
-            f"the checkpoint {path} is damaged: {problem}",
-            field="output",
-            remedy="remove it; an older one is used then",
-        )
-    info = CheckpointInfo.model_validate(json.loads(storage.read_bytes(storage.join(path, INFO_FILE))))
+    found = problem(path)
+    if found is not None:
+        raise _damaged(path, found)
+    info = read_info(path)
     _refuse_another(path, info.identity, identity)
-    state = {
+    return info, _read_state(path, info)
+
+
+def load_for_retraining(path: str, identity: Identity) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
+    """Reads a checkpoint of another run, whatever its manifest; what it has seen is for the caller to check.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another text encoder or configuration.
+    """
+    info = read_info(path)
+    found = problem(path)
+    if found is not None:
+        raise _damaged(path, found)
+    refuse_other_ways(path, info.identity, identity.config, identity.text_encoder_sha256)
+    return info, _read_state(path, info)
+
+
+def _read_state(path: str, info: CheckpointInfo) -> dict[str, dict[str, Tensor]]:
+    return {
         name.removesuffix(".safetensors"): safetensors.torch.load(storage.read_bytes(storage.join(path, name)))
         for name in info.files
     }
-    return info, state
 
 
 def _refuse_another(path: str, stored: Identity, wanted: Identity) -> None:
-    for field, what in (
-        ("manifest_id", "manifest"),
-        ("training_set_digest", "manifest"),
-        ("text_encoder_sha256", "text_encoder"),
-    ):
-        ours, theirs = getattr(wanted, field), getattr(stored, field)
-        if ours != theirs:
-            raise UserError(
-                f"the checkpoint {path} belongs to another {what} ({theirs[:12]}… instead of {ours[:12]}…)",
-                field=what,
-                remedy="train under another name or output, or give back what the run was started with",
-            )
-    for key in sorted({*stored.config, *wanted.config}):
-        if stored.config.get(key) != wanted.config.get(key):
+    for field in ("manifest_id", "training_set_digest"):
+        _refuse(path, "manifest", getattr(stored, field), getattr(wanted, field))
+    refuse_other_ways(path, stored, wanted.config, wanted.text_encoder_sha256)
+
+
+def refuse_other_ways(path: str, stored: Identity, config: Mapping[str, Any], text_encoder: str | None = None) -> None:
+    """Refuses a checkpoint of a run that trained in another way.
+
+    Args:
+        config: the job's `identity`.
+        text_encoder: its text encoder's sha256; None where it is not known yet.
+
+    Raises:
+        UserError: another text encoder or configuration.
+    """
+    if text_encoder is not None:
+        _refuse(path, "text_encoder", stored.text_encoder_sha256, text_encoder)
+    for key in sorted({*stored.config, *config}):
+        if stored.config.get(key) != config.get(key):
             raise UserError(
                 f"the checkpoint {path} was written with {key} = {stored.config.get(key)}, "
-                f"the job says {wanted.config.get(key)}",
+                f"the job says {config.get(key)}",
                 field=key,
                 remedy="train under another name or output, or set it back",
             )
+
+
+def _refuse(path: str, what: str, theirs: str, ours: str) -> None:
+    if ours != theirs:
+        raise UserError(
+            f"the checkpoint {path} belongs to another {what} ({theirs[:12]}… instead of {ours[:12]}…)",
+            field=what,
+            remedy="train under another name or output, or give back what the run was started with",
+        )

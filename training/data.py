@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,8 @@ from torch import Tensor
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
-from training.text import Conditioning, TextEncoder
-
-STATES_CAP_BYTES = 2 << 30  # of encoded captions kept in memory; above it they are encoded batch by batch
-
+from training import randomness
+from training.roster import Roster
 
 Options = tuple[tuple[str, float], ...]
 """What one row may be told: at least one text, each with its probability; they add up to 1."""
@@ -28,19 +27,17 @@ Options = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Kept rows in the order of their ids.
+    """The rows of a roster, in its order.
 
     Attributes:
-        manifest_id: the manifest they came from.
-        digest: sha256 over the sorted ids: which inputs the model was trained on.
+        roster: which inputs the N rows are.
         pictures: uint8 (N, 3, H, H).
         captions: N texts, those that the manifest chose; "" where it has none.
         options: what each of the N rows is told, by the job's mix: its caption, without one.
         licences: rows by stated licence.
     """
 
-    manifest_id: str
-    digest: str
+    roster: Roster
     pictures: Tensor
     captions: tuple[str, ...]
     options: tuple[Options, ...]
@@ -58,6 +55,32 @@ class TrainingSet:
         """All distinct texts that training may read, sorted."""
         return sorted({text for options in self.options for text, _ in options})
 
+    def shown(self, seed: int, index: Tensor) -> Tensor:
+        """The row that each global sample index (N,) shows: int64 (N,). See `randomness.rows`."""
+        slots = randomness.rows(seed, index, self.roster.info.base_rows, self._removed)
+        return slots if self._removed is None else self._row[slots]
+
+    @cached_property
+    def _removed(self) -> Tensor | None:
+        return torch.from_numpy(self.roster.removed) if self.roster.removed.any() else None
+
+    @cached_property
+    def _row(self) -> Tensor:
+        """int64 (base_rows,): the row in each slot, -1 in an empty one."""
+        row = torch.full((self.roster.info.base_rows,), -1)
+        row[torch.from_numpy(self.roster.slots)] = torch.arange(len(self))
+        return row
+
+    @cached_property
+    def contents(self) -> Tensor:
+        """uint8 (N, 32): a hash of all of a row that training reads."""
+        rows = zip(self.roster.ids, self.options, self.pictures.flatten(1).numpy(), strict=True)
+        hashes = [
+            hashlib.sha256(json.dumps([id_, options]).encode() + picture.tobytes()).digest()
+            for id_, options, picture in rows
+        ]
+        return torch.from_numpy(np.frombuffer(b"".join(hashes), np.uint8).copy()).view(-1, 32)
+
     def channel_stats(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of each colour channel, in [-1, 1]."""
         histogram = [torch.bincount(self.pictures[:, c].flatten(), minlength=256).double() for c in range(3)]
@@ -65,11 +88,6 @@ class TrainingSet:
         means = [float((h * values).sum() / h.sum()) for h in histogram]
         stds = [float(((h * (values - m) ** 2).sum() / h.sum()).sqrt()) for h, m in zip(histogram, means, strict=True)]
         return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
-
-
-def training_set_digest(ids: list[str]) -> str:
-    """sha256 over the sorted ids, each followed by a line feed."""
-    return hashlib.sha256("".join(f"{row}\n" for row in sorted(ids)).encode()).hexdigest()
 
 
 def picture_size(manifest: Manifest) -> int:
@@ -129,13 +147,17 @@ def options_of(caption: str, captions: Sequence[Mapping[str, str]], mix: Mapping
 
 
 def load(
-    manifest: Manifest, image_size: int | None = None, caption_mix: Mapping[str, float] | None = None
+    manifest: Manifest,
+    image_size: int | None = None,
+    caption_mix: Mapping[str, float] | None = None,
+    roster: Roster | None = None,
 ) -> TrainingSet:
-    """Decodes every kept row once.
+    """Decodes every row of a roster once.
 
     Args:
         image_size: side of the pictures; None: as in the manifest.
         caption_mix: the job's.
+        roster: which of the rows; None: all that are kept.
 
     Raises:
         UserError: nothing is kept, a picture is missing or damaged, a size is not the one that was asked for, or a
@@ -143,6 +165,8 @@ def load(
     """
     size = picture_size(manifest) if image_size is None else image_size
     check_mix(manifest, caption_mix)
+    roster = roster or Roster.of_manifest(manifest)
+    wanted = set(roster.ids)
     rows: list[tuple[str, str, Options, np.ndarray]] = []
     licences: Counter[str] = Counter()
     columns = ["id", "caption", "licence", "image"]
@@ -150,6 +174,8 @@ def load(
         columns.append("captions")
     for batch in manifest.batches(columns, decision=Decision.KEPT):
         for row in batch.to_pylist():
+            if row["id"] not in wanted:
+                continue
             picture = _decode(row["id"], row["image"])
             if picture.shape != (size, size, 3):
                 raise UserError(
@@ -164,9 +190,10 @@ def load(
     if not rows:
         picture_size(manifest)  # says so
     rows.sort(key=lambda row: row[0])
+    if tuple(row[0] for row in rows) != roster.ids:
+        raise AssertionError(f"{manifest.uri} holds {len(rows)} of the {len(roster)} rows of the training set")
     return TrainingSet(
-        manifest_id=manifest.id,
-        digest=training_set_digest([row[0] for row in rows]),
+        roster=roster,
         pictures=torch.from_numpy(np.stack([row[3] for row in rows])).permute(0, 3, 1, 2).contiguous(),
         captions=tuple(row[1] for row in rows),
         options=tuple(row[2] for row in rows),
@@ -187,43 +214,3 @@ def _decode(row: str, image: dict[str, bytes] | None) -> np.ndarray:
             field="manifest",
             remedy="check the manifest (cleanplate inspect), restore it or curate again",
         ) from None
-
-
-class CaptionStates:
-    """The captions of a training set, encoded.
-
-    The tower is frozen, so every distinct caption is encoded once, in sorted order, and positions that none of them
-    uses are cut off. Should the states not fit `cap` bytes, each batch encodes its own.
-    """
-
-    def __init__(self, text: TextEncoder, options: Sequence[Options], *, cap: int = STATES_CAP_BYTES) -> None:
-        self._text = text
-        self._distinct = sorted({"", *(caption for row in options for caption, _ in row)})
-        number = {caption: i for i, caption in enumerate(self._distinct)}
-        self._empty = number[""]
-        # (N, S): the number of each of a row's captions, and where on [0, 1) the next one begins. The last one has no
-        # end, so that rounding leaves no gap; a row with fewer captions is filled up with such, which no draw reaches.
-        most = max(map(len, options), default=1)
-        self._number = torch.full((len(options), most), self._empty)
-        self._end = torch.full((len(options), most), 2.0, dtype=torch.float64)
-        for row, told in enumerate(options):
-            self._number[row, : len(told)] = torch.tensor([number[caption] for caption, _ in told])
-            share = torch.tensor([share for _, share in told], dtype=torch.float64)
-            self._end[row, : len(told) - 1] = share.cumsum(0)[:-1]
-        self._encoded: Conditioning | None = None
-        if len(self._distinct) * text.length * text.width * 4 <= cap:
-            self._encoded = text.encode(self._distinct, chunk=32).cropped()
-
-    def lookup(self, rows: Tensor, dropped: Tensor, draw: Tensor) -> Conditioning:
-        """What to condition training rows on.
-
-        Args:
-            rows: int64 (N,).
-            dropped: bool (N,), where the empty caption stands in.
-            draw: float64 (N,) in [0, 1), which of a row's captions is told.
-        """
-        which = (draw[:, None] >= self._end[rows]).sum(dim=1)
-        number = torch.where(dropped, self._empty, self._number[rows, which])
-        if self._encoded is None:
-            return self._text.encode([self._distinct[i] for i in number.tolist()], chunk=len(rows))
-        return self._encoded[number.to(self._encoded.states.device)]

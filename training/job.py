@@ -75,6 +75,14 @@ class TrainJob(_Config):
     name: Name = Field("model", description="a short name; it begins the run's folder")
     manifest: str = Field(description="a manifest's folder, or a folder of manifests (its newest); local or s3://")
     output: str = Field(description="folder or s3:// prefix for run folders, e.g. runs/drawings/training")
+    ledger: str | None = Field(
+        None,
+        description="takedown ledger that is asked beside the manifest's own; null: the manifest's, else "
+        "$CLEANPLATE_LEDGER",
+    )
+    consent_max_age_days: float | None = Field(
+        30, gt=0, description="how old the manifest's rights evidence may be; null: any age"
+    )
     image_size: int | None = Field(
         None, ge=8, le=1024, description="side of the pictures; null: as in the manifest, and nothing else is accepted"
     )
@@ -93,6 +101,9 @@ class TrainJob(_Config):
         "manifest's chosen caption, which also stands in where an image has none of these",
     )
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of samples trained without their caption")
+    conditioning_images: int = Field(
+        4096, ge=1, description="samples, the first ones, over whose captions the conditioning is standardised"
+    )
     flip: bool = Field(False, description="mirror half of the samples; wrong for letters, arrows and flags")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its learning rate")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of the global batch")
@@ -106,6 +117,14 @@ class TrainJob(_Config):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    milestones: int | None = Field(
+        None, ge=1, description="images between checkpoints that are kept for ever; a retraining may start from one"
+    )
+    resume_from: str | None = Field(
+        None,
+        description="another run's checkpoint to start from, of the same configuration and base set, from before "
+        "anything was seen that is left out now",
+    )
     workers: int = Field(1, ge=0, le=4096, description="Ray Train workers; 0 trains in this process without Ray")
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
     max_failures: int = Field(
@@ -137,9 +156,14 @@ class TrainJob(_Config):
         """Optimizer steps of the whole budget."""
         return -(-self.images // self.batch_size)
 
+    @property
+    def conditioning_window(self) -> int:
+        """How many samples the conditioning is standardised over: the budget has fewer than it may ask for."""
+        return min(self.conditioning_images, self.steps * self.batch_size)
+
     def public(self) -> dict[str, Any]:
         """The job as it is put on record: without places, which say nothing elsewhere and can hold a password."""
-        return self.model_dump(mode="json", exclude={"manifest", "output", "tracking"})
+        return self.model_dump(mode="json", exclude=_PLACES)
 
     def identity(self) -> dict[str, Any]:
         """What of the job the trained weights depend on: not paths, workers, how memory is saved or what is logged."""
@@ -149,12 +173,13 @@ class TrainJob(_Config):
         return told
 
     def config_sha256(self, manifest_id: str) -> str:
-        """The hash of `identity` and the manifest: equal hashes train the same model."""
+        """The hash of `identity` and the manifest: with the same rows left out, equal hashes train the same model."""
         text = json.dumps([self.identity(), manifest_id], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_NOT_IDENTITY = {
-    "kind", "name", "manifest", "output", "accumulation", "gradient_checkpointing", "checkpoint_every",
-    "keep_checkpoints", "workers", "gpus_per_worker", "max_failures", "sample", "tracking",
+_PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
+_NOT_IDENTITY = _PLACES | {
+    "kind", "name", "consent_max_age_days", "accumulation", "gradient_checkpointing", "checkpoint_every",
+    "keep_checkpoints", "milestones", "workers", "gpus_per_worker", "max_failures", "sample",
 }  # fmt: skip

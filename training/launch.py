@@ -16,152 +16,93 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import TrainJob
+from training.prepare import RESULT_FILE, Prepared, TrainResult, finished, plan, prepare
 from training.progress import Report
+from training.roster import FILE as ROSTER_FILE
+from training.roster import Roster
 
 if TYPE_CHECKING:
     from training.learner import Place
     from training.tracking import Run
 
-RESULT_FILE = "result.json"
-_RUN_FILE = "run.json"
+RUN_FILE = "run.json"
 
 
-class TrainResult(BaseModel):
-    """What a finished run came to."""
-
-    model_config = ConfigDict(frozen=True)
-    run_id: str
-    bundle: str
-    images_seen: int
-    state_sha256: str
-    metrics: dict[str, float]
-    resumed_from: int
-
-
-def run_folder(job: TrainJob, manifest: Manifest) -> str:
-    """The run's own folder: the same job on the same manifest comes back to it, and any other does not."""
-    return storage.join(job.output, f"{job.name}-{job.config_sha256(manifest.id)[:8]}")
-
-
-def plan(job: TrainJob) -> dict[str, Any]:
-    """What the job will ask for and do; opens the manifest and its first picture.
-
-    Raises:
-        UserError: no such manifest, nothing kept in it, or sizes that do not fit together.
-    """
-    import torch
-
-    from training.data import check_mix, picture_size
-    from training.unet import build_unet
-
-    manifest = Manifest.open(job.manifest)
-    if manifest.info.clip is None:
-        raise UserError(
-            "the manifest was made without CLIP, whose text tower captions are read with",
-            field="manifest",
-            remedy="curate again with `clip` set",
-        )
-    size = picture_size(manifest)
-    check_mix(manifest, job.caption_mix)
-    if job.image_size not in (None, size):
-        raise UserError(
-            f"the manifest's pictures are {size} x {size} pixels, the job says {job.image_size}",
-            field="image_size",
-            remedy="leave image_size out, or curate at the size you want",
-        )
-    with torch.device("meta"):
-        # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
-        unet = build_unet(job.unet, image_size=size, patch_size=job.patch_size, text_width=manifest.info.clip.dim)
-    kept = manifest.info.counts.get("kept", 0)
-    return {
-        "workers": job.workers,
-        "cpus": max(job.workers, 1),
-        "gpus": job.workers * job.gpus_per_worker,
-        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
-        "image_size": size,
-        "training_rows": kept,
-        "steps": job.steps,
-        "images": job.steps * job.batch_size,
-        "epochs": round(job.steps * job.batch_size / max(kept, 1), 2),
-        "micro_batch": job.batch_size // (max(job.workers, 1) * job.accumulation),
-        "manifest": manifest.id,
-        "run_folder": run_folder(job, manifest),
-    }
-
-
-def launch(job: TrainJob, *, text_encoder: str, on_progress: OnProgress | None = None) -> TrainResult:
+def launch(
+    job: TrainJob, *, text_encoder: str, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+) -> TrainResult:
     """Trains a job to its end, from where an earlier attempt was interrupted; a finished run is not repeated.
 
     Args:
         text_encoder: the text tower's folder (`training.text`), reachable by all workers.
         on_progress: called in a thread of this process, about once a second while there is news.
+        prepared: what `prepare` found for the job.
 
     Ray must be connected already, unless `workers` is 0: then the loop runs in this process, without Ray.
 
     Raises:
-        UserError: the manifest, the tower, the sizes or an older checkpoint do not fit the job.
+        UserError: the manifest, the ledger, the tower, the sizes or an older checkpoint do not fit the job.
     """
-    manifest = Manifest.open(job.manifest)
-    folder = _absolute(run_folder(job, manifest))
-    finished = _finished(folder)
-    if finished is not None:
-        return finished
-    images = int(plan(job)["images"])
+    prepared = prepared or prepare(job)
+    folder = storage.absolute(prepared.folder)
+    done = finished(folder)
+    if done is not None:
+        return done
+    images = int(plan(job, prepared)["images"])
     # absolute, because a worker's working directory is not the driver's
-    job = job.model_copy(update={"manifest": _absolute(manifest.uri)})
-    run = _start_run(job, manifest, folder)
+    places = {"manifest": storage.absolute(prepared.manifest.uri)}
+    if job.resume_from is not None:
+        places["resume_from"] = storage.absolute(job.resume_from)
+    job = job.model_copy(update=places)
+    storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())  # what the workers load
+    run = _start_run(job, prepared, folder)
     follower = Follower(run, images, on_progress)
     try:
         if job.workers == 0:
             outcome = _train_here(job, folder, text_encoder, follower)
         else:
-            outcome = _train_on_ray(job, folder, _absolute(text_encoder), follower)
+            outcome = _train_on_ray(job, folder, storage.absolute(text_encoder), follower)
     except BaseException:
         run.finish("FAILED")
         raise
-    run.finish("FINISHED", {"state_sha256": outcome["state_sha256"], "bundle": outcome["bundle"]})
-    result = TrainResult(run_id=run.run_id, **outcome)
+    ends = ("state_sha256", "bundle", "images_seen")
+    run.finish("FINISHED", {key: str(outcome[key]) for key in ends})
+    digest, excluded = prepared.roster.info.digest, prepared.consent.by_entry
+    result = TrainResult(run_id=run.run_id, training_set_digest=digest, excluded=excluded, **outcome)
     storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
     return result
 
 
-def _absolute(uri: str) -> str:
-    return uri if storage.is_remote(uri) else storage.filesystem(uri)[1]
-
-
-def _finished(folder: str) -> TrainResult | None:
-    from training.bundle import INFO_FILE
-
-    try:
-        result = TrainResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    bundle = storage.join(folder, "bundle")  # the folder may have been moved since
-    return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
-
-
-def _start_run(job: TrainJob, manifest: Manifest, folder: str) -> Run:
+def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
-    from training.tracking import Run
+    from training.tracking import Run, roster_tags
 
-    record = storage.join(folder, _RUN_FILE)
+    record = storage.join(folder, RUN_FILE)
     try:
         known = str(json.loads(storage.read_bytes(record))["run_id"])
     except (FileNotFoundError, ValueError, KeyError):
         known = None
-    tags = {"manifest_id": manifest.id, "config_sha256": job.config_sha256(manifest.id), "run_folder": folder}
+    manifest = prepared.manifest
+    tags = {
+        "config_sha256": job.config_sha256(manifest.id),
+        "run_folder": folder,
+        "seed": str(job.seed),
+        "images": str(job.steps * job.batch_size),
+        **roster_tags(prepared.roster),
+    }
+    if job.resume_from is not None:
+        tags["resume_from"] = job.resume_from
     run = Run.start(job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known, tags=tags)
     storage.write_bytes(record, json.dumps({"run_id": run.run_id}).encode())
     run.params(job.public())
     run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
+    run.training_set(prepared.roster)
     return run
 
 
@@ -178,11 +119,13 @@ def _train_at(job: TrainJob, folder: str, text_encoder: str, place: Place, repor
     from training.loop import train
     from training.text import TextEncoder
 
+    where = storage.join(folder, ROSTER_FILE)
+    roster = Roster.from_parquet(storage.read_bytes(where), where)
     with _local(text_encoder) as tower:
         outcome = train(
             job,
             folder=folder,
-            data=load(Manifest.open(job.manifest), job.image_size, job.caption_mix),
+            data=load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster),
             text=TextEncoder(tower, place.device),
             place=place,
             report=report,

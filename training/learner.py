@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from training import objective, randomness
-from training.data import CaptionStates, TrainingSet
+from training.captions import CaptionChoice, CaptionStates, first_captions
+from training.data import TrainingSet
 from training.ema import Ema
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
@@ -50,9 +51,10 @@ class Learner:
     def __init__(self, job: TrainJob, data: TrainingSet, text: TextEncoder, place: Place) -> None:
         self._job = job
         self._place = place
-        self._pictures = data.pictures
-        text.measure(data.texts)
-        self._captions = CaptionStates(text, data.options)
+        self._data = data
+        choice = CaptionChoice(data.options)
+        text.measure(first_captions(data, choice, job.seed, job.conditioning_window))
+        self._captions = CaptionStates(text, choice)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
@@ -77,6 +79,11 @@ class Learner:
             self._forward = torch.nn.parallel.DistributedDataParallel(
                 self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+
+    @property
+    def resident_captions(self) -> bool:
+        """Whether captions were encoded beforehand, one by one; else each batch encodes its own."""
+        return self._captions.resident
 
     def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
         """One optimizer step on the global batch that follows `images_seen`.
@@ -122,8 +129,8 @@ class Learner:
     def _loss(self, index: Tensor) -> Tensor:
         """The loss of the samples with these global indices (N,)."""
         job, device = self._job, self._place.device
-        rows = randomness.rows(job.seed, index, len(self._pictures))
-        pictures = self._pictures[rows]
+        rows = self._data.shown(job.seed, index)
+        pictures = self._data.pictures[rows]
         if job.flip:
             mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)

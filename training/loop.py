@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from curation import storage
-from training import checkpoint
+from training import checkpoint, retraining
 from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
@@ -57,7 +57,8 @@ def train(
         report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
 
     Raises:
-        UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration.
+        UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration, or the one of
+            `resume_from` is not one that this run would have come by.
     """
     if place.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -86,11 +87,17 @@ class _Loop:
             device=place.device,
         )
         self._identity = Identity(
-            manifest_id=data.manifest_id,
-            training_set_digest=data.digest,
+            manifest_id=data.roster.info.manifest_id,
+            training_set_digest=data.roster.info.digest,
             text_encoder_sha256=digest(text.folder),
             config=job.identity(),
         )
+        self._topology = {
+            "workers": place.world_size,
+            "accumulation": job.accumulation,
+            "resident_captions": int(self._learner.resident_captions),
+        }
+        self._seen = retraining.Seen(job, data)
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
         self._points: list[Point] = []  # of the whole run; they travel in checkpoints, for a driver that was killed
@@ -107,7 +114,8 @@ class _Loop:
             loss, norm = learner.step(seen)
             loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
             before, seen = seen, seen + job.batch_size
-            saves = self._due(job.checkpoint_every, before, seen)
+            milestone = job.milestones is not None and self._due(job.milestones, before, seen)
+            saves = milestone or self._due(job.checkpoint_every, before, seen)
             draws = self._due(job.sample.every, before, seen)
             if saves or draws or self._due(self._point_every, before, seen):
                 steps = (seen - window) // job.batch_size
@@ -116,7 +124,7 @@ class _Loop:
                 if draws:
                     self._draw_grid(seen)
                 if saves:
-                    self._save(seen)
+                    self._save(seen, milestone)
                 loss_sum = norm_sum = torch.zeros((), device=self._place.device)
                 window, began = seen, time.monotonic()
         sha256 = state_sha256(learner.state())
@@ -159,11 +167,17 @@ class _Loop:
         if self._place.rank == 0:
             checkpoint.sweep(self._checkpoints)
         path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
-        if path is None:
+        if path is not None:
+            info, state = checkpoint.load(path, self._identity)
+            points = info.points
+        elif self._job.resume_from is not None:
+            path = self._job.resume_from
+            info, state = retraining.take_up(path, self._identity, self._topology, self._data, self._seen)
+            points = [point for point in info.points if point.grid is None]  # pictures stay with the run that drew them
+        else:
             return 0
-        info, state = checkpoint.load(path, self._identity)
         self._learner.restore(state)
-        for point in info.points:
+        for point in points:
             self._tell(point)
             if "loss" in point.values:
                 self._metrics = {key: point.values[key] for key in ("loss", "grad_norm")}
@@ -178,14 +192,18 @@ class _Loop:
         torch.distributed.broadcast_object_list(choice, src=0)
         return choice[0]
 
-    def _save(self, seen: int) -> None:
+    def _save(self, seen: int, milestone: bool) -> None:
         if self._place.rank == 0:
             info = CheckpointInfo(
                 images_seen=seen,
                 identity=self._identity,
-                topology={"workers": self._place.world_size, "accumulation": self._job.accumulation},
+                topology=self._topology,
                 libraries=_libraries(),
                 points=self._points,
+                milestone=milestone,
+                base_digest=self._data.roster.info.base_digest,
+                removed_digest=self._data.roster.info.removed_digest,
+                seen_sha256=self._seen.upto(seen),
             )
             checkpoint.save(self._checkpoints, self._learner.state(), info, keep=self._job.keep_checkpoints)
 
@@ -218,15 +236,21 @@ class _Loop:
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
     def _write_bundle(self, seen: int, sha256: str) -> str:
-        data, job = self._data, self._job
+        data, job, trained_on = self._data, self._job, self._data.roster.info
         mean, std = data.channel_stats()
         info = BundleInfo(
             name=job.name,
-            manifest_id=data.manifest_id,
-            training_set_digest=data.digest,
+            manifest_id=trained_on.manifest_id,
+            manifest_uri=trained_on.manifest_uri,
+            training_set_digest=trained_on.digest,
+            training_set_digest_kind="merkle",
             training_rows=len(data),
+            base_rows=trained_on.base_rows,
+            excluded_rows=trained_on.excluded_rows,
+            ledger_uri=trained_on.ledger_uri,
+            takedown_ledger_version=trained_on.ledger_version,
             licences=data.licences,
-            config_sha256=job.config_sha256(data.manifest_id),
+            config_sha256=job.config_sha256(trained_on.manifest_id),
             job=job.public(),
             images_seen=seen,
             state_sha256=sha256,

@@ -3,7 +3,7 @@
 A tower is a folder that curation exported from its CLIP: `open_clip_text.json` (how to build it and its tokenizer) and
 `model.safetensors`. open_clip builds it; nothing here knows the image tower. A trained model's tower has a third file,
 `statistics.safetensors`: states of different captions have most of their length in common, and a small network learns
-several times faster from states that are standardised over the training captions.
+several times faster from states that are standardised over training captions.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class Conditioning:
     def to(self, device: torch.device | str) -> Conditioning:
         return Conditioning(self.states.to(device), self.mask.to(device), self.pooled.to(device))
 
-    def cropped(self) -> Conditioning:
-        """Without the positions that no prompt uses."""
-        used = int(self.mask.sum(dim=1).max()) if len(self.mask) else 0
+    def cropped(self, used: int | None = None) -> Conditioning:
+        """Without the positions that no prompt uses: all but the first `used`, which is found out where not given."""
+        if used is None:
+            used = int(self.mask.sum(dim=1).max()) if len(self.mask) else 0
         return Conditioning(self.states[:, :used].contiguous(), self.mask[:, :used].contiguous(), self.pooled)
 
 
@@ -86,7 +87,7 @@ class TextEncoder:
             self.statistics = load_file(self.folder / STATISTICS_FILE, device=str(self.device))
 
     def measure(self, captions: Sequence[str]) -> None:
-        """Takes the statistics from a training set's captions: from all distinct ones, or evenly from very many."""
+        """Takes the statistics from a run's first captions: from all distinct ones, or evenly from very many."""
         distinct = sorted(set(captions))
         self.statistics = {}
         found = self.encode(distinct[:: -(-len(distinct) // _STATISTICS_CAP)], chunk=32)

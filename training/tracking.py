@@ -6,14 +6,17 @@ A bundle is registered through MLflow's logged-model calls, which store the fold
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import shutil
+import tempfile
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +26,8 @@ from curation.errors import UserError
 from training.bundle import INFO_FILE, BundleInfo, local_bundle, read_info, verify
 from training.folders import cache_root
 from training.progress import Point
+from training.roster import FILE as ROSTER_FILE
+from training.roster import Roster
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +36,7 @@ DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DEFAULT_EXPERIMENT = "cleanplate"
 DEFAULT_ALIAS = "champion"
 _TAG = "cleanplate."
+_LINEAGE = "lineage"  # folder of a run's artifacts
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
@@ -45,6 +51,18 @@ class ModelVersion(BaseModel):
     run_id: str | None
     tags: dict[str, str]
     bundle: str
+    aliases: tuple[str, ...] = ()
+
+
+class RunRecord(BaseModel):
+    """A training run as the tracking server knows it; tags without their prefix."""
+
+    model_config = ConfigDict(frozen=True)
+    run_id: str
+    name: str
+    status: str
+    started_at: datetime
+    tags: dict[str, str]
 
 
 def tracking_uri(given: str | None) -> str:
@@ -130,6 +148,8 @@ class Run:
             try:
                 if client.get_run(known_run_id).info.lifecycle_stage == "active":
                     client.update_run(known_run_id, status="RUNNING")
+                    for key, value in tags.items():  # the ledger may have grown since
+                        client.set_tag(known_run_id, _TAG + key, value)
                     return cls(client, known_run_id)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -182,6 +202,13 @@ class Run:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         if new:
             self._logged = new[-1].images
+
+    def training_set(self, roster: Roster) -> None:
+        """Keeps which inputs the run trains on, so that proofs and traces need no manifest."""
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / ROSTER_FILE
+            local.write_bytes(roster.to_parquet())
+            self.artifact(local, _LINEAGE)
 
     def artifact(self, path: str | Path, folder: str) -> None:
         """Uploads a file into a folder of the run's artifacts."""
@@ -248,15 +275,37 @@ def _check_name(name: str, alias: str | None) -> None:
         )
 
 
+def roster_tags(roster: Roster) -> dict[str, str]:
+    """What a run's tags say of its training set; a version's, of a bundle, say the same (`_tags`)."""
+    info = roster.info
+    return {
+        "manifest_id": info.manifest_id,
+        "manifest_uri": info.manifest_uri,
+        "training_set_digest": info.digest,
+        "training_set_digest_kind": "merkle",
+        "training_rows": str(len(roster)),
+        "base_rows": str(info.base_rows),
+        "excluded_rows": str(info.excluded_rows),
+        "ledger_uri": info.ledger_uri,
+        "takedown_ledger_version": info.ledger_version,
+    }
+
+
 def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
     return {
         "bundle_sha256": digest,
         "manifest_id": info.manifest_id,
+        "manifest_uri": info.manifest_uri or "unknown",
         "training_set_digest": info.training_set_digest,
+        "training_set_digest_kind": info.training_set_digest_kind,
         "training_rows": str(info.training_rows),
+        "base_rows": str(info.base_rows or "unknown"),
+        "excluded_rows": str(info.excluded_rows),
+        "ledger_uri": info.ledger_uri or "none",
         "config_sha256": info.config_sha256,
         "state_sha256": info.state_sha256,
         "images_seen": str(info.images_seen),
+        "seed": str(info.job.get("seed", "unknown")),
         "takedown_ledger_version": info.takedown_ledger_version or "none",
     }
 
@@ -264,6 +313,14 @@ def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
 def _bundle_digest(bundle: str) -> str:
     """sha256 of `cleanplate.json`, which holds the sha256 of every other file."""
     return hashlib.sha256((Path(bundle) / INFO_FILE).read_bytes()).hexdigest()
+
+
+def knows_run(run_id: str, *, tracking_uri: str | None = None) -> bool:
+    """Whether the tracking server has a run."""
+    with contextlib.suppress(UserError):
+        _check_run(_client(tracking_uri)[0], run_id)
+        return True
+    return False
 
 
 def _check_run(client: MlflowClient, run_id: str | None) -> None:
@@ -325,7 +382,18 @@ def _describe(version: Any, alias: str | None, bundle: str) -> ModelVersion:
         run_id=version.run_id or None,
         tags=tags,
         bundle=bundle,
+        aliases=tuple(sorted(version.aliases or ())),
     )
+
+
+def find(model: str, *, tracking_uri: str | None = None) -> ModelVersion:
+    """What `resolve` finds, without downloading anything: `bundle` is empty.
+
+    Raises:
+        UserError: no such model, version or alias.
+    """
+    name, version, alias = _parse(model)
+    return _describe(_look_up(_client(tracking_uri)[0], name, version, alias), alias, "")
 
 
 def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = None) -> ModelVersion:
@@ -349,6 +417,123 @@ def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = 
     described = _describe(found, alias, "")
     root = Path(cache) if cache is not None else cache_root() / "models"
     return described.model_copy(update={"bundle": _download(client, described, found.source, root)})
+
+
+def versions(*, tracking_uri: str | None = None) -> list[ModelVersion]:
+    """All versions of all registered models, with their aliases; nothing is downloaded (`bundle` is empty)."""
+    client, _ = _client(tracking_uri)
+    found = []
+    for model in _all(client.search_registered_models):
+        aliases: dict[str, list[str]] = {}
+        for alias, version in model.aliases.items():
+            aliases.setdefault(str(version), []).append(alias)
+        known = _all(client.search_model_versions, f"name = '{model.name}'")
+        for version in sorted(known, key=lambda version: int(version.version)):
+            names = tuple(sorted(aliases.get(str(version.version), ())))
+            found.append(_describe(version, None, "").model_copy(update={"aliases": names}))
+    return found
+
+
+def runs_of(manifest_ids: Iterable[str], *, tracking_uri: str | None = None) -> list[RunRecord]:
+    """The runs, also failed ones, that trained on any of some manifests, the oldest first."""
+    client, _ = _client(tracking_uri)
+    experiments = [found.experiment_id for found in _all(client.search_experiments)]
+    found = []
+    for manifest_id in sorted(set(manifest_ids)):
+        only = f"tags.`{_TAG}manifest_id` = '{manifest_id}'"
+        for run in _all(client.search_runs, experiments, only):
+            tags = {k.removeprefix(_TAG): v for k, v in run.data.tags.items() if k.startswith(_TAG)}
+            at = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+            record = RunRecord(
+                run_id=run.info.run_id, name=run.info.run_name, status=run.info.status, started_at=at, tags=tags
+            )
+            found.append(record)
+    return sorted(found, key=lambda run: (run.started_at, run.run_id))
+
+
+def _all(search: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Every result of a search that answers in pages."""
+    token = None
+    while True:
+        page = search(*arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def training_set(of: ModelVersion | str, *, tracking_uri: str | None = None) -> Roster:
+    """The exact set that a model version, or the run of an id, was trained on.
+
+    Raises:
+        UserError: when it was not kept, is damaged, or is not the one that the version's digest stands for.
+    """
+    if isinstance(of, str):
+        return _roster_of_run(_client(tracking_uri)[0], of)
+    what = f"{of.name} version {of.version}"
+    if of.tags.get("training_set_digest_kind") != "merkle":
+        raise _no_training_set(what, "it was trained before digests could prove anything")
+    if of.name == "local":
+        beside = Path(of.bundle).parent / ROSTER_FILE
+        if not beside.is_file():
+            raise _no_training_set(of.bundle, f"there is no {ROSTER_FILE} beside it")
+        roster = Roster.from_parquet(beside.read_bytes(), str(beside))
+    elif of.run_id is None:
+        raise _no_training_set(what, "it was registered without the run that trained it")
+    else:
+        roster = _roster_of_run(_client(tracking_uri)[0], of.run_id)
+    if roster.info.digest != of.tags["training_set_digest"]:
+        raise _no_training_set(what, f"what its run kept has another digest ({roster.info.digest[:12]}…)")
+    return roster
+
+
+def _roster_of_run(client: MlflowClient, run_id: str) -> Roster:
+    from mlflow.exceptions import MlflowException
+
+    path = f"{_LINEAGE}/{ROSTER_FILE}"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            data = Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise _no_training_set(f"run {run_id}", f"{path} is not among its artifacts ({error})") from None
+    return Roster.from_parquet(data, f"run {run_id}: {path}")
+
+
+def _no_training_set(what: str, why: str) -> UserError:
+    return UserError(
+        f"which pictures {what} was trained on is not on record: {why}",
+        field="model",
+        remedy="name a version that was trained and registered with this cleanplate, and its run",
+    )
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str], *, tracking_uri: str | None = None) -> None:
+    """Sets tags of a version: `takedown.<first 12 digits of the entry>` is `affected` or `resolved`.
+
+    Raises:
+        UserError: no such model or version.
+    """
+    client, _ = _client(tracking_uri)
+    _look_up(client, name, version, None)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, _TAG + key, value)
+
+
+def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None = None) -> str | None:
+    """Points an alias at a version, wherever it pointed before.
+
+    Returns:
+        The version that had it until now; None where none had.
+
+    Raises:
+        UserError: no such model or version, or no alias that MLflow takes.
+    """
+    _check_name(name, alias)
+    client, _ = _client(tracking_uri)
+    _look_up(client, name, version, None)
+    before = client.get_registered_model(name).aliases.get(alias)
+    client.set_registered_model_alias(name, alias, version)
+    return None if before is None else str(before)
 
 
 def only_model(*, tracking_uri: str | None = None) -> str:
@@ -424,3 +609,46 @@ def _download(client: MlflowClient, version: ModelVersion, source: str, root: Pa
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return str(target)
+
+
+def runs(*, tracking_uri: str | None = None) -> list[RunRecord]:
+    """All training runs, also failed ones and those that no version was registered of, the oldest first."""
+    client, _ = _client(tracking_uri)
+    experiments = [found.experiment_id for found in _all(client.search_experiments)]
+    named = {
+        run.data.tags[_TAG + "manifest_id"]
+        for run in _all(client.search_runs, experiments)
+        if _TAG + "manifest_id" in run.data.tags
+    }
+    return runs_of(named, tracking_uri=tracking_uri)
+
+
+def images_of_run(run_id: str, *, tracking_uri: str | None = None) -> int:
+    """How many images a run has logged a loss for: what one that did not finish has seen at least."""
+    history = _client(tracking_uri)[0].get_metric_history(run_id, "loss")
+    return max((metric.step for metric in history), default=0)
+
+
+def info_of(version: ModelVersion, *, tracking_uri: str | None = None) -> BundleInfo:
+    """The description of a version's bundle, without its weights.
+
+    Raises:
+        UserError: it cannot be had, or is damaged.
+    """
+    if version.bundle:
+        return read_info(version.bundle)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    uri = _client(tracking_uri)[0].tracking_uri
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            source = f"models:/{version.model_id}/{INFO_FILE}"
+            download_artifacts(source, dst_path=scratch, tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"the bundle of {version.name} version {version.version} cannot be had: {error}",
+                field="model",
+                remedy="restore the tracking server's artifacts",
+            ) from None
+        return read_info(scratch)

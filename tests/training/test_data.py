@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.training.conftest import shapes, write_manifest
-from training import randomness
-from training.data import CaptionStates, TrainingSet, check_mix, load, options_of, picture_size, training_set_digest
+from training import merkle, randomness
+from training.captions import CaptionChoice, CaptionStates
+from training.data import TrainingSet, check_mix, load, options_of, picture_size
 from training.randomness import Purpose
 from training.text import TextEncoder
 
@@ -23,7 +24,7 @@ def test_kept_rows_come_in_the_order_of_their_ids(manifest: Manifest, data: Trai
     table = manifest.table(["id", "caption"])
     captions = dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
     assert data.captions == tuple(captions[row] for row in sorted(captions))
-    assert data.digest == training_set_digest(list(captions))
+    assert data.roster.info.digest == merkle.digest(captions)
     assert data.pictures.shape == (8, 3, 8, 8)
     assert data.licences == {"CC0-1.0": 8}
     picture = dict(shapes(8))[data.captions[0]]
@@ -59,7 +60,7 @@ def test_nothing_kept_and_damaged_pictures_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cap", [1 << 30, 0], ids=["resident", "encoded batch by batch"])
 def test_text_states_are_those_of_the_captions(data: TrainingSet, text: TextEncoder, cap: int) -> None:
-    states = CaptionStates(text, data.options, cap=cap)
+    states = CaptionStates(text, CaptionChoice(data.options), cap=cap)
     found = states.lookup(torch.tensor([3, 5, 3]), torch.tensor([False, False, True]), torch.zeros(3).double())
     expected = text.encode([data.captions[3], data.captions[5], ""])
     used = found.states.shape[1]
@@ -90,7 +91,7 @@ def test_a_mix_reads_each_captioners_first_caption(tmp_path: Path) -> None:
     assert by_caption["a red square"] == expected["square"]
     assert by_caption["a red circle"] == expected["circle"]
     assert mixed.captions == plain.captions
-    assert mixed.digest == plain.digest  # the same inputs, whatever is said of them
+    assert mixed.roster.info.digest == plain.roster.info.digest  # the same inputs, whatever is said of them
     assert mixed.texts == sorted({*plain.captions, *(f"a box in {c}" for c in ("red", "green", "blue", "yellow"))})
 
 
@@ -131,7 +132,7 @@ def test_options_are_shares_of_what_there_is(captions: list[dict[str, str]], mix
 @pytest.mark.parametrize("cap", [1 << 30, 0], ids=["resident", "encoded batch by batch"])
 def test_captions_are_drawn_by_their_shares(text: TextEncoder, cap: int) -> None:
     options = ((("red", 0.2), ("blue", 0.5), ("green", 0.3)), (("red", 1.0),))
-    states = CaptionStates(text, options, cap=cap)
+    states = CaptionStates(text, CaptionChoice(options), cap=cap)
     draw = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-53, 0.99, 0.5], dtype=torch.float64)
     rows = torch.tensor([0, 0, 0, 0, 0, 0, 1, 0])
     found = states.lookup(rows, torch.tensor([False] * 7 + [True]), draw)
@@ -141,7 +142,7 @@ def test_captions_are_drawn_by_their_shares(text: TextEncoder, cap: int) -> None
 
 def test_draws_follow_the_weights_and_nothing_else(text: TextEncoder) -> None:
     count = 4000
-    states = CaptionStates(text, ((("red", 0.25), ("blue", 0.75)),))
+    states = CaptionStates(text, CaptionChoice(((("red", 0.25), ("blue", 0.75)),)))
     red = text.encode(["red"]).pooled[0]
 
     def reds(first: int, last: int) -> torch.Tensor:

@@ -23,9 +23,10 @@ from training.bundle import load_bundle
 from training.data import load
 from training.folders import upload
 from training.job import TrainJob
-from training.launch import TrainResult, launch, plan, run_folder
+from training.launch import launch
 from training.learner import Place
 from training.loop import train
+from training.prepare import TrainResult, plan, prepare, run_folder
 from training.progress import Point, Progress
 from training.text import TextEncoder
 from training.tracking import register, resolve
@@ -40,7 +41,7 @@ def test_a_plan_says_what_will_be_asked_for(make_job: MakeJob, manifest: Manifes
     assert (planned["workers"], planned["cpus"], planned["gpus"]) == (2, 2, 0)
     assert (planned["steps"], planned["images"], planned["micro_batch"]) == (8, 64, 2)
     assert (planned["training_rows"], planned["image_size"], planned["epochs"]) == (8, 8, 8.0)
-    assert planned["run_folder"] == run_folder(job, manifest)
+    assert planned["run_folder"] == run_folder(job, manifest.id, planned["training_set_digest"])
     assert planned["parameters"] > 100_000
 
 
@@ -86,7 +87,7 @@ def test_a_missing_tower_is_named_and_the_run_marked_failed(
     job = make_job(workers=0, tracking={"uri": tracking_uri, "experiment": "launch"})
     with pytest.raises(UserError, match="no text tower"):
         launch(job, text_encoder=str(tmp_path / "absent"))
-    folder = Path(run_folder(job, Manifest.open(job.manifest)))
+    folder = Path(prepare(job).folder)
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
     assert mlflow.MlflowClient(tracking_uri).get_run(run_id).info.status == "FAILED"
 
@@ -102,7 +103,7 @@ def test_a_run_on_s3_is_interrupted_resumed_and_registered(
         storage._s3.cache_clear()
         server.put("runs", "keep", b"")
         job = make_job(workers=0, output="s3://runs/training", tracking={"uri": tracking_uri, "experiment": "s3"})
-        folder = run_folder(job, Manifest.open(job.manifest))
+        folder = prepare(job).folder
         upload(tower, f"{folder}/text_encoder", last="open_clip_text.json")
 
         def stop(point: Point) -> None:

@@ -1,0 +1,147 @@
+"""What a train job comes to before anything runs: the exact set of rows, the run's folder, what it will ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import Manifest
+from training.job import TrainJob
+from training.roster import Roster
+
+if TYPE_CHECKING:
+    from training.consent import Consent
+
+RESULT_FILE = "result.json"
+
+
+class TrainResult(BaseModel):
+    """What a finished run came to."""
+
+    model_config = ConfigDict(frozen=True)
+    run_id: str
+    bundle: str
+    images_seen: int
+    state_sha256: str
+    metrics: dict[str, float]
+    resumed_from: int
+    training_set_digest: str = ""
+    excluded: dict[str, int] = {}  # rows that were left out, by the takedown entry that revokes them
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job comes to before anything is trained: the exact set, and the run's folder, which is named after it."""
+
+    manifest: Manifest
+    consent: Consent
+    roster: Roster
+    folder: str
+
+
+def prepare(job: TrainJob) -> Prepared:
+    """Opens the manifest and asks the takedown ledger which of its rows may be trained on now.
+
+    Raises:
+        UserError: no such manifest, a ledger that cannot be read, nothing left to train on, or evidence older than the
+            job takes it (unless the run is finished: then nothing is trained).
+    """
+    from training import consent
+
+    manifest = Manifest.open(job.manifest)
+    asked = consent.ask(manifest, job.ledger)
+    roster = asked.roster(manifest)
+    folder = run_folder(job, manifest.id, roster.info.digest)
+    if finished(storage.absolute(folder)) is None:
+        consent.check_age(manifest, job.consent_max_age_days)
+    return Prepared(manifest, asked, roster, folder)
+
+
+def run_folder(job: TrainJob, manifest_id: str, training_set_digest: str) -> str:
+    """The run's own folder: the same job on the same rows of the same manifest comes back to it, and no other does."""
+    told = json.dumps([job.config_sha256(manifest_id), training_set_digest])
+    return storage.join(job.output, f"{job.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}")
+
+
+def finished(folder: str) -> TrainResult | None:
+    """The result of a run that came to its end in a folder; None where none did."""
+    from training.bundle import INFO_FILE
+
+    try:
+        result = TrainResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    bundle = storage.join(folder, "bundle")  # the folder may have been moved since
+    return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
+
+
+def plan(job: TrainJob, prepared: Prepared | None = None) -> dict[str, Any]:
+    """What the job will ask for and do; opens the manifest and its first picture, and reads the takedown ledger.
+
+    Args:
+        prepared: what `prepare` found for the job.
+
+    Raises:
+        UserError: what `prepare` refuses, sizes that do not fit together, or a checkpoint that the job cannot start
+            from.
+    """
+    import torch
+
+    from training.data import check_mix, picture_size
+    from training.unet import build_unet
+
+    prepared = prepared or prepare(job)
+    manifest, roster, consent = prepared.manifest, prepared.roster, prepared.consent
+    if manifest.info.clip is None:
+        raise UserError(
+            "the manifest was made without CLIP, whose text tower captions are read with",
+            field="manifest",
+            remedy="curate again with `clip` set",
+        )
+    size = picture_size(manifest)
+    check_mix(manifest, job.caption_mix)
+    _check_resume_from(job, roster)
+    if job.image_size not in (None, size):
+        raise UserError(
+            f"the manifest's pictures are {size} x {size} pixels, the job says {job.image_size}",
+            field="image_size",
+            remedy="leave image_size out, or curate at the size you want",
+        )
+    with torch.device("meta"):
+        # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
+        unet = build_unet(job.unet, image_size=size, patch_size=job.patch_size, text_width=manifest.info.clip.dim)
+    return {
+        "workers": job.workers,
+        "cpus": max(job.workers, 1),
+        "gpus": job.workers * job.gpus_per_worker,
+        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "image_size": size,
+        "training_rows": len(roster),
+        "steps": job.steps,
+        "images": job.steps * job.batch_size,
+        "epochs": round(job.steps * job.batch_size / len(roster), 2),
+        "micro_batch": job.batch_size // (max(job.workers, 1) * job.accumulation),
+        "manifest": manifest.id,
+        "training_set_digest": roster.info.digest,
+        "ledger": consent.ledger_uri,
+        "ledger_version": consent.ledger_version,
+        "left_out": roster.info.excluded_rows,
+        "left_out_by": consent.by_entry,
+        "run_folder": prepared.folder,
+    }
+
+
+def _check_resume_from(job: TrainJob, roster: Roster) -> None:
+    """What can be told of a checkpoint before pictures are read; `retraining.take_up` checks the rest."""
+    from training import checkpoint, retraining
+
+    if job.resume_from is not None:
+        info = checkpoint.read_info(job.resume_from)
+        checkpoint.refuse_other_ways(job.resume_from, info.identity, job.identity())
+        retraining.refuse_other_base(job.resume_from, info, roster)

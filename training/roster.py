@@ -1,0 +1,169 @@
+"""The roster of a run: the exact inputs that it trains on, and their places in the order of samples.
+
+The order is a function of the base set: the rows that the base manifest kept, sorted by id, are its slots. What was
+taken out since, by a ledger or in a derived manifest, leaves an empty slot and moves no other (`randomness.rows`). A
+run's folder and its MLflow run keep the roster as `training_set.parquet`, so that proofs and traces need no manifest.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import Decision, Manifest
+from training import merkle
+
+FILE = "training_set.parquet"
+NO_LEDGER = "none"
+_INFO = b"cleanplate"
+
+
+class RosterInfo(BaseModel):
+    """What a roster belongs to; in its file's metadata.
+
+    Attributes:
+        digest: Merkle digest of the ids.
+        base_rows: slots of the base set.
+        base_digest, removed_digest: Merkle digests of the ids of all slots and of the empty ones.
+        ledger_uri: the takedown ledgers that were asked, with commas between them; "none" where none was named.
+        ledger_version: what they held, in the same order.
+        excluded_rows: rows that the manifest keeps and these ledgers revoke.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    manifest_id: str
+    manifest_uri: str
+    digest: str
+    base_rows: int
+    base_digest: str
+    removed_digest: str
+    ledger_uri: str = NO_LEDGER
+    ledger_version: str = NO_LEDGER
+    excluded_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Roster:
+    """N inputs.
+
+    Attributes:
+        ids: sorted.
+        slots: int64 (N,), ascending: the place of each in the base set.
+    """
+
+    ids: tuple[str, ...]
+    slots: np.ndarray
+    info: RosterInfo
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def removed(self) -> np.ndarray:
+        """bool (base_rows,): the slots that are empty."""
+        gone = np.ones(self.info.base_rows, bool)
+        gone[self.slots] = False
+        return gone
+
+    def slots_of(self, ids: Collection[str]) -> np.ndarray:
+        """int64: the slots of those of some ids that are in the set."""
+        wanted = set(ids)
+        return self.slots[[id_ in wanted for id_ in self.ids]] if wanted else self.slots[:0]
+
+    @classmethod
+    def of_manifest(
+        cls,
+        manifest: Manifest,
+        revoked: Collection[str] = (),
+        *,
+        ledger_uri: str = NO_LEDGER,
+        ledger_version: str = NO_LEDGER,
+    ) -> Roster:
+        """The rows that a manifest keeps, without those that were revoked since.
+
+        A derived manifest's base set are the rows that it keeps or that its own base kept (`was_kept`).
+
+        Raises:
+            UserError: when nothing is left.
+        """
+        ids, kept = _base(manifest)
+        order = np.argsort(ids, kind="stable")
+        ids, kept = ids[order], kept[order]
+        there = kept & ~np.isin(ids, np.array(sorted(revoked), "S64")) if revoked else kept
+        if kept.any() and not there.any():
+            raise UserError(
+                f"every row that {manifest.uri} keeps has been revoked since",
+                field="manifest",
+                remedy="curate other pictures",
+            )
+        base = ids.astype(str)
+        present = base[there]
+        info = RosterInfo(
+            manifest_id=manifest.id,
+            manifest_uri=storage.absolute(manifest.uri),
+            digest=merkle.digest(present.tolist()),
+            base_rows=len(ids),
+            base_digest=merkle.digest(base.tolist()),
+            removed_digest=merkle.digest(base[~there].tolist()),
+            ledger_uri=ledger_uri,
+            ledger_version=ledger_version,
+            excluded_rows=int((kept & ~there).sum()),
+        )
+        return cls(tuple(present.tolist()), np.flatnonzero(there), info)
+
+    def to_parquet(self) -> bytes:
+        """Columns `id` and `slot`, and `RosterInfo` as JSON under `cleanplate` in the schema's metadata."""
+        rows = pa.table({"id": pa.array(self.ids, pa.string()), "slot": pa.array(self.slots, pa.int64())})
+        buffer = io.BytesIO()
+        rows = rows.replace_schema_metadata({_INFO: self.info.model_dump_json().encode()})
+        pq.write_table(rows, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, where: str) -> Roster:
+        """The inverse of `to_parquet`.
+
+        Args:
+            where: where it was read, for the error.
+
+        Raises:
+            UserError: when it is damaged, or its ids are not those of its digest.
+        """
+        try:
+            rows = pq.ParquetFile(pa.BufferReader(data)).read()
+            info = RosterInfo.model_validate_json((rows.schema.metadata or {})[_INFO])
+            ids, slots = rows["id"].to_pylist(), rows["slot"].to_numpy()
+            if merkle.digest(ids) != info.digest or ids != sorted(ids):
+                raise ValueError("its ids are not those of its digest")
+            if (np.diff(slots, prepend=-1) <= 0).any() or (len(slots) and slots[-1] >= info.base_rows):
+                raise ValueError("its slots are not those of a set")
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, ValidationError) as error:
+            raise UserError(
+                f"the training set at {where} is damaged: {error}",
+                field="training_set",
+                remedy="restore the file; the run's folder and its MLflow run both have one",
+            ) from None
+        return cls(tuple(ids), slots, info)
+
+
+def _base(manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """The ids (B,) S64 of the base set in the manifest's order, and bool (B,): those that it keeps itself."""
+    before = ["was_kept"] if "was_kept" in manifest.schema.names else []
+    ids, kept = [np.zeros(0, "S64")], [np.zeros(0, bool)]
+    for batch in manifest.batches(["id", "decision", *before]):
+        keeps = pc.equal(batch["decision"], Decision.KEPT.value)
+        slots = pc.or_(keeps, pc.fill_null(batch["was_kept"], False)) if before else keeps
+        chosen = batch["id"].filter(slots)
+        ids.append(np.array(chosen.to_pylist(), "S64") if len(chosen) else ids[0])
+        kept.append(np.asarray(keeps.filter(slots).to_numpy(zero_copy_only=False), bool))
+    return np.concatenate(ids), np.concatenate(kept)
