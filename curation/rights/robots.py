@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from curation.manifest import Verdict
 from curation.rights.evidence import SiteFile
-from curation.rights.robots_txt import SHOWN, Block, Groups, Line, Pattern, Rule, Target, best, shown, target
+from curation.rights.robots_txt import SHOWN, Block, Groups, Line, Pattern, Target, best, shown, target
 from curation.rights.verdict import Observation
 
 # Agents that gather for AI, from ai.robots.txt as of 2026-08-22 (github.com/ai-robots-txt/ai.robots.txt, MIT).
@@ -79,7 +79,7 @@ class Robots:
         self._groups = Groups(file.body if known else b"", file.truncated, _IN_GROUPS)
         self._product = product
         self._crawl = self._groups.crawl(product)
-        self._others = [(name, self._groups.crawl(name)) for name in AI_AGENTS if self._groups.names(name)]
+        self._others = _alike(self._groups)
 
     def observe(self, url: str) -> list[Observation]:
         """Whether we may fetch a URL of this site, and which AI agents may not."""
@@ -123,18 +123,14 @@ class Robots:
         return self._observation("robots", shown(rule.line.text), self.where(rule.line), verdict)
 
     def _advice(self, at: Target) -> list[Observation]:
-        # Agents share their groups more often than not: each group is asked once.
-        answers: dict[int, Rule | None] = {}
-        refused: list[tuple[str, Line]] = []
-        for name, blocks in self._others:
-            rules = [rule for block in blocks if (rule := _once(answers, block, at)) is not None]
-            rule = max(rules, key=lambda rule: rule.rank, default=None)
+        refused: list[tuple[list[str], Line]] = []
+        for names, blocks in self._others:
+            rule = best(blocks, at)
             if rule is not None and not rule.allow:
-                refused.append((name, rule.line))
+                refused.append((names, rule.line))
         if not refused:
             return []
-        names = ", ".join(name for name, _ in refused)
-        value = f"{names[: SHOWN - 20]} disallowed"
+        value = f"{', '.join(name for names, _ in refused for name in names)[: SHOWN - 20]} disallowed"
         return [self._observation("robots_ai_agents", value, self.where(refused[0][1]), Verdict.UNKNOWN)]
 
     def _observation(self, signal: str, value: str, where: str, verdict: Verdict) -> Observation:
@@ -154,10 +150,14 @@ class Robots:
         return fields
 
 
-def _once(answers: dict[int, Rule | None], block: Block, at: Target) -> Rule | None:
-    if id(block) not in answers:
-        answers[id(block)] = block.best(at)
-    return answers[id(block)]
+def _alike(groups: Groups) -> list[tuple[list[str], list[Block]]]:
+    """The AI agents that a file names, put together where the same is said to them: it is matched once."""
+    found: dict[tuple[object, ...], tuple[list[str], list[Block]]] = {}
+    for name in AI_AGENTS:
+        if groups.names(name):
+            blocks = groups.crawl(name)
+            found.setdefault(tuple(block.said for block in blocks), ([], blocks))[0].append(name)
+    return list(found.values())
 
 
 def _reason(file: SiteFile) -> str:

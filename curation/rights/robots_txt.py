@@ -26,6 +26,7 @@ _SPELLINGS = {
     **dict.fromkeys(("dissallow", "dissalow", "disalow", "diasllow", "disallaw"), "disallow"),
 }
 _ODD = re.compile(r"%[0-9A-Fa-f]{2}|[^!-~]|[*$]")
+_RESERVED = re.compile(r"[^A-Za-z0-9._~/?=*%-]")
 _NAME = re.compile(r"[^\s/]+")
 
 
@@ -74,30 +75,35 @@ class Pattern:
         form = _normal(text[:-1] if self._anchored else text, "*")
         # What lacks the slash that the grammar asks for is read as if it had it; see `Rules` for who may lack it.
         form = form if form[:1] in ("/", "*", "") else f"/{form}"
-        # Octets as written, which is what decides between two rules (section 2.2.2).
-        self.length = len(form) + self._anchored
+        # Octets, which decide between two rules (section 2.2.2); what is reserved would be encoded in three.
+        self.length = len(form) + 2 * len(_RESERVED.findall(form)) + self._anchored
         path, mark, query = form.partition("?")
         self._parts = re.split(r"\*+", path + mark + _escaped(query))
 
+    @property
+    def prefix(self) -> str | None:
+        """What the pattern is where it has nothing special in it."""
+        return None if self._anchored or len(self._parts) > 1 else self._parts[0]
+
     def matches(self, target: Target) -> bool:
         """Whether any reading of a URL matches, in time linear in its length."""
-        return any(self._match(form) for form in target)
+        return self._match(target[0]) or (len(target) > 1 and self._match(target[1]))
 
     def _match(self, path: str) -> bool:
-        first, *others = self._parts
-        if not path.startswith(first):
+        parts = self._parts
+        if not path.startswith(parts[0]):
             return False
-        at = len(first)
-        if not others:
+        at = len(parts[0])
+        if len(parts) == 1:
             return not self._anchored or len(path) == at
-        for part in others[:-1]:
+        for part in parts[1:-1]:
             found = path.find(part, at)
             if found < 0:
                 return False
             at = found + len(part)
         if self._anchored:
-            return path.endswith(others[-1]) and len(path) - len(others[-1]) >= at
-        return path.find(others[-1], at) >= 0
+            return path.endswith(parts[-1]) and len(path) - len(parts[-1]) >= at
+        return path.find(parts[-1], at) >= 0
 
 
 @lru_cache(maxsize=1024)
@@ -182,9 +188,24 @@ class Block(list[Line]):
         ]
         return sorted(found, key=lambda rule: rule.rank, reverse=True)
 
+    @cached_property
+    def said(self) -> tuple[tuple[str, str], ...]:
+        """What tells a block from another, but for where it stands."""
+        return tuple((line.field, line.value) for line in self)
+
+    @cached_property
+    def _prefixes(self) -> tuple[str, ...]:
+        return tuple(prefix for rule in self.rules if (prefix := rule.pattern.prefix) is not None)
+
+    @cached_property
+    def _special(self) -> list[Rule]:
+        return [rule for rule in self.rules if rule.pattern.prefix is None]
+
     def best(self, at: Target) -> Rule | None:
         """The rule that a URL falls under."""
-        return next((rule for rule in self.rules if rule.pattern.matches(at)), None)
+        # One call of C sorts out all plain rules where none of them matches, which is the usual case.
+        plain = at[0].startswith(self._prefixes) or at[-1].startswith(self._prefixes)
+        return next((rule for rule in (self.rules if plain else self._special) if rule.pattern.matches(at)), None)
 
 
 def best(blocks: list[Block], at: Target) -> Rule | None:
@@ -246,10 +267,12 @@ class Groups:
 
 
 def _names(value: str) -> set[str]:
-    """A user-agent line's name as written, and its product token where more follows (`Bot/1.0`)."""
-    whole = value.lower()
-    token = _NAME.match(whole)
-    return {whole, token[0] if token else whole}
+    """A user-agent line's names, as written and as product tokens: `Bot/1.0`, `Bot*` and, against the RFC, `A, B`."""
+    names = set()
+    for name in value.lower().split(","):
+        token = _NAME.match(name.strip())
+        names |= {name.strip(), token[0].rstrip("*") or "*"} if token else {""}
+    return names
 
 
 def _join(blocks: list[Block], block: Block) -> None:

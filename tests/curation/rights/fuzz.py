@@ -153,8 +153,8 @@ def mutated(corpus: Sequence[bytes], count: int, seed: int = 0) -> Iterator[byte
         for _ in range(chance.choice((0, 1, 1, 1, 2, 2, 3, 5, 8))):
             _mutate(data, corpus, chance)
         if number % 500 == 499:
-            data = data[:2048] * chance.randint(2, 30)
-        yield bytes(data[: _LIMIT * 16])
+            data *= chance.randint(_LIMIT, 16 * _LIMIT) // max(1, len(data))
+        yield bytes(data)
 
 
 def _mutate(data: bytearray, corpus: Sequence[bytes], chance: random.Random) -> None:

@@ -14,7 +14,7 @@ from tests.curation.rights.fuzz import CORPUS, PARSERS, PERMISSIONS, fuzz, mutat
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_parsers_hold(name: str) -> None:
-    found = fuzz(PARSERS[name], PERMISSIONS[name], CORPUS[name], 400, seed=1)
+    found = fuzz(PARSERS[name], PERMISSIONS[name], CORPUS[name], 500, seed=1)
     assert found.crashes == []
     assert found.garbage == []
     assert found.slowest < 1
@@ -25,7 +25,7 @@ def test_inputs_are_the_same_for_a_seed_and_differ() -> None:
     corpus = CORPUS["robots"]
     assert list(mutated(corpus, 50, 3)) == list(mutated(corpus, 50, 3))
     assert len(set(mutated(corpus, 300, 3))) > 250
-    assert max(map(len, mutated(corpus, 1000, 3))) > 500
+    assert 4000 < max(map(len, mutated(corpus, 500, 3))) < 70_000
 
 
 def test_the_fuzzer_finds_what_it_is_for() -> None:
