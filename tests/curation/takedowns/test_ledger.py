@@ -49,8 +49,8 @@ def histories(draw: st.DrawFn) -> list[Event]:
             at = START + timedelta(minutes=draw(st.integers(0, 9)))
             events.append(make_withdrawal(entry=entry.id, by=by, why="agreed", recorded_at=at))
         if draw(st.booleans()):
-            action = {"what": "plan_written", "subject": "m", "detail": "{}", "by": "a", "once": draw(st.booleans())}
-            events.append(make_action(entry=entry.id, recorded_at=START, **action))
+            once, told = draw(st.booleans()), {"what": "plan_written", "subject": "m", "detail": "{}", "by": "a"}
+            events.append(make_action(entry=entry.id, recorded_at=START, once=once, **told))
     return events
 
 
@@ -201,6 +201,39 @@ def test_packing_loses_nothing_wherever_it_is_cut_short(tmp_path: Path, monkeypa
     assert ledger.pack() == 5  # three that were left, the new one, and the first pack
     assert Ledger.open(ledger.uri).read() == after
     assert pq.read_table(tmp_path / "events").num_rows == 7
+
+
+class Raced(Ledger):
+    """A ledger that somebody packs each time it has listed a folder, and adds to."""
+
+    def _list(self, folder: str) -> list[str]:
+        found = super()._list(folder)
+        other = Ledger.open(self.uri)
+        self.turns = getattr(self, "turns", 0) + 1
+        if self.turns <= 6:
+            append(other, f"raced {self.turns}")
+            other.pack()
+        return found
+
+
+def test_a_reader_that_is_raced_by_packing_reads_anew(tmp_path: Path) -> None:
+    ledger = Ledger.open(str(tmp_path))
+    before = {append(ledger, f"n{number}").id for number in range(5)}
+    raced = Raced(ledger.uri)
+    assert before <= {entry.id for entry in raced.read().entries}
+    assert raced.turns > 6
+    assert raced.read() == ledger.read()
+
+
+def test_a_ledger_that_is_never_left_alone_is_an_error_not_a_guess(tmp_path: Path) -> None:
+    class Restless(Raced):
+        def _list(self, folder: str) -> list[str]:
+            self.turns = 0
+            return super()._list(folder)
+
+    append(Ledger.open(str(tmp_path)), "jane")
+    with pytest.raises(UserError, match="packed all the time"):
+        Restless(str(tmp_path)).read()
 
 
 def test_readers_writers_and_packers_do_not_disturb_each_other(tmp_path: Path) -> None:
