@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,11 +52,14 @@ def normal(kind: str, value: str) -> str:
         # enough for letters whose folding or whose compatible form needs the other once more.
         folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", value).casefold()).casefold()
         return unicodedata.normalize("NFKC", folded).strip()
+    return _domain(value) if kind == "domain" else value.casefold()
+
+
+@lru_cache(1 << 16)  # hosts come again and again
+def _domain(value: str) -> str:
     value = value.casefold()
-    if kind == "domain":
-        url = value if "://" in value else f"http://{value.removeprefix('*.')}"
-        value = (host_and_domain(url)[0] or value).strip()
-    return value
+    url = value if "://" in value else f"http://{value.removeprefix('*.')}"
+    return (host_and_domain(url)[0] or value).strip()
 
 
 def well_formed(kind: str, value: str) -> bool:
