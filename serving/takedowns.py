@@ -49,7 +49,7 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
     if job.takedowns == "ignore":
         return None
     info = read_info(version.bundle)
-    ledgers = [job.ledger] if job.ledger else _listed(getattr(info, "ledger_uri", None))
+    ledgers = [job.ledger] if job.ledger else _listed(info.ledger_uri)
     found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version))
     if found.clear:
         return found
