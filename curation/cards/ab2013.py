@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curation.cards import practice
-from curation.cards.disclosed import Disclosed, amounts, clean, counts, drop_funnel
+from curation.cards.disclosed import Disclosed, amounts, clean, counts, drop_funnel, period
 from curation.cards.document import Answer, Document, Section, Table, absent, says, size, stated
 from curation.report import words
 
@@ -53,7 +53,7 @@ def statement(of: Disclosed) -> Document:
         ),
     )  # fmt: skip
     sections = tuple(
-        Section(str(i), title, found) for i, (title, found) in enumerate(zip(_TITLES, items, strict=True), start=1)
+        Section(f"({i})", title, found) for i, (title, found) in enumerate(zip(_TITLES, items, strict=True), start=1)
     )
     return Document(
         "ab2013",
@@ -86,19 +86,22 @@ def _types(of: Disclosed) -> tuple[Answer | Table, ...]:
     if facts.widths and facts.heights:
         (least, most), (low, high) = facts.widths, facts.heights
         text.append(f"From {least:,} to {most:,} pixels wide and from {low:,} to {high:,} high, as received.")
-    if of.provider.content.types:
-        text.append(of.provider.content.types)
-    return says("Characteristics", text), amounts("File formats", "format", facts.formats)
+    said = of.provider.content.types
+    return (
+        says("Characteristics", text),
+        stated("Types of content", said, "photography, artworks, or what else is shown", "content.types"),
+        amounts("File formats", "format", facts.formats),
+    )
 
 
 def _protected(of: Disclosed) -> tuple[Answer | Table, ...]:
     found = of.facts.licences
     public = sum(a.rows for name, a in found.items() if name.startswith(_PUBLIC) or "/publicdomain/" in name)
     kept = of.facts.kept.rows
-    text = (
-        f"{public:,} of {kept:,} pictures ({words.share(public, kept)}) state a dedication to the public domain; for "
-        "the others take it that they include data protected by copyright. Trademarks and patents are not recorded."
-    )
+    text = [f"{public:,} of {kept:,} pictures ({words.share(public, kept)}) state a dedication to the public domain."]
+    if public < kept:
+        text.append("Of the others it must be taken that they include data protected by copyright.")
+    text.append("Trademarks and patents are not recorded.")
     own = of.provider.statements.copyright
     return (
         *([says("Statement", own, "provider")] if own else []),
@@ -135,11 +138,7 @@ def _cleaning(of: Disclosed) -> tuple[Answer | Table, ...]:
 
 
 def _period(of: Disclosed) -> tuple[Answer | Table, ...]:
-    found, place = [], of.collected()
-    if place.first and place.last:
-        found.append(says("Fetched from the web", f"From {place.first.date()} to {place.last.date()}."))
-    else:
-        found.append(says("Fetched from the web", "No kept picture was."))
+    found = [period(of, "Fetched from the web")]
     for name, said in sorted(of.provider.sources.items()):
         if said.period:
             found.append(says(f"“{clean(name, 60)}”", said.period, "provider"))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from curation import storage
 from curation.cards import practice
-from curation.cards.disclosed import Disclosed, clean, limits, rights_said
+from curation.cards.disclosed import Disclosed, clean, limits, protocols, rights_said
 from curation.rights.licences import normalise
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
@@ -99,6 +99,7 @@ def _responsible(of: Disclosed) -> dict[str, Any]:
     collection = [f"{place.amount.rows:,} kept pictures were fetched from the web, {files:,} came from files."]
     collection += practice.behaviour(info) if place.amount.rows else []
     captioners = sorted(name for name, n in of.facts.captioners.items() if n and name not in ("no caption", "metadata"))
+    asked = "Opt-out protocols: " + "; ".join(protocols(of).text)
     unknown = "not in the data; give it in --provider"
     found: dict[str, Any] = {
         "rai:dataCollection": " ".join(collection),
@@ -108,7 +109,12 @@ def _responsible(of: Disclosed) -> dict[str, Any]:
         ),
         "rai:dataCollectionRawData": "The bytes as received are not kept; each row has their sha256 as its id.",
         "rai:dataCollectionTimeFrame": [at.isoformat() for at in (place.first, place.last) if at],
-        "rai:dataPreprocessingProtocol": [*practice.cleaning(info), *practice.safety(info), *rights_said(of)],
+        "rai:dataPreprocessingProtocol": [
+            *practice.cleaning(info),
+            *practice.safety(info),
+            asked,
+            *rights_said(of),
+        ],
         "rai:machineAnnotationTools": [clean(name) for name in captioners],
         "rai:dataLimitations": limits(of),
         "rai:dataBiases": [said.biases or f"Biases: {unknown} (statements.biases)."],
@@ -182,6 +188,7 @@ def _field(
     if pa.types.is_struct(inner):
         parts = [_field(f"{key}/{part.name}", part.name, part.type, source, column, part.name) for part in inner]
         return found | {"subField": parts}
-    transform = {"transform": {"jsonPath": path}} if path else {}
+    # In brackets (RFC 9535), since a field may be called `where`, which some parsers take for a word of theirs.
+    transform = {"transform": {"jsonPath": f"$['{path}']"}} if path else {}
     kind_name = "sc:DateTime" if pa.types.is_timestamp(inner) else _TYPES.get(inner, "sc:Text")
     return found | {"dataType": kind_name, "source": extract | transform}

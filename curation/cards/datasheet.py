@@ -12,6 +12,8 @@ from curation.cards.disclosed import (
     creators,
     drop_funnel,
     limits,
+    period,
+    protocols,
     removed,
     rights_said,
     signals_seen,
@@ -85,18 +87,14 @@ def _collection(of: Disclosed) -> tuple[Answer | Table, ...]:
     place, info, said = of.collected(), of.manifest.info, of.provider.statements
     files = of.facts.kept.rows - place.amount.rows
     web = f"{place.amount.rows:,} kept pictures were fetched from the web, {files:,} came from files."
-    when = (
-        says("Over what time frame?", f"What was fetched from the web: {place.first.date()} to {place.last.date()}.")
-        if place.first and place.last
-        else absent("Over what time frame?", "nothing was fetched from the web", "sources.NAME.period")
-    )
     agent = practice.agent(info)
     how = [web, *([f"The crawler calls itself {agent}."] if agent and place.amount.rows else [])]
     how += practice.behaviour(info) if place.amount.rows else []
     return (
         says("How were the data acquired?", how),
-        when,
+        period(of, "Over what time frame?"),
         says("Did rights holders consent, could they refuse?", rights_said(of)),
+        protocols(of),
         removed(of, "Inputs removed for their rights", practice.STAGES, practice.REASONS),
         signals_seen(of),
         verdicts(of),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation.cards import practice
 from curation.cards.difference import Difference
-from curation.cards.document import Size, Table
+from curation.cards.document import Answer, Size, Table, absent, says
 from curation.cards.domains import Amount
 from curation.cards.facts import Facts, Place
 from curation.cards.provider import Provider
@@ -121,6 +121,16 @@ class Disclosed:
         return tuple(found)
 
 
+def period(of: Disclosed, question: str) -> Answer:
+    """When the pictures were fetched that were fetched from the web."""
+    place = of.collected()
+    if not place.amount.rows:
+        return says(question, "No kept picture was fetched from the web.")
+    if place.first is None or place.last is None:
+        return absent(question, "when the pictures were fetched", "sources.NAME.period")
+    return says(question, f"{place.first:%m/%Y} to {place.last:%m/%Y} ({place.span}).")
+
+
 def clean(text: str, limit: int = 120) -> str:
     """A stranger's text as it may stand in a document: no passwords, no control characters, not without end."""
     text = without_user(text)
@@ -223,14 +233,18 @@ def verdicts(of: Disclosed) -> Table:
     return Table("Verdicts of kept pictures", columns, shown, ("total", sum(of.facts.verdicts.values()), None))
 
 
+def protocols(of: Disclosed) -> Answer:
+    """The opt-out protocols that the job asked."""
+    question, asked = "Opt-out protocols honoured", practice.signals(of.manifest.info)
+    if asked is None:
+        return absent(question, "the job says nothing about signals", "statements.rights")
+    return says(question, asked or "None was asked.")
+
+
 def rights_said(of: Disclosed) -> list[str]:
     """The rights policy of the job, paragraph by paragraph."""
     info = of.manifest.info
-    asked = practice.signals(info)
-    first = "Which opt-out protocols were asked: not in the data; the job says nothing about signals."
-    if asked is not None:
-        first = "Opt-out protocols asked: " + "; ".join(asked) + "." if asked else "No opt-out protocol was asked."
-    return [first, *practice.rights(info), practice.ledger(info), practice.evidence(info)]
+    return [*practice.rights(info), practice.ledger(info), practice.evidence(info)]
 
 
 def limits(of: Disclosed) -> list[str]:

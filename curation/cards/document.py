@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Origin = Literal["manifest", "software", "model", "provider", "absent"]
 ORIGINS: dict[Origin, str] = {
-    "manifest": "counted in the manifest",
+    "manifest": "from the manifest",
     "software": "how cleanplate works",
     "model": "read from the model's bundle",
     "provider": "stated by the provider",
@@ -56,6 +56,11 @@ class Section:
     title: str
     items: tuple[Answer | Table, ...] = ()
     about: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The number as it stands before the title."""
+        return f"{self.number}{'' if self.number.endswith(')') else '.'} " if self.number else ""
 
     @property
     def depth(self) -> int:
@@ -118,7 +123,7 @@ def stated(question: str, value: str | None, what: str, field: str) -> Answer:
 def yes_no(question: str, value: bool | None, field: str) -> Answer:
     """What the provider states as true or false, or that it is absent."""
     if value is None:
-        return absent(question, "yes or no", field)
+        return absent(question, "the answer", field)
     return says(question, "Yes." if value else "No.", "provider")
 
 

@@ -17,6 +17,8 @@ from curation.cards.disclosed import (
     creators,
     drop_funnel,
     limits,
+    period,
+    protocols,
     removed,
     rights_said,
     signals_seen,
@@ -103,7 +105,6 @@ def _general(of: Disclosed) -> tuple[Section, ...]:
 
 def _characteristics(of: Disclosed) -> Section:
     facts, said, kept = of.facts, of.provider.content, of.facts.kept
-    span = of.collected().span
     images = next((text for limit, text in _IMAGES if kept.rows < limit), "More than 1 billion images")
     captioned = sum(n for name, n in facts.captioners.items() if name != "no caption")
     # A token is at least one character, so this many characters are at most as many tokens.
@@ -112,7 +113,6 @@ def _characteristics(of: Disclosed) -> Section:
         ("image", images, f"{kept.rows:,} pictures, {size(kept.bytes)} as received"),
         ("text", tokens, f"captions of {captioned:,} pictures, {facts.characters:,} characters"),
     )
-    latest = of.collected().last
     return Section(
         "1.3",
         "Modalities, overall training data size and other characteristics",
@@ -120,9 +120,7 @@ def _characteristics(of: Disclosed) -> Section:
             Table("Training data after pre-processing", ("modality", "size", "in figures"), rows),
             stated("Types of content", said.types, "photography, artworks, or what else is shown", "content.types"),
             amounts("File formats", "format", facts.formats),
-            says("Latest date of data acquisition", f"{latest:%m/%Y} ({span})")
-            if latest
-            else absent("Latest date of data acquisition", "nothing was fetched from the web", "sources.NAME.period"),
+            _latest(of),
             yes_no("Is the model continuously trained on new data?", of.provider.model.continuous, "model.continuous"),
             says("Linguistic characteristics", said.languages, "provider")
             if said.languages
@@ -134,6 +132,13 @@ def _characteristics(of: Disclosed) -> Section:
             says("Additional comments", [*([said.comments] if said.comments else []), *limits(of)]),
         ),
     )  # fmt: skip
+
+
+def _latest(of: Disclosed) -> Answer:
+    question, place = "Latest date of data acquisition", of.collected()
+    if place.last is not None:
+        return says(question, f"{place.last:%m/%Y}, of what was fetched from the web.")
+    return period(of, question) if place.amount.rows else absent(question, "when files came", "sources.NAME.period")
 
 
 def _languages(of: Disclosed) -> str:
@@ -156,6 +161,7 @@ def _processing(of: Disclosed) -> tuple[Section, ...]:
                     "Are you a signatory to the Code of Practice for general-purpose AI models?",
                     of.provider.provider.code_of_practice, "provider.code_of_practice",
                 ),
+                protocols(of),
                 says("Measures before and during data collection", rights_said(of)),
                 stated("Further measures", said.rights, "measures beside those of the job", "statements.rights"),
                 removed(of, "Inputs removed for their rights", practice.STAGES, practice.REASONS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from curation.cards import practice
-from curation.cards.disclosed import SECTIONS, UNCLASSED, Disclosed, clean, counts
+from curation.cards.disclosed import SECTIONS, UNCLASSED, Disclosed, clean, counts, period
 from curation.cards.document import Answer, Section, Size, Table, absent, says, size, stated, yes_no
 from curation.cards.domains import Listed
 from curation.cards.facts import Place
@@ -106,7 +106,7 @@ def _tables(of: Disclosed, by: dict[str, dict[str, Place]], number: str) -> list
     rows, whole = [], max(sum(p.amount.rows for p in found.values()), 1)
     for name, place in sorted(found.items(), key=lambda item: (-item[1].amount.rows, item[0])):
         said = of.provider.sources.get(name)
-        period = said.period if said and said.period else place.span if number == "2.3" else _file_span(place)
+        when = said.period if said and said.period else place.span if number == "2.3" else _file_span(place)
         shown = clean(said.name if said and said.name else name)
         a = place.amount
         rows.append(
@@ -115,7 +115,7 @@ def _tables(of: Disclosed, by: dict[str, dict[str, Place]], number: str) -> list
                 a.rows,
                 Size(a.bytes),
                 words.share(a.rows, whole),
-                period,
+                when,
                 clean(said.url) if said and said.url else None,
             )
         )
@@ -162,7 +162,7 @@ def _crawled(of: Disclosed, by: dict[str, dict[str, Place]], listed: Listed) -> 
             else says(question, "No kept picture was fetched from the web.")
         )
         return (first, *_tables(of, by, "2.3"))
-    info, collected = of.manifest.info, of.collected()
+    info = of.manifest.info
     name, behaviour = practice.agent(info), practice.behaviour(info)
     rows = sum(a.rows for a in domains.values())
     what = (
@@ -180,9 +180,7 @@ def _crawled(of: Disclosed, by: dict[str, dict[str, Place]], listed: Listed) -> 
         if behaviour
         else stated("Behaviour of the crawler(s)", said.crawler, "the job says nothing of it", "statements.crawler"),
         *([says("More on behaviour", said.crawler, "provider")] if said.crawler and behaviour else []),
-        says("Period of data collection", f"{collected.first:%m/%Y} to {collected.last:%m/%Y} ({collected.span})")
-        if collected.first and collected.last
-        else absent("Period of data collection", "no time of fetching", "sources.NAME.period"),
+        period(of, "Period of data collection"),
         says("Type of content and online sources", what),
         *_tables(of, by, "2.3"),
         _domains(listed),

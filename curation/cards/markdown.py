@@ -17,8 +17,7 @@ def render(document: Document) -> str:
     lines = [f"# {escape(document.title)}", "", escape(document.about), ""]
     lines += _grid(("", ""), document.basis)
     for section in document.sections:
-        heading = f"{section.number}. {section.title}" if section.number else section.title
-        lines += ["", f"{'#' * min(section.depth + 1, 6)} {escape(heading)}", ""]
+        lines += ["", f"{'#' * min(section.depth + 1, 6)} {section.label}{escape(section.title)}", ""]
         if section.about:
             lines += [escape(section.about), ""]
         for item in section.items:

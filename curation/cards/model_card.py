@@ -9,6 +9,7 @@ from curation.cards.disclosed import (
     clean,
     drop_funnel,
     limits,
+    protocols,
     rights_said,
     signals_seen,
     verdicts,
@@ -53,7 +54,7 @@ def card(of: Disclosed, model: Model) -> Document:
             ),
             Section(
                 "8", "Ethical considerations",
-                (says("Rights policy", rights_said(of)), signals_seen(of), verdicts(of)),
+                (says("Rights policy", rights_said(of)), protocols(of), signals_seen(of), verdicts(of)),
             ),
             Section("9", "Caveats and recommendations", (says("Known limits", [*_memory(model), *limits(of)]),)),
         ),

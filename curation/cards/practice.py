@@ -24,6 +24,7 @@ SIGNALS = {
     "plus": "the IPTC/PLUS data-mining property inside files",
     "licence": "the licence stated by the source, against the job's list of licences",
     "registry": "a do-not-train registry",
+    "robots_ai_agents": "what robots.txt says to the AI crawlers of others",
 }
 # Stages and reasons that have to do with rights; whatever else was removed says nothing about them.
 STAGES = ("rights", "licence")
@@ -79,7 +80,11 @@ def signals(info: ManifestInfo) -> list[str] | None:
     if not isinstance(listed, list | tuple):
         return None
     names = [*map(str, listed), *(["registry"] if rights.get("registry") else [])]
-    return [f"{visible(name)}: {SIGNALS[name]}" if name in SIGNALS else visible(name) for name in names]
+    return [_words(name) for name in names]
+
+
+def _words(name: str) -> str:
+    return SIGNALS.get(name, visible(name))
 
 
 def rights(info: ManifestInfo) -> list[str]:
@@ -95,7 +100,7 @@ def rights(info: ManifestInfo) -> list[str]:
     if job.get("unknown") in words:
         found.append(f"A picture on which no signal speaks {words[job['unknown']]}.")
     if job.get("advisory"):
-        found.append(f"Recorded without deciding: {', '.join(visible(str(name)) for name in job['advisory'])}.")
+        found.append(f"Recorded without deciding: {', '.join(_words(str(name)) for name in job['advisory'])}.")
     licences = _part(info, "licences")
     if licences.get("allow") is not None:
         found.append(f"Licences that may be trained on: {', '.join(visible(str(n)) for n in licences['allow'])}.")
