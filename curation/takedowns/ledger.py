@@ -75,12 +75,18 @@ def of_place(uri: str) -> str:
     """The ledger's folder, given itself or a manifest, or a folder of manifests, that names it.
 
     A manifest that names none was published without one: its ledger is where the next one would have it.
+
+    Raises:
+        UserError: when the place cannot be reached, or holds what is no whole manifest.
     """
     uri = storage.absolute(uri).rstrip("/")
-    published = storage.exists(storage.join(uri, LATEST_FILE))
-    if not published and not storage.exists(storage.join(uri, INFO_FILE)):
-        return uri
-    info = Manifest.open(uri).info
+    try:
+        published = storage.exists(storage.join(uri, LATEST_FILE))
+        if not published and not storage.exists(storage.join(uri, INFO_FILE)):
+            return uri
+        info = Manifest.open(uri).info
+    except OSError as error:
+        raise _unreachable(uri, error) from error
     if info.ledger is not None:
         return info.ledger.uri
     return location(None, beside=uri if published else uri.rpartition("/")[0])
@@ -272,11 +278,15 @@ class Ledger:
         try:
             return call()
         except OSError as error:
-            raise UserError(
-                f"the takedown ledger at {self.uri} cannot be reached: {type(error).__name__}: {error}",
-                field="ledger",
-                remedy="check the place, the credentials and the network; nothing goes on without it",
-            ) from error
+            raise _unreachable(self.uri, error) from error
+
+
+def _unreachable(uri: str, error: OSError) -> UserError:
+    return UserError(
+        f"the takedown ledger at {uri} cannot be reached: {type(error).__name__}: {error}",
+        field="ledger",
+        remedy="check the place, the credentials and the network; nothing goes on without it",
+    )
 
 
 def _to_parquet(events: Sequence[Event]) -> bytes:

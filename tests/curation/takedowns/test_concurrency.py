@@ -17,7 +17,7 @@ import pytest
 
 from curation import storage
 from curation.errors import UserError
-from curation.takedowns import Ledger
+from curation.takedowns import Ledger, of_place
 from tests.curation.seaweed import S3, seaweed
 from tests.curation.takedowns.writer import acknowledged, append
 
@@ -146,6 +146,8 @@ def test_a_bucket_that_cannot_be_read_is_not_an_empty_ledger(s3: S3, monkeypatch
     with pytest.raises(UserError, match="cannot be reached") as error:
         Ledger.open("s3://ledgers/ledger").read()
     assert error.value.field == "ledger"
+    with pytest.raises(UserError, match="cannot be reached"):
+        of_place("s3://ledgers/ledger")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     storage._s3.cache_clear()
     with pytest.raises(UserError, match="cannot be reached"):
