@@ -256,6 +256,23 @@ def takedown_pack(ledger: LedgerPlace = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def disclose(
+    manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
+    model: Annotated[str | None, typer.Option(help="models:/NAME@alias or a bundle's folder, for a model card")] = None,
+    against: Annotated[str | None, typer.Option(metavar="OLDER", help="manifest to state the differences from")] = None,
+    sme: Annotated[bool, typer.Option("--sme", help="name the domains that a small or medium enterprise must")] = False,
+    out: Annotated[str | None, typer.Option(help="folder to write; one below runs/disclosure by default")] = None,
+    provider: Annotated[str | None, typer.Option(metavar="FILE.yaml", help="what only the provider knows")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the EU summary, AB 2013 statement, Croissant, datasheet and model card."""
+    from pipelines import disclose as verb
+
+    done = verb.run(manifest, model=model, against=against, sme=sme, out=out, provider=provider)
+    _end(done, verb, as_json)
+
+
+@app.command()
 def submit(
     job: JobFile,
     address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],
