@@ -1,6 +1,6 @@
 """A do-not-train registry that is asked about URLs, by the wire form of Spawning's `opts-api`.
 
-A plug-in that no job needs. The key comes from the environment variable SPAWNING_API_KEY. URLs are sent a line each, and
+A plug-in that no job needs. The key comes from the environment (SPAWNING_API_KEY). URLs are sent a line each, and
 answered by `{"urls": [{"url": …, "optOut": true}, …]}`, of which the order says nothing.
 """
 
@@ -56,7 +56,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-class _Failure(Exception):
+class _NoAnswerError(Exception):
     """The registry gave no usable answer; `lasting` when asking on would only take time."""
 
     def __init__(self, message: str, lasting: bool = False) -> None:
@@ -85,7 +85,7 @@ class Registry:
         found: dict[str, Observation] = {}
         # A line end inside a URL would ask about other URLs.
         whole = [url for url in dict.fromkeys(urls) if url.splitlines() == [url] and url == url.strip()]
-        given_up: _Failure | None = None
+        given_up: _NoAnswerError | None = None
         with httpx.Client(timeout=self._config.timeout_s, follow_redirects=False, trust_env=False) as client:
             for at in range(0, len(whole), self._config.batch):
                 batch = whole[at : at + self._config.batch]
@@ -93,7 +93,7 @@ class Registry:
                     if given_up is not None:
                         raise given_up
                     answers = self._ask(client, batch)
-                except _Failure as failure:
+                except _NoAnswerError as failure:
                     given_up = failure if failure.lasting else None
                     verdict = Verdict.ERROR if self._config.on_failure == "error" else Verdict.UNKNOWN
                     found.update((url, self._observation(str(failure), verdict)) for url in batch)
@@ -105,29 +105,29 @@ class Registry:
         return found
 
     def _ask(self, client: httpx.Client, batch: Sequence[str]) -> dict[str, list[Any]]:
-        """What is answered about a batch: the values of `optOut` by URL in normal form. Raises _Failure."""
+        """What is answered about a batch: the values of `optOut` by URL in normal form. Raises _NoAnswerError."""
         headers = {"Content-Type": "text/plain", "Authorization": f"API {_key()}"}
         body, deadline = bytearray(), time.monotonic() + self._config.timeout_s
         try:
             content = "\n".join(batch).encode("utf-8", "surrogatepass")
             with client.stream("POST", self._config.url, content=content, headers=headers) as response:
                 if response.status_code != 200:
-                    raise _Failure(f"status {response.status_code}")
+                    raise _NoAnswerError(f"status {response.status_code}")
                 for part in response.iter_bytes():
                     body += part
                     if len(body) > _ANSWER_LIMIT:
-                        raise _Failure("an answer too long to be read")
+                        raise _NoAnswerError("an answer too long to be read")
                     if time.monotonic() > deadline:
-                        raise _Failure(f"no whole answer in {self._config.timeout_s:g} s", lasting=True)
+                        raise _NoAnswerError(f"no whole answer in {self._config.timeout_s:g} s", lasting=True)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise _Failure(f"{type(error).__name__}: {error}", isinstance(error, httpx.TransportError)) from error
+            raise _NoAnswerError(f"{type(error).__name__}: {error}", isinstance(error, httpx.TransportError)) from error
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise _Failure("an answer that is no JSON") from error
+            raise _NoAnswerError("an answer that is no JSON") from error
         items = answer.get("urls") if isinstance(answer, Mapping) else None
         if not isinstance(items, list):
-            raise _Failure("an answer without a list of URLs")
+            raise _NoAnswerError("an answer without a list of URLs")
         answers: dict[str, list[Any]] = {}
         for item in items:
             if isinstance(item, Mapping) and isinstance(item.get("url"), str):

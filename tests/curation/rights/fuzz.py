@@ -14,15 +14,25 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from curation.manifest import Verdict
-from curation.rights import aipref, content_signals
+from curation.rights import aipref, content_signals, robots_tags, rsl, tdmrep
 from curation.rights.ai_txt import AiTxt
+from curation.rights.page import Page
 from curation.rights.robots import Robots
 from curation.rights.verdict import Observation
-from tests.curation.rights import test_ai_txt, test_aipref, test_content_signals, test_robots
+from tests.curation.rights import (
+    test_ai_txt,
+    test_aipref,
+    test_content_signals,
+    test_page,
+    test_robots,
+    test_robots_tags,
+    test_rsl,
+    test_tdmrep,
+)
 from tests.curation.rights.answers import answer
 
 URL = "https://a.example/img/1.jpg?next=https://b.example/%2F"
@@ -57,6 +67,39 @@ def _ai_txt(data: bytes) -> list[Observation]:
     return file.observe(URL) + file.observe("https://a.example/" + data[-40:].decode("latin-1"))
 
 
+def _tdmrep(data: bytes) -> list[Observation]:
+    file = tdmrep.TdmRep(answer(data, name="tdmrep.json"))
+    paths = ("img/1.jpg?next=%2F", "directory-b/images/1.jpg", "a/1.jpg", data[-40:].decode("latin-1"))
+    return [o for path in paths for o in file.observe(f"https://a.example/{path}")]
+
+
+def _headers(data: bytes) -> list[Observation]:
+    """Of TDMRep, of robots tags and links to RSL, which stand in the same answer."""
+    headers: dict[str, list[str]] = {}
+    for line in data.decode("latin-1").split("\n"):
+        name, _, value = line.partition(": ")
+        headers.setdefault(name.lower(), []).append(value)
+    for link in rsl.links_of_headers(headers.get("link", ())):
+        link.encode()
+    tags = robots_tags.observe_headers(headers.get("x-robots-tag", ()), URL, "cleanplate", indexing=True)
+    return tdmrep.observe_headers(headers, URL) + tags
+
+
+def _page(data: bytes) -> list[Observation]:
+    """Of TDMRep, of robots metas, of RSL inside the page and behind its links."""
+    page = Page(data, data[-30:].decode("latin-1"))
+    for link in rsl.links_of_page(page, URL):
+        link.encode()
+    tags = robots_tags.observe_page(page, URL, "cleanplate", indexing=True)
+    return tdmrep.observe_page(page, URL) + tags + rsl.observe_page(page, URL)
+
+
+def _rsl(data: bytes) -> list[Observation]:
+    document = rsl.Rsl(answer(data, name="license.xml"))
+    paths = ("img/1.jpg?next=%2F", "open/a", data[-40:].decode("latin-1"))
+    return [o for path in paths for o in document.observe(f"https://a.example/{path}")]
+
+
 PARSERS: dict[str, Callable[[bytes], list[Observation]]] = {
     "robots": _robots,
     "aipref": _aipref,
@@ -64,11 +107,16 @@ PARSERS: dict[str, Callable[[bytes], list[Observation]]] = {
     "content_signal": _content_signal,
     "content_signal_header": _content_signal_header,
     "ai_txt": _ai_txt,
+    "tdmrep": _tdmrep,
+    "headers": _headers,
+    "page": _page,
+    "rsl": _rsl,
 }
 
 _ALLOW_LINE = re.compile(rb"(?<![a-z])allow\s*:", re.IGNORECASE)
 _AI_TRAIN_YES = re.compile(rb"ai[-_]?train\s*=\s*yes", re.IGNORECASE)
 _TRAIN_AI_Y = re.compile(rb"train-ai=y")
+_PERMITS = rb"(?=.*permits)(?=.*(?:all|train))"
 PERMISSIONS: dict[str, re.Pattern[bytes]] = {
     "robots": _ALLOW_LINE,
     "aipref": _TRAIN_AI_Y,
@@ -76,12 +124,20 @@ PERMISSIONS: dict[str, re.Pattern[bytes]] = {
     "content_signal": _AI_TRAIN_YES,
     "content_signal_header": _AI_TRAIN_YES,
     "ai_txt": _ALLOW_LINE,
+    "tdmrep": re.compile(rb"tdm-reservation\"[^,}]*0", re.DOTALL),
+    "headers": re.compile(rb"tdm-reservation: .*0", re.IGNORECASE),
+    "page": re.compile(rb"(?=.*tdm-reservation)(?=.*0)|" + _PERMITS, re.IGNORECASE | re.DOTALL),
+    "rsl": re.compile(_PERMITS, re.DOTALL),
 }
 """What an input must hold, NUL bytes left out, for a permission not to come out of nothing."""
 
 
 def _grouped(field: str, values: Sequence[str]) -> list[bytes]:
     return [f"User-agent: *\n{field}: {v}\n{field}: /img {v}\nAllow: /\n".encode("latin-1", "ignore") for v in values]
+
+
+def _lines(name: str, of: Iterable[Sequence[str]]) -> list[bytes]:
+    return ["".join(f"{name}: {value}\n" for value in values).encode("latin-1", "replace") for values in of]
 
 
 _FIELDS = [field for _, field, _ in test_aipref.FIELDS]
@@ -96,6 +152,18 @@ CORPUS: dict[str, Sequence[bytes]] = {
     ],
     "content_signal_header": [text.encode() for text in _SIGNALS],
     "ai_txt": [body if isinstance(body, bytes) else body.encode() for _, body, *_ in test_ai_txt.CASES],
+    "tdmrep": [body if isinstance(body, bytes) else body.encode() for _, body, *_ in test_tdmrep.CASES],
+    "headers": [
+        *_lines("TDM-Reservation", (values for _, values, *_ in test_tdmrep.HEADERS)),
+        *_lines("X-Robots-Tag", (values for _, values, *_ in test_robots_tags.HEADERS)),
+        *_lines("Link", (values for _, values, *_ in test_rsl.LINKS)),
+    ],
+    "page": [
+        *(html.encode() for _, html, *_ in (*test_page.METAS, *test_robots_tags.METAS)),
+        *(test_tdmrep.META.format(value).encode() for value in (0, 1, 2)),
+        *(f'<script type="{rsl.MEDIA_TYPE}">{body}</script>'.encode() for _, body, *_ in test_rsl.CASES),
+    ],
+    "rsl": [body.encode() for _, body, *_ in test_rsl.CASES],
 }
 
 _ODDITIES = (

@@ -99,7 +99,7 @@ def test_only_the_beginning_is_read() -> None:
     assert page.metas == [("a", "b")]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.binary(max_size=300) | st.text("<>!-/='\" &#;ametscriplnk", max_size=200).map(str.encode), st.text(max_size=60)
 )
@@ -108,7 +108,7 @@ def test_nothing_stops_it(data: bytes, content_type: str) -> None:
     assert len(page.metas) <= 2 * data.lower().count(b"m")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text("<>!-/='\" &#;abc", max_size=80))
 def test_what_stands_behind_a_meta_does_not_undo_it(text: str) -> None:
     assert Page((META + text).encode(), None).metas[:1] == [("a", "b")]

@@ -120,6 +120,7 @@ def test_evidence_of_a_long_line_still_names_the_refusal() -> None:
 RULES = st.lists(st.sampled_from(["all", "noindex", "noai", "NoML", "max-snippet:-1", "noarchive", "x"]), max_size=6)
 
 
+@settings(deadline=None)
 @given(RULES)
 def test_how_rules_are_split_over_lines_does_not_matter(rules: list[str]) -> None:
     denied = any(rule.lower() in ("noai", "noml") for rule in rules)
@@ -127,6 +128,7 @@ def test_how_rules_are_split_over_lines_does_not_matter(rules: list[str]) -> Non
         assert any(o.verdict == DENY for o in observe_headers(lines, WHERE, "cleanplate")) == denied
 
 
+@settings(deadline=None)
 @given(RULES, st.booleans())
 def test_another_refusal_denies_and_nothing_permits(rules: list[str], indexing: bool) -> None:
     found = observe_headers([*rules, "noai"], WHERE, "cleanplate", indexing)
@@ -134,7 +136,7 @@ def test_another_refusal_denies_and_nothing_permits(rules: list[str], indexing: 
     assert all(o.verdict in (DENY, UNKNOWN) for o in found)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(max_size=80), max_size=4), st.text(max_size=10))
 def test_garbage_never_permits(values: list[str], product: str) -> None:
     found = observe_headers(values, WHERE, product, indexing=True)

@@ -248,6 +248,7 @@ CONTENTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(CONTENTS, st.sampled_from(["all", "ai-all", "ai-train"]), st.data())
 def test_another_prohibition_never_permits(contents: list[str], usage: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(contents)))
@@ -255,6 +256,7 @@ def test_another_prohibition_never_permits(contents: list[str], usage: str, data
     assert [o.verdict for o in Rsl(answer(rsl(*more))).observe("https://a.example/a.jpg")] == [DENY]
 
 
+@settings(deadline=None)
 @given(CONTENTS)
 def test_the_order_of_elements_does_not_matter(contents: list[str]) -> None:
     ways = (contents, contents[::-1])
@@ -262,6 +264,7 @@ def test_the_order_of_elements_does_not_matter(contents: list[str]) -> None:
     assert verdicts[0] == verdicts[1]
 
 
+@settings(deadline=None)
 @given(TERMS, st.sampled_from(['<permits type="user">education</permits>', '<payment type="crawl"/>', "<reporting/>"]))
 def test_another_condition_never_permits(terms: str, condition: str) -> None:
     found = Rsl(answer(one(terms + condition))).observe("https://a.example/")

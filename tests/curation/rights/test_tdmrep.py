@@ -223,6 +223,7 @@ def test_a_page_that_only_shows_the_picture_takes_nothing_back() -> None:
 STEPS = st.sampled_from([None, "0", "1", "x"])
 
 
+@settings(deadline=None)
 @given(STEPS, STEPS, STEPS)
 def test_the_last_step_that_states_it_decides(file: str | None, header: str | None, page: str | None) -> None:
     stated = [value for value in (file, header, page) if value in ("0", "1")]
@@ -230,6 +231,7 @@ def test_the_last_step_that_states_it_decides(file: str | None, header: str | No
     assert verdict(resolve(step(file), step(header), step(page))) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["0", "1", "x", ""]), max_size=5))
 def test_another_refusal_never_permits_and_lines_do_not_matter(values: list[str]) -> None:
     refused = observe_headers({"tdm-reservation": [*values, "1"]}, "w")
@@ -238,7 +240,7 @@ def test_another_refusal_never_permits_and_lines_do_not_matter(values: list[str]
     assert observe_headers(split, "w") == observe_headers(joined, "w")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["/", "/a", "/a*b", "/b$"]), st.sampled_from([0, 1, 2])), max_size=5))
 def test_a_refusal_of_everything_in_front_denies(given_rules: list[tuple[str, int]]) -> None:
     for path in ("/", "/a", "/b", "/axb"):
