@@ -27,6 +27,7 @@ NAMESPACE = "https://rslstandard.org/rsl"
 MEDIA_TYPE = "application/rsl+xml"
 
 _TRAINING = frozenset({"all", "ai-all", "ai-train"})  # section 3.4.1.1
+_OTHER_AI = frozenset({"ai-input", "ai-index"})
 _CHILDREN = {
     "rsl": frozenset({"content"}),
     "content": frozenset({"license", "schema", "alternate", "copyright", "terms"}),
@@ -173,8 +174,9 @@ def _ruling(contents: Sequence[_Content], faults: Sequence[str]) -> tuple[str, V
 
 
 def _is_training(token: str) -> bool:
-    """Whether a prohibited use is or includes training; the drafts before 1.0 had `train-ai` and `train-genai`."""
-    return token.lower() in _TRAINING or "train" in token.lower()
+    """Whether a prohibited use is training or may include it: the drafts had `train-ai` and `ai-use`."""
+    name = token.lower()
+    return name == "all" or "train" in name or (name.startswith("ai") and name not in _OTHER_AI)
 
 
 class _Document:

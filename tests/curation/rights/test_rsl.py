@@ -62,6 +62,8 @@ CASES: list[tuple[str, str, str, list[Verdict]]] = [
     ("3.6: all", one(prohibits("all")), "/a.jpg", [DENY]),
     ("3.6: in any case", one(prohibits("AI-TRAIN")), "/a.jpg", [DENY]),
     ("3.6: search alone says nothing of training", one(prohibits("search")), "/a.jpg", [UNKNOWN]),
+    ("3.6: other uses of AI say nothing of training", one(prohibits("ai-input ai-index")), "/", [UNKNOWN]),
+    ("drafts: ai-use", one(prohibits("ai-use")), "/a.jpg", [DENY]),
     ("3.6: it beats a permission", one(permits("ai-all") + prohibits("ai-train")), "/a.jpg", [DENY]),
     ("3.6: it beats a permission, other order", one(prohibits("ai-train") + permits("all")), "/a.jpg", [DENY]),
     ("park.fan's: search yes, training no", one(permits("search ai-input") + prohibits("ai-train")), "/", [DENY]),
