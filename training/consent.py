@@ -103,8 +103,8 @@ def check_age(manifest: Manifest, max_age_days: float | None, *, at: datetime | 
     age = (at or datetime.now(UTC)) - seen
     if max_age_days is not None and age > timedelta(days=max_age_days):
         raise UserError(
-            f"the rights evidence of {manifest.uri} is from {seen:%Y-%m-%d}, {age.days} days ago; "
-            f"the job takes what is at most {max_age_days:g} days old",
+            f"the rights evidence of {manifest.uri} is {age / timedelta(days=1):.1f} days old "
+            f"(of {seen:%Y-%m-%d}), the job takes it up to {max_age_days:g}",
             field="consent_max_age_days",
             remedy=f"ask again: cleanplate recheck {manifest.uri}, and train on the manifest that it writes",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from curation.manifest import (
     schema,
     write_part,
 )
+from curation.takedowns import Ledger, Selector
 from training.data import TrainingSet, load
 from training.job import TrainJob
 from training.text import TextEncoder
@@ -58,12 +59,17 @@ def shapes(size: int) -> list[tuple[str, np.ndarray]]:
 
 
 def write_manifest(
-    output: Path, rows: list[tuple[str, np.ndarray]], without: tuple[str, ...] = (), **changes: Any
+    output: Path,
+    rows: list[tuple[str, np.ndarray]],
+    without: tuple[str, ...] = (),
+    said: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Manifest:
     """Publishes rows as kept, each with its picture as PNG.
 
     Args:
         without: columns that an older manifest did not have.
+        said: fields of its `manifest.json`.
         changes: overwrite columns of every row, with a value or with a function of the caption.
     """
     columns: list[dict[str, Any]] = []
@@ -85,7 +91,37 @@ def write_manifest(
         rows=len(columns), counts={"kept": kept, "dropped": len(columns) - kept},
         reasons={}, rights=[], files=[part],
     )  # fmt: skip
-    return publish(str(staging), str(output), info)
+    return publish(str(staging), str(output), info.model_copy(update=said or {}))
+
+
+def many(count: int) -> list[tuple[str, np.ndarray]]:
+    """Captions, some longer than others, and as many different pictures of 8 x 8 pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return [(f"{'very ' * (i % 5)}noisy picture {i}", picture) for i, picture in enumerate(noise)]
+
+
+def row_id(picture: np.ndarray) -> str:
+    """The id that `write_manifest` gives a picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def derive(output: Path, rows: list[tuple[str, np.ndarray]], gone: Collection[str], **changes: Any) -> Manifest:
+    """The manifest that `recheck` derives from one of these rows when those of some captions are revoked."""
+    return write_manifest(
+        output,
+        rows,
+        decision=lambda caption: "dropped" if caption in gone else "kept",
+        was_kept=lambda caption: True if caption in gone else None,
+        **changes,
+    )
+
+
+def opt_out(ledger: Path, *ids: str) -> str:
+    """Adds a takedown request for some inputs to a ledger; the id of its entry."""
+    selectors = [Selector.of("sha256", id_) for id_ in ids]
+    return Ledger.open(str(ledger)).append_entry(requester="Jane", ground="no consent", selectors=selectors).id
 
 
 def write_tower(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,24 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for images in (8, 16, 24, 100):
         checkpoint.save(str(tmp_path), STATE, info(images), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000024", "images-000000000100"]
+
+
+def test_milestones_stay_and_are_not_counted(tmp_path: Path) -> None:
+    for images in (8, 16, 24, 32, 40):
+        told = info(images).model_copy(update={"milestone": images % 16 == 0})
+        checkpoint.save(str(tmp_path), STATE, told, keep=1)
+    assert [path[-2:] for path in checkpoint.paths(str(tmp_path))] == ["16", "32", "40"]
+    assert checkpoint.latest(str(tmp_path)) == f"{tmp_path}/images-000000000040"
+
+
+def test_a_checkpoint_of_an_older_version_is_read(tmp_path: Path) -> None:
+    path = checkpoint.save(str(tmp_path), STATE, info(8), keep=1)
+    file = Path(path) / "checkpoint.json"
+    raw = json.loads(file.read_text())
+    for field in ("milestone", "base_digest", "removed_digest", "seen_sha256"):
+        del raw[field]
+    file.write_text(json.dumps(raw))
+    assert checkpoint.load(path, OWN)[0].milestone is False
 
 
 def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:

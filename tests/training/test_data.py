@@ -14,7 +14,7 @@ from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.training.conftest import shapes, write_manifest
 from training import merkle, randomness
-from training.captions import CaptionChoice, CaptionStates
+from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.data import TrainingSet, check_mix, load, options_of, picture_size
 from training.randomness import Purpose
 from training.text import TextEncoder
@@ -154,3 +154,27 @@ def test_draws_follow_the_weights_and_nothing_else(text: TextEncoder) -> None:
     whole = reds(0, count)
     assert abs(float(whole.float().mean()) - 0.25) < 4 * (0.25 * 0.75 / count) ** 0.5
     assert torch.equal(whole, torch.cat([reds(0, 7), reds(7, 1000), reds(1000, count)]))
+
+
+# --- what a sample is told does not depend on what else is in the set ---
+
+
+def test_the_first_captions_are_those_of_the_first_samples(text: TextEncoder, data: TrainingSet) -> None:
+    choice = CaptionChoice(data.options)
+    for images in (1, 5, 8, 100):
+        rows = data.shown(3, torch.arange(images)).tolist()
+        assert first_captions(data, choice, 3, images) == sorted({data.captions[row] for row in rows})
+    assert set(first_captions(data, choice, 3, 8)) == set(data.captions)
+
+
+def test_states_of_a_batch_depend_on_its_own_captions_to_the_bit(text: TextEncoder) -> None:
+    few = ["a red circle", "a very very very blue square", ""]
+    crowd = [*few, *(f"{'very ' * (i % 7)}other {i}" for i in range(40))]
+    alone, among = (CaptionStates(text, CaptionChoice([((c, 1.0),) for c in captions])) for captions in (few, crowd))
+    for rows, used in (([0, 1], 8), ([0, 0], 5), ([2], 2)):
+        index = torch.tensor(rows)
+        kept, draw = torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows)).double()
+        one, other = alone.lookup(index, kept, draw), among.lookup(index, kept, draw)
+        assert one.states.shape[1] == used
+        for ours, theirs in ((one.states, other.states), (one.mask, other.mask), (one.pooled, other.pooled)):
+            assert torch.equal(ours, theirs)

@@ -35,6 +35,8 @@ def test_the_defaults_are_the_recipe() -> None:
         ({"batch_size": 8, "workers": 2, "accumulation": 8}, "use batch_size 16"),
         ({"caption_dropout": 1.5}, "less than or equal to 1"),
         ({"name": "Two Words"}, "lower-case"),
+        ({"consent_max_age_days": 0}, "greater than 0"),
+        ({"milestones": 0}, "greater than or equal to 1"),
         ({"caption_mix": {}}, "at least 1"),
         ({"caption_mix": {"coca": 0.0}}, "above 0"),
         ({"caption_mix": {"coca": float("nan")}}, "above 0"),
@@ -51,12 +53,18 @@ def test_the_hash_covers_what_the_weights_depend_on() -> None:
     for same in (
         {"workers": 2}, {"accumulation": 2}, {"output": "elsewhere"}, {"manifest": "moved"}, {"checkpoint_every": 7},
         {"tracking": {"experiment": "x"}}, {"sample": {"steps": 7}}, {"gradient_checkpointing": True},
+        {"ledger": "l"}, {"consent_max_age_days": None}, {"milestones": 5}, {"resume_from": "c"},
     ):  # fmt: skip
         assert job(**same).config_sha256("id") == base, same
     for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}},
-                  {"caption_mix": {"coca": 1}}):  # fmt: skip
+                  {"caption_mix": {"coca": 1}}, {"conditioning_images": 5}):  # fmt: skip
         assert job(**other).config_sha256("id") != base, other
     assert job().config_sha256("another manifest") != base
+
+
+def test_what_is_put_on_record_names_no_places() -> None:
+    told = job(ledger="s3://b/l", resume_from="/c").public()
+    assert not {"manifest", "output", "tracking", "ledger", "resume_from"} & told.keys()
 
 
 def test_unet_presets_and_overrides() -> None:
