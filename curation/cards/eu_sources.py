@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from curation.cards import practice
 from curation.cards.disclosed import SECTIONS, UNCLASSED, Disclosed, clean, counts, period
 from curation.cards.document import Answer, Section, Size, Table, absent, says, size, stated, yes_no
@@ -63,8 +65,7 @@ def sources(of: Disclosed, listed: Listed) -> tuple[Section, ...]:
             (
                 *_class(of, by, "2.5", "synthetic data created by the provider or on their behalf"),
                 *([says("Use of synthetic data", said.synthetic_data, "provider")] if said.synthetic_data else []),
-                counts("Captions by who wrote them (text made by a model to describe a picture)", "captioner",
-                       of.facts.captioners),
+                _captions(of),
             ),
         ),
         Section(
@@ -75,6 +76,11 @@ def sources(of: Disclosed, listed: Listed) -> tuple[Section, ...]:
             ),
         ),
     )  # fmt: skip
+
+
+def _captions(of: Disclosed) -> Table:
+    note = "whether captions that a model wrote to describe pictures are synthetic data is for the provider to judge"
+    return replace(counts("Captions by who wrote them", "captioner", of.facts.captioners), note=note)
 
 
 def _unclassed(of: Disclosed, by: dict[str, dict[str, Place]]) -> list[Answer | Table]:

@@ -14,30 +14,34 @@ _LEADING = re.compile(r"^([-+>=]|\d+[.)])")
 
 def render(document: Document) -> str:
     """GitHub's Markdown, with headings by the depth of sections."""
-    lines = [f"# {escape(document.title)}", "", escape(document.about), ""]
+    lines = [f"# {escape(document.title)}", "", line(document.about), ""]
     lines += _grid(("", ""), document.basis)
     for section in document.sections:
         lines += ["", f"{'#' * min(section.depth + 1, 6)} {section.label}{escape(section.title)}", ""]
         if section.about:
-            lines += [escape(section.about), ""]
+            lines += [line(section.about), ""]
         for item in section.items:
             lines += _answer(item) if isinstance(item, Answer) else _table(item)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def escape(text: str) -> str:
-    """One line of plain text in Markdown, whatever characters it has."""
+    """Plain text within a line of Markdown, whatever characters it has."""
     line = " ".join(text.split())
-    line = _SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return _LEADING.sub(lambda m: m[1][:-1] + "\\" + m[1][-1], line)
+    return _SPECIAL.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def line(text: str) -> str:
+    """Plain text that a line of Markdown begins with."""
+    return _LEADING.sub(lambda m: m[1][:-1] + "\\" + m[1][-1], escape(text))
 
 
 def _answer(item: Answer) -> list[str]:
     lines = [f"**{escape(item.question)}**", ""]
     if len(item.text) == 1:
-        lines += [escape(item.text[0]), ""]
+        lines += [line(item.text[0]), ""]
     else:
-        lines += [f"- {escape(paragraph)}" for paragraph in item.text] + [""]
+        lines += [f"- {line(paragraph)}" for paragraph in item.text] + [""]
     return [*lines, f"*{ORIGINS[item.origin]}*", ""]
 
 
@@ -47,7 +51,7 @@ def _table(item: Table) -> list[str]:
     numbers = [all(isinstance(row[i], int) or row[i] is None for row in item.rows) for i in range(len(item.columns))]
     rows: list[Iterable[Cell]] = [*item.rows]
     lines = [f"**{escape(item.title)}**", "", *_grid(item.columns, rows, numbers, total=item.total)]
-    return [*lines, "", *([escape(item.note), ""] if item.note else [])]
+    return [*lines, "", *([line(item.note), ""] if item.note else [])]
 
 
 def _grid(

@@ -107,7 +107,12 @@ def test_tables_of_markdown_have_as_many_cells_as_columns(hostile: Disclosed) ->
      ("2026-01-01", "2026-01-01"), ("1,234", "1,234"), ("*x*_y_", r"\*x\*\_y\_")],
 )  # fmt: skip
 def test_plain_text_is_escaped(text: str, escaped: str) -> None:
-    assert markdown.escape(text) == escaped
+    assert markdown.line(text) == escaped
+
+
+def test_numbers_in_cells_stay_numbers() -> None:
+    assert markdown.escape("2.5 GB") == "2.5 GB"
+    assert markdown.escape("-1") == "-1"
 
 
 def test_numbers_before_titles(hostile: Disclosed) -> None:
