@@ -29,6 +29,7 @@ from curation.places import host_and_domain
 from curation.policy import Policy
 from curation.quality import MEASURES
 from curation.rights.lists import OptOuts
+from curation.rights.registry import Registry
 from curation.rights.verdict import IN_FILE
 from curation.takedowns import Ledger, location
 from curation.units import Stage, Unit, cut, fingerprint, unit_key
@@ -80,7 +81,7 @@ class Listing:
         lists = [source.sha256 for source in self.policy.optouts.sources]
         parent = self.parents[0].id if self.parents else None
         stages = {name: stage.folder.rsplit("/", 1)[-1] for name, stage in self.stages.items()}
-        # What lists and ledger hold counts, also where it matches nothing: that they were asked is part of what is said.
+        # What lists and ledger hold counts, also where it matches nothing: that they were asked is part of it.
         asked = {"rights": lists, "ledger": self.ledger.version}
         return {**self.job.identity(), "stages": stages, **asked, "parent": parent}
 
@@ -176,6 +177,8 @@ def _check(job: CurateJob) -> None:
         )
     if job.safety.nsfw is not None:
         job.safety.nsfw.check()
+    if job.rights.registry is not None:
+        Registry(job.rights.registry)  # says what is missing
     if job.aesthetic is not None:
         job.aesthetic.check()
     if job.scorers and job.unit_size > _MOST_PASSED_ON:

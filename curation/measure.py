@@ -142,6 +142,7 @@ class Look:
         self._clip_side = clip_side
         self._fetcher = Fetcher(config.fetch, self._admit)
         least = _SIDE_OF_SCORES if config.quality or config.nsfw is not None else _SIDE_OF_HASHES
+        self._registered: Mapping[str, Observation] = {}  # what a registry says of the unit's URLs
         self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or least
 
     def __call__(self, inputs: pa.Table, columns: Columns, unwanted: Sequence[int] = ()) -> Iterator[Chunk]:
@@ -171,6 +172,8 @@ class Look:
         chunk = self._chunk()
         modified = inputs["modified"].to_pylist()
         pages = self._pages(locations, columns, wanted)
+        asked = [without_password(locations[row]) for row in wanted if is_url(locations[row])]
+        self._registered = self._rights.registered(asked) if asked else {}
         for row, fetched in zip(wanted, self._fetcher([locations[row] for row in wanted]), strict=True):
             columns["fetched_at"][row] = fetched.at or modified[row]  # a member's time is its container's
             try:
@@ -210,7 +213,9 @@ class Look:
     ) -> list[dict[str, object]] | None:
         found: list[Observation] = []
         if is_url(location):
-            found += self._rights.observe(without_password(location), fetched, page)
+            url = without_password(location)
+            found += self._rights.observe(url, fetched, page)
+            found += [self._registered[url]] if url in self._registered else []
         if fetched.data is not None:
             found += of_file(fetched.data, self._config.rights)
         return [observation.row() for observation in found] or None

@@ -96,7 +96,7 @@ class Policy:
         return ruling.with_rights(rights), choice
 
     def deciding(self, seen: Iterable[Observation]) -> list[Observation]:
-        """Observations without those that only advise; what is said to other crawlers counts as said to us, if at all."""
+        """Observations without those that only advise; what is said to others counts as said to us, if at all."""
         heard = [o for o in seen if o.signal not in self.job.rights.advisory]
         return [o._replace(verdict=Verdict.DENY) if o.signal == "robots_ai_agents" else o for o in heard]
 

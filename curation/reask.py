@@ -49,11 +49,13 @@ class Asker:
         """What is said of each row (`id`, `uri`, `page_url`) from the web: its id and the observations."""
         pages = sorted({row["page_url"] for row in rows if row["page_url"] and self._pages})
         read = dict(zip(pages, self._fetcher(pages), strict=True))
+        registered = self._rights.registered([row["uri"] for row in rows])
         answers = self._fetcher.web.fetch([row["uri"] for row in rows], heads=True)
         for row, fetched in zip(rows, answers, strict=True):
             page = (row["page_url"], read[row["page_url"]]) if row["page_url"] in read else None
             found = self._rights.observe(row["uri"], fetched, page)
-            yield row["id"], [*found, *self._of_itself(row["uri"], fetched)]
+            listed = [registered[row["uri"]]] if row["uri"] in registered else []
+            yield row["id"], [*found, *listed, *self._of_itself(row["uri"], fetched)]
 
     def _of_itself(self, uri: str, fetched: Fetched) -> list[Observation]:
         """A picture that is gone is no refusal, one that is withheld is, and what could not be asked is an error."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ from curation.places import origin
 from curation.rights.config import RightsConfig
 from curation.rights.evidence import SiteFile
 from curation.rights.page import Page
+from curation.rights.registry import Registry
 from curation.rights.statements import Headers, Site, Stated, of_answer, rsl_links
 from curation.rights.verdict import Observation
 from curation.site_files import SiteRecord, Sites, ask_patiently
@@ -51,6 +52,7 @@ class SiteRights:
 
     def __init__(self, config: RightsConfig, product: str, records: Records, run: Callable[[Any], Any]) -> None:
         self._config, self._product, self._records, self._run = config, product, records, run
+        self._registry = None if config.registry is None else Registry(config.registry)
         self._sites: dict[str, Site] = {}
 
     async def admit(self, url: str) -> None:
@@ -87,6 +89,10 @@ class SiteRights:
             self._sites.pop(next(iter(self._sites)))
         self._sites[place] = site
 
+    def registered(self, urls: Sequence[str]) -> Mapping[str, Observation]:
+        """What the job's registry says about URLs, by URL; nothing where the job has none."""
+        return {} if self._registry is None or not urls else self._registry.observe(urls)
+
     def observe(self, asked: str, fetched: Fetched, page: tuple[str, Fetched] | None = None) -> list[Observation]:
         """What was said on the way to a picture: by every site, every answer, and the page that shows it.
 
@@ -95,7 +101,8 @@ class SiteRights:
             fetched: what came of it.
             page: the URL of its page and what came of that; None where none is known.
         """
-        answers = {answer.url: answer.headers for answer in fetched.answers}
+        # What an error page says is said of no picture.
+        answers = {answer.url: answer.headers if answer.status < 400 else {} for answer in fetched.answers}
         stated, found = None, list[Observation]()
         if page is not None:
             stated, found = self._page(*page)

@@ -79,7 +79,7 @@ def _job(path: str | None, allow_private: bool) -> CurateJob:
 
 def _of_url(url: str, job: CurateJob, optouts: Any) -> list[Observation]:
     from curation.fetch import Fetcher
-    from curation.manifest import Verdict
+    from curation.manifest import Reason, Verdict
     from curation.places import host_and_domain, origin
     from curation.rights.verdict import Observation
     from curation.site_rights import SiteRights, own_records
@@ -89,13 +89,19 @@ def _of_url(url: str, job: CurateJob, optouts: Any) -> list[Observation]:
     rights = SiteRights(job.rights, job.fetch.product, records, fetcher.soon)
     try:
         site = fetcher.soon(rights.site(origin(url) or "")).result()
+        if (site.unreachable or "").startswith(Reason.REFUSED_ADDRESS):
+            raise UserError(
+                f"{url} is not an address of the public internet",
+                field="URL",
+                remedy="add --allow-private if it is yours to ask",
+            )
         said = site.observe(url)
         if any(o.signal == "robots" and o.verdict == Verdict.DENY for o in said):
             # Who may not be asked for is not asked for, also not to see what else would be said.
             return [*_listed(url, {}, job, optouts), *said, *site.tdmrep(url)]
         (fetched,) = fetcher([url])
         page = (url, fetched) if _is_page(fetched) else None
-        seen = rights.observe(url, fetched, page)
+        seen = [*rights.observe(url, fetched, page), *rights.registered([url]).values()]
     finally:
         fetcher.close()
     host = host_and_domain(url)[0]

@@ -20,6 +20,8 @@ from curation.rights.rsl import Rsl, joined, links_of_headers, links_of_page
 from curation.rights.tdmrep import TdmRep
 from curation.rights.verdict import Observation
 
+_SAID_KEPT = 4096
+
 Headers = Mapping[str, Sequence[str]]
 
 
@@ -45,6 +47,7 @@ class Site:
         self._robots = Robots(files["robots"], product) if "robots" in files else None
         self._tdmrep = TdmRep(files["tdmrep"]) if "tdmrep" in files and "tdmrep" in wanted else None
         self._ai_txt = AiTxt(files["ai_txt"], product) if "ai_txt" in files and "ai_txt" in wanted else None
+        self._said: dict[str, list[Observation]] = {}  # a URL is asked about before it is fetched, and once more after
         self._documents: list[Rsl] = []
         if "rsl" in wanted and self._robots is not None:
             named = [joined(files["robots"].url, url) for _, url in self._robots.licences()]
@@ -53,6 +56,14 @@ class Site:
 
     def observe(self, url: str) -> list[Observation]:
         """What the site's files say about a URL, TDMRep's left out."""
+        found = self._said.get(url)
+        if found is None:
+            if len(self._said) >= _SAID_KEPT:
+                self._said.clear()
+            found = self._said[url] = self._observe(url)
+        return found
+
+    def _observe(self, url: str) -> list[Observation]:
         found: list[Observation] = []
         if self._robots is not None:
             if "robots" in self._wanted:
@@ -103,7 +114,7 @@ def of_answer(
         documents: RSL documents that headers and page link to, by URL.
     """
     wanted = set(config.signals)
-    found = [] if site is None else site.observe(url)
+    found = [] if site is None else list(site.observe(url))
     if "aipref" in wanted:
         found += aipref.observe_headers(headers.get("content-usage", ()), url)
     if "content_signal" in wanted:

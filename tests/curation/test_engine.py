@@ -235,6 +235,7 @@ def test_a_server_that_misbehaves_becomes_rows_that_say_how(ray_cluster: None, t
         result = run(
             {"source": {"kind": "table", "path": str(tmp_path / "urls.csv")}, "output": str(tmp_path / "manifests")},
             fetch=patience | {"allow_private": True},
+            rights={"signals": ["robots"]},
             licences={"unstated": "keep"},
             image_size=32,
             clip=None,
