@@ -28,7 +28,7 @@ from curation.takedowns.pictures import of_file
 from curation.takedowns.revocation import COLUMNS, PICTURE_COLUMNS, Revocations, Revoked
 
 How = Literal["exact", "pixel", "perceptual", "selector", "clip"]
-_ORDER: tuple[How, ...] = ("exact", "pixel", "perceptual", "selector", "clip")
+_ORDER: tuple[How, ...] = ("exact", "selector", "pixel", "perceptual", "clip")
 _KINDS: tuple[Kind, ...] = ("domain", "creator", "uri", "sha256")
 _ENTRY = re.compile(r"[0-9a-f]{6,64}")
 """The beginning of an entry's id: fewer digits are as likely a file's name."""

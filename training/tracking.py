@@ -640,11 +640,11 @@ def info_of(version: ModelVersion, *, tracking_uri: str | None = None) -> Bundle
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    uri = _client(tracking_uri)[0].tracking_uri
+    client, _ = _client(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            source = f"models:/{version.model_id}/{INFO_FILE}"
-            download_artifacts(source, dst_path=scratch, tracking_uri=uri, registry_uri=uri)
+            place = client.get_logged_model(str(version.model_id)).artifact_location
+            download_artifacts(f"{place}/{INFO_FILE}", dst_path=scratch, tracking_uri=client.tracking_uri)
         except (MlflowException, OSError) as error:
             raise UserError(
                 f"the bundle of {version.name} version {version.version} cannot be had: {error}",
