@@ -1,0 +1,172 @@
+"""Sites are asked once, for as long as a day, and what they could not be asked is not taken for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.fetch import FetchConfig, Fetcher, FetchError
+from curation.manifest import Verdict, now
+from curation.rights.config import SIGNALS, RightsConfig
+from curation.rights.evidence import BODY_LIMIT, SiteFile
+from curation.site_files import Sites, ask_file
+from curation.site_rights import SiteRights, own_records
+from tests.curation.hosts import Answer, Hosts
+from tests.curation.pictures import encoded, noise
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with Hosts() as server:
+        yield server
+
+
+@pytest.fixture
+def fetcher() -> Iterator[Fetcher]:
+    client = Fetcher(FetchConfig(allow_private=True, timeout_s=2, retries=0))
+    yield client
+    client.close()
+
+
+class Asked:
+    """Answers every file with one status, and counts."""
+
+    def __init__(self, status: int | None = 404, body: bytes = b"") -> None:
+        self.status, self.body, self.count = status, body, Counter[str]()
+
+    async def __call__(self, url: str) -> SiteFile:
+        self.count[url] += 1
+        await asyncio.sleep(0)
+        return SiteFile(url=url, status=self.status, body=self.body, observed_at=now())
+
+
+def test_two_who_ask_at_once_wait_for_one_answer() -> None:
+    ask = Asked()
+
+    async def both() -> None:
+        sites = Sites(ask, SIGNALS, None, DAY)
+        await asyncio.gather(*(sites.of("https://a.example") for _ in range(10)))
+
+    asyncio.run(both())
+    assert set(ask.count.values()) == {1}
+    assert set(ask.count) == {
+        f"https://a.example{path}" for path in ("/robots.txt", "/.well-known/tdmrep.json", "/ai.txt")
+    }
+
+
+def test_a_record_is_kept_for_its_time_and_only_if_it_is_whole(tmp_path: Path) -> None:
+    def ask(asked: Asked, age: timedelta = DAY) -> int:
+        asyncio.run(Sites(asked, SIGNALS, str(tmp_path), age).of("https://a.example"))
+        return asked.count["https://a.example/robots.txt"]
+
+    for status in (None, 500, 429):
+        assert ask(Asked(status)) == 1, "what could not be asked is asked again"
+    assert ask(Asked(200, b"User-agent: *\nDisallow: /\n")) == 1
+    assert ask(Asked()) == 0
+    assert ask(Asked(), timedelta(0)) == 1
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"{ half a record")
+    assert ask(Asked()) == 1
+
+
+def test_only_what_signals_read_is_asked_for() -> None:
+    ask = Asked()
+    asyncio.run(Sites(ask, ("tdmrep", "c2pa"), None, DAY).of("https://a.example"))
+    assert set(ask.count) == {"https://a.example/.well-known/tdmrep.json"}
+
+
+def test_a_site_that_does_not_answer_is_not_asked_for_more() -> None:
+    ask = Asked(None)
+    asyncio.run(Sites(ask, SIGNALS, None, DAY).of("https://a.example"))
+    assert set(ask.count) == {"https://a.example/robots.txt"}
+
+
+def test_files_of_a_site_as_they_are_answered(hosts: Hosts, fetcher: Fetcher) -> None:
+    site = hosts.add(
+        robots__txt=Answer(b"x" * (BODY_LIMIT + 1)),
+        gone=Answer(status=410),
+        ill=Answer(status=503),
+        moved=Answer(status=301, headers=[("Location", "/small")]),
+        small=Answer(b"here", headers=[("Content-Type", "text/plain")]),
+        round=Answer(status=302, headers=[("Location", "/round")]),
+        bomb=Answer(b"\x1f\x8bbroken", headers=[("Content-Encoding", "gzip")]),
+    )
+
+    def ask(url: str) -> SiteFile:
+        found: SiteFile = fetcher.soon(ask_file(fetcher.web, url)).result()
+        return found
+
+    long = ask(f"{site}/robots.txt")
+    assert (len(long.body), long.truncated) == (BODY_LIMIT, True)
+    assert ask(f"{site}/gone").is_absent
+    assert (ask(f"{site}/ill").status, ask(f"{site}/ill").body) == (503, b"")
+    moved = ask(f"{site}/moved")
+    assert (moved.status, moved.body, moved.url, moved.content_type) == (200, b"here", f"{site}/moved", "text/plain")
+    assert (ask(f"{site}/round").status, ask(f"{site}/round").detail) == (None, "too_many_redirects")
+    assert ask(f"{site}/bomb").status is None
+    assert (ask("http://127.0.0.9:9/robots.txt").detail or "").startswith("connection")
+    assert not ask("http://127.0.0.9:9/robots.txt").is_absent
+
+
+def test_a_private_address_is_not_asked_for_its_robots_txt(hosts: Hosts) -> None:
+    client = Fetcher(FetchConfig(retries=0))
+    try:
+        found = client.soon(ask_file(client.web, f"{hosts.add()}/robots.txt")).result()
+        assert (found.status, (found.detail or "").partition(":")[0]) == (None, "refused_address")
+        assert not hosts.asked
+    finally:
+        client.close()
+
+
+def rights_of(fetcher: Fetcher, **config: Any) -> SiteRights:
+    chosen = RightsConfig(**config)
+    records = own_records(lambda: fetcher.web, chosen, None)
+    return SiteRights(chosen, "cleanplate", records, fetcher.soon)
+
+
+def test_who_refuses_is_not_asked_and_who_is_ill_may_be_asked_later(hosts: Hosts, fetcher: Fetcher) -> None:
+    rights = rights_of(fetcher)
+    refuses = hosts.add(robots__txt=Answer(b"User-agent: *\nDisallow: /no/\n"))
+    fetcher.soon(rights.admit(f"{refuses}/yes.png")).result()
+    for url, reason in (
+        (f"{refuses}/no/a.png", "site_refuses"),
+        (f"{hosts.add(robots__txt=Answer(status=502))}/a.png", "site_unreachable"),
+        ("http://nowhere.invalid/a.png", "dns"),
+    ):
+        with pytest.raises(FetchError) as caught:
+            fetcher.soon(rights.admit(url)).result()
+        assert caught.value.reason == reason
+
+
+def test_what_only_advises_keeps_nobody_out(hosts: Hosts, fetcher: Fetcher) -> None:
+    site = hosts.add(ai__txt=Answer(b"User-Agent: *\nDisallow: *.png\n", headers=[("Content-Type", "text/plain")]))
+    with pytest.raises(FetchError):
+        fetcher.soon(rights_of(fetcher).admit(f"{site}/a.png")).result()
+    fetcher.soon(rights_of(fetcher, advisory=("ai_txt",)).admit(f"{site}/a.png")).result()
+
+
+def test_an_rsl_document_that_a_header_links_to_is_read_once(hosts: Hosts) -> None:
+    document = (
+        '<rsl xmlns="https://rslstandard.org/rsl"><content url="/"><license>'
+        '<prohibits type="usage">ai-all</prohibits></license></content></rsl>'
+    )
+    site = hosts.add(licence=Answer(document.encode()))
+    link = ("Link", f'<{site}/licence>; rel="license"; type="application/rsl+xml"')
+    urls = [hosts.put(f"{site}/{i}.png", Answer(encoded(noise(i)), headers=[link])) for i in range(3)]
+    client = Fetcher(FetchConfig(allow_private=True, retries=0))
+    try:
+        rights = rights_of(client)
+        for url, fetched in zip(urls, client(urls), strict=True):
+            assert [o.signal for o in rights.observe(url, fetched) if o.verdict == Verdict.DENY] == ["rsl"]
+    finally:
+        client.close()
+    host = site.removeprefix("http://").partition(":")[0]
+    assert hosts.asked[host, "/licence"] == 1
