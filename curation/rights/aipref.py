@@ -30,7 +30,7 @@ _BROADER = ("ai", "tdm", "all", "bots")
 
 
 def observe_robots(robots: Robots, url: str) -> list[Observation]:
-    """What robots.txt prefers for a URL: the rules with the longest path, one observation for each.
+    """What robots.txt prefers for a URL: the rules with the longest path.
 
     Rules with the same path that contradict each other apply separately (attach-05, section 3.1): their combination
     is the most restrictive.
@@ -38,14 +38,7 @@ def observe_robots(robots: Robots, url: str) -> list[Observation]:
     file = robots.file
     if robots.unreachable is not None:
         return [Observation(SIGNAL, robots.unreachable, file.url, Verdict.ERROR, file.observed_at)]
-    found = []
-    for statement in longest(robots.stated("content-usage", url)):
-        verdict = preference(statement.text)
-        if verdict == Verdict.ALLOW and not (statement.grouped and robots.allows(url)):
-            verdict = Verdict.UNKNOWN
-        where = robots.where(statement.line)
-        found.append(Observation(SIGNAL, shown(statement.line.text), where, verdict, file.observed_at))
-    return found
+    return robots.heard(SIGNAL, longest(robots.stated("content-usage", url)), preference, url)
 
 
 def observe_headers(values: Sequence[str], where: str) -> list[Observation]:

@@ -23,7 +23,7 @@ _REFUSALS = frozenset({"no", "n", "false", "0", "none", "deny", "denied", "disal
 
 
 def observe(robots: Robots, url: str) -> list[Observation]:
-    """What robots.txt signals for a URL, an observation for each line that counts.
+    """What robots.txt signals for a URL.
 
     Of the lines that say something about training, those with the longest path count: a line that leaves training out
     neither grants nor restricts it, so it takes nothing back.
@@ -33,14 +33,7 @@ def observe(robots: Robots, url: str) -> list[Observation]:
         return [Observation(SIGNAL, robots.unreachable, file.url, Verdict.ERROR, file.observed_at)]
     stated = robots.stated("content-signal", url)
     telling = [s for s in stated if signalled(s.text) != Verdict.UNKNOWN]
-    found = []
-    for statement in longest(telling or stated):
-        verdict = signalled(statement.text)
-        if verdict == Verdict.ALLOW and not (statement.grouped and robots.allows(url)):
-            verdict = Verdict.UNKNOWN
-        where = robots.where(statement.line)
-        found.append(Observation(SIGNAL, shown(statement.line.text), where, verdict, file.observed_at))
-    return found
+    return robots.heard(SIGNAL, longest(telling or stated), signalled, url)
 
 
 def observe_headers(values: Sequence[str], where: str) -> list[Observation]:

@@ -5,7 +5,7 @@ A permission to crawl is none to train. What is said to other agents advises: se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -104,6 +104,24 @@ class Robots:
         """
         at = target(url)
         return [s for pattern, s in self._statements[field] if pattern is None or pattern.matches(at)]
+
+    def heard(
+        self, signal: str, statements: Sequence[Statement], read: Callable[[str], Verdict], url: str
+    ) -> list[Observation]:
+        """Statements as observations, the first of each verdict: a file may repeat itself thousands of times.
+
+        A permission is none for a URL that must not be fetched, nor above all groups.
+        """
+        found: dict[Verdict, Observation] = {}
+        allowed = self.allows(url)
+        for statement in statements:
+            verdict = read(statement.text)
+            if verdict == Verdict.ALLOW and not (statement.grouped and allowed):
+                verdict = Verdict.UNKNOWN
+            if verdict not in found:
+                where = self.where(statement.line)
+                found[verdict] = self._observation(signal, shown(statement.line.text), where, verdict)
+        return list(found.values())
 
     def where(self, line: Line) -> str:
         """A line's place, as evidence names it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +143,14 @@ def test_lines_in_robots_txt(what: str, body: str, product: str, path: str, verd
 def test_where_there_is_no_file(status: int | None, verdicts: list[Verdict]) -> None:
     found = observe(Robots(answer(MANAGED, status), "x"), "https://a.example/1.jpg")
     assert [o.verdict for o in found] == verdicts
+
+
+def test_a_file_that_repeats_itself_is_heard_once() -> None:
+    lines = ["Content-Signal: ai-train=yes", "Content-Signal: ai-train=no", "Disallow: /*x"] * 9000
+    robots = Robots(answer("\n".join(["User-agent: *", *lines])), "x")
+    begun = time.process_time()
+    assert [o.verdict for o in observe(robots, "https://a.example/")] == [ALLOW, DENY]
+    assert time.process_time() - begun < 2
 
 
 def test_the_header_of_pages_turned_into_markdown() -> None:

@@ -272,7 +272,7 @@ FILES = st.lists(
 ).map(lambda groups: "\n".join("\n".join([*(f"User-agent: {a}" for a in agents), *rules]) for agents, rules in groups))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(FILES, PATHS, st.sampled_from(["foobot", "barbot", "quxbot"]))
 def test_protego_agrees(body: str, path: str, product: str) -> None:
     url = f"https://a.example{path}"
@@ -281,7 +281,7 @@ def test_protego_agrees(body: str, path: str, product: str) -> None:
     assert Robots(answer(body), product).allows(url) is oracle
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(FILES, PATHS, RULE_PATHS)
 def test_another_refusal_never_permits(body: str, path: str, refused: str) -> None:
     url = f"https://a.example{path}"
