@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -43,12 +43,13 @@ class Page(NamedTuple):
     counts: dict[str, int]
 
 
-def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
+def render(manifest: Manifest, *, show_unsafe: bool = False, revoked: Collection[str] = frozenset()) -> Page:
     """The report page of a manifest; the same manifest gives the same page, as long as the same pictures are there.
 
     Args:
         manifest: what the page is about.
         show_unsafe: whether pictures that reach a safety threshold are shown too.
+        revoked: ids of rows that the takedown ledger reaches by now: their pictures are not shown.
     """
     there = set(manifest.schema.names)
     sample, copies = Sample(), Clusters()
@@ -56,9 +57,11 @@ def render(manifest: Manifest, *, show_unsafe: bool = False) -> Page:
     more = [tally for tally in both if set(getattr(tally, "needed", tally.columns)) <= there]
     facts = gather(manifest, *more)
     concepts = {name: at for name, (at, _) in safety_limits(manifest.info, facts.scores.applied).items()}
-    shown = _choose(sample, copies, Album(manifest, concepts, show_unsafe))
+    shown = _choose(sample, copies, Album(manifest, concepts, show_unsafe, revoked))
     sets = representation.group_sets(facts.groups.counts)
     warnings = _warnings(manifest.info, facts, sets)
+    if revoked:
+        warnings.append(f"Kept rows that the takedown ledger reaches by now: {len(revoked):,}. Recheck the manifest.")
     decisions = facts.outcomes.decisions()
     counts = {decision: decisions.get(decision, 0) for decision in _DECISIONS}
     context: dict[str, Any] = {

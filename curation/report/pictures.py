@@ -194,6 +194,7 @@ class Album:
     manifest: Manifest
     thresholds: Mapping[str, float]  # of safety concepts
     show_unsafe: bool = False
+    revoked: Collection[str] = frozenset()  # ids of rows that were kept, and are taken down by now
 
     columns: ClassVar[tuple[str, ...]] = ("id", "decision", "stage", "reason", "safety", "image")
 
@@ -209,7 +210,8 @@ class Album:
 
     def _refusal(self, row: Mapping[str, Any]) -> Tile | None:
         kept = row["decision"] == Decision.KEPT
-        if row["reason"] in _WITHHELD or (not kept and row.get("stage") == "rights"):
+        withheld = row["reason"] in _WITHHELD or row["id"] in self.revoked
+        if withheld or (not kept and row.get("stage") == "rights"):
             return Tile(None, "withheld: opted out, or its rights are not clear")
         if row["decision"] == Decision.FAILED:
             return Tile(None, "no picture came")

@@ -12,7 +12,7 @@ from curation.errors import UserError
 from curation.manifest import Verdict
 from curation.rights import embedded
 from curation.rights.lists import OptOutList, OptOuts
-from curation.rights.verdict import combine
+from curation.rights.verdict import Observation, combine, verdict
 
 verdicts = st.lists(st.sampled_from(list(Verdict)))
 
@@ -36,6 +36,27 @@ def test_order_does_not_matter(found: list[Verdict], chance: object) -> None:
 
 def test_nothing_seen_is_unknown() -> None:
     assert combine([]) == Verdict.UNKNOWN
+
+
+SIGNALS = ("robots", "aipref", "tdmrep", "plus_data_mining", "c2pa", "licence", "optout_list", "takedown")
+observed = st.builds(Observation, st.sampled_from(SIGNALS), st.none(), st.just("x"), st.sampled_from(list(Verdict)))
+
+
+@given(st.lists(observed), observed)
+def test_no_observation_makes_a_refusal_or_a_failure_a_permission(found: list[Observation], one: Observation) -> None:
+    before, after = verdict(found), verdict([*found, one])
+    if one.verdict in (Verdict.DENY, Verdict.ERROR):
+        assert after != Verdict.ALLOW
+    if before == Verdict.DENY:
+        assert after == Verdict.DENY
+    if before == Verdict.ERROR:
+        assert after in (Verdict.ERROR, Verdict.DENY)
+
+
+@given(st.lists(observed))
+def test_who_may_be_fetched_from_is_not_thereby_trained_on(found: list[Observation]) -> None:
+    permitted = any(o.verdict == Verdict.ALLOW and o.signal != "robots" for o in found)
+    assert (verdict(found) == Verdict.ALLOW) <= permitted
 
 
 ROW = {"uri": "a/b.png", "id": "ab" * 32, "creator": "Jane Doe", "host": None}
