@@ -142,7 +142,7 @@ class Roster:
         try:
             rows = pq.ParquetFile(pa.BufferReader(data)).read()
             info = RosterInfo.model_validate_json((rows.schema.metadata or {})[_INFO])
-            ids, slots = rows["id"].to_pylist(), rows["slot"].to_numpy()
+            ids, slots = rows["id"].to_pylist(), rows["slot"].to_numpy().copy()
             if merkle.digest(ids) != info.digest or ids != sorted(ids):
                 raise ValueError("its ids are not those of its digest")
             if (np.diff(slots, prepend=-1) <= 0).any() or (len(slots) and slots[-1] >= info.base_rows):

@@ -12,6 +12,7 @@ import torch
 
 from curation.errors import UserError
 from training.bundle import BundleInfo, DiffusionModel, load_bundle, read_info, write_bundle
+from training.card import model_card
 from training.sampling import SamplingParams, sample
 from training.schedules import SigmoidSchedule
 from training.text import TextEncoder
@@ -106,3 +107,22 @@ def test_info_is_plain_json(bundle: Path) -> None:
     assert set(raw["files"]) == {
         path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()
     } - {"cleanplate.json"}
+
+
+def test_the_card_says_which_ledger_was_asked_and_how_to_check_a_picture() -> None:
+    older = model_card(describe())
+    assert "none was asked" in older
+    assert "cleanplate prove" not in older
+    told = {"training_set_digest_kind": "merkle", "takedown_ledger_version": "v7", "excluded_rows": 3}
+    card = model_card(describe().model_copy(update=told))
+    assert "`v7`; 3 pictures of the manifest were left out" in card
+    assert "cleanplate prove SHA256" in card
+
+
+def test_an_older_bundle_is_read(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "old")
+    raw = json.loads((bundle / "cleanplate.json").read_text())
+    for field in ("manifest_uri", "training_set_digest_kind", "base_rows", "excluded_rows", "ledger_uri"):
+        del raw[field]
+    (tmp_path / "old" / "cleanplate.json").write_text(json.dumps(raw))
+    assert load_bundle(tmp_path / "old").info.training_set_digest_kind == "lines"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
+from curation.takedowns import Ledger
 from tests.curation.seaweed import seaweed
+from tests.training.conftest import many, opt_out, row_id, write_manifest
+from training import merkle, randomness
 from training.bundle import load_bundle
 from training.data import load
 from training.folders import upload
@@ -28,8 +32,10 @@ from training.learner import Place
 from training.loop import train
 from training.prepare import TrainResult, plan, prepare, run_folder
 from training.progress import Point, Progress
+from training.retraining import earliest
+from training.roster import Roster
 from training.text import TextEncoder
-from training.tracking import register, resolve
+from training.tracking import register, resolve, runs_of, training_set
 
 MakeJob = Callable[..., TrainJob]
 ROOT = Path(__file__).parents[2]
@@ -79,6 +85,73 @@ def test_a_run_in_this_process(
     began = time.monotonic()
     assert launch(job, text_encoder=str(tower)) == result
     assert time.monotonic() - began < 1
+
+
+def test_a_ledger_makes_another_run_of_the_same_job(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    made = write_manifest(tmp_path / "manifests", many(9))
+    ledger = tmp_path / "ledger"
+    job = make_job(
+        workers=0, manifest=made.uri, ledger=str(ledger), tracking={"uri": tracking_uri, "experiment": "ledger"}
+    )
+    whole = launch(job, text_encoder=str(tower))
+    gone = row_id(many(9)[4][1])
+    entry = opt_out(ledger, gone)
+    planned = plan(job)
+    assert (planned["training_rows"], planned["left_out"], planned["left_out_by"]) == (8, 1, {entry[:12]: 1})
+    assert planned["ledger"] == str(ledger)
+    rest = launch(job, text_encoder=str(tower))
+    assert rest.run_id != whole.run_id
+    assert rest.state_sha256 != whole.state_sha256
+    assert (whole.excluded, rest.excluded) == ({}, {entry[:12]: 1})
+    assert launch(job, text_encoder=str(tower)) == rest  # finished, and found again
+    Ledger.open(str(ledger)).withdraw(entry, by="Jane", why="changed her mind")
+    assert launch(job, text_encoder=str(tower)) == whole
+
+    info = load_bundle(rest.bundle).info
+    folder = Path(rest.bundle).parent
+    kept = Roster.from_parquet((folder / "training_set.parquet").read_bytes(), str(folder))
+    assert (info.training_rows, info.excluded_rows, info.base_rows) == (8, 1, 9)
+    assert (info.ledger_uri, info.manifest_uri) == (str(ledger), made.uri)
+    assert info.training_set_digest == rest.training_set_digest == merkle.digest(kept.ids)
+    assert gone not in kept.ids
+    assert info.takedown_ledger_version == kept.info.ledger_version != "none"
+    (version_rows, run_rows) = (
+        training_set(of, tracking_uri=tracking_uri)
+        for of in (
+            register(rest.bundle, "left-out", alias=None, tracking_uri=tracking_uri, run_id=rest.run_id),
+            rest.run_id,
+        )
+    )
+    assert version_rows.ids == run_rows.ids == kept.ids
+    tags = {run.run_id: run.tags for run in runs_of([made.id], tracking_uri=tracking_uri)}
+    assert set(tags) == {whole.run_id, rest.run_id}
+    assert tags[rest.run_id]["excluded_rows"] == "1"
+    assert (tags[rest.run_id]["seed"], tags[rest.run_id]["images_seen"]) == ("0", "64")
+
+
+def test_old_evidence_is_refused_before_anything_starts(make_job: MakeJob, tower: Path, tmp_path: Path) -> None:
+    old = {"evidence_from": datetime.now(UTC) - timedelta(days=40)}
+    made = write_manifest(tmp_path / "manifests", many(8), said=old)
+    job = make_job(workers=0, manifest=made.uri)
+    for act in (plan, prepare, lambda job: launch(job, text_encoder=str(tower))):
+        with pytest.raises(UserError, match="cleanplate recheck") as caught:
+            act(job)
+        assert caught.value.field == "consent_max_age_days"
+    assert not Path(job.output).exists()
+    assert plan(make_job(manifest=made.uri, consent_max_age_days=None))["training_rows"] == 8
+
+
+def test_a_plan_refuses_a_checkpoint_that_cannot_be_taken_up(make_job: MakeJob, text: TextEncoder) -> None:
+    job = make_job(milestones=32)
+    train(job, folder=job.output, data=load(Manifest.open(job.manifest)), text=text, place=Place())
+    path = f"{job.output}/checkpoints/images-000000000032"
+    assert plan(make_job(resume_from=path))["images"] == 64
+    for change, field in (({"seed": 3}, "seed"), ({"resume_from": "/nowhere"}, "resume_from")):
+        with pytest.raises(UserError) as caught:
+            plan(make_job(**{"resume_from": path, **change}))
+        assert caught.value.field == field
 
 
 def test_a_missing_tower_is_named_and_the_run_marked_failed(
@@ -166,6 +239,32 @@ def drive(job: TrainJob, tower: Path, *, kill_at: int | None = None) -> TrainRes
     process.wait()
     assert kill_at is not None, "".join(lines) + process.stderr.read()
     return None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_retrain_to_the_same_bits(
+    ray_cluster: None, make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    made = write_manifest(tmp_path / "manifests", many(56))
+    settings: dict[str, Any] = {
+        "workers": 2, "manifest": made.uri, "ledger": str(tmp_path / "ledger"), "milestones": 16,
+        "conditioning_images": 8, "tracking": {"uri": tracking_uri, "experiment": "ray"},
+    }  # fmt: skip
+    job = make_job(**settings)
+    whole = launch(job, text_encoder=str(tower))
+    roster = training_set(whole.run_id, tracking_uri=tracking_uri)
+    first = randomness.first_seen(job.seed, 64, 56).tolist()
+    gone = roster.ids[first.index(45)]
+    point = earliest(str(Path(whole.bundle).parent), roster, {gone}, job)
+    assert point is not None
+    assert (point.images_seen, point.first_seen) == (32, 45)
+    assert point.claim.startswith("bit for bit")
+    opt_out(tmp_path / "ledger", gone)
+    scratch = launch(make_job(**settings, output=str(tmp_path / "scratch")), text_encoder=str(tower))
+    again = launch(make_job(**settings, resume_from=point.checkpoint), text_encoder=str(tower))
+    assert (scratch.resumed_from, again.resumed_from) == (0, 32)
+    assert again.state_sha256 == scratch.state_sha256 != whole.state_sha256
 
 
 @pytest.mark.ray

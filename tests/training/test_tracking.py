@@ -9,12 +9,26 @@ import pytest
 import torch
 
 from curation.errors import UserError
+from tests.training.conftest import many, row_id, write_manifest
 from tests.training.test_bundle import describe
 from training.bundle import DiffusionModel, load_bundle, write_bundle
 from training.progress import Point
+from training.roster import Roster
 from training.schedules import CosineSchedule
 from training.text import TextEncoder
-from training.tracking import ModelVersion, Run, register, resolve
+from training.tracking import (
+    ModelVersion,
+    Run,
+    find,
+    register,
+    resolve,
+    roster_tags,
+    runs_of,
+    set_alias,
+    tag_version,
+    training_set,
+    versions,
+)
 from training.unet import UnetConfig, build_unet
 
 
@@ -155,3 +169,104 @@ def test_a_store_that_mlflow_refuses_is_a_users_mistake(tmp_path: Path) -> None:
 def test_an_unknown_run_is_refused(bundles: list[str], tracking_uri: str) -> None:
     with pytest.raises(UserError, match="no run"):
         register(bundles[0], "traced", alias=None, tracking_uri=tracking_uri, run_id="0" * 32)
+
+
+# --- what traces and takedowns ask ---
+
+
+@pytest.fixture(scope="module")
+def roster(tmp_path_factory: pytest.TempPathFactory) -> Roster:
+    rows = many(6)
+    return Roster.of_manifest(write_manifest(tmp_path_factory.mktemp("manifests"), rows), [row_id(rows[2][1])])
+
+
+@pytest.fixture(scope="module")
+def traced(
+    text: TextEncoder, roster: Roster, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> ModelVersion:
+    """A version that leads to its run, whose artifacts hold the training set."""
+    tags = {"config_sha256": "c", **roster_tags(roster)}
+    run = Run.start("lineage", uri=tracking_uri, experiment="lineage", known_run_id=None, tags=tags)
+    run.training_set(roster)
+    run.finish("FINISHED")
+    info = describe().model_copy(
+        update={
+            "training_set_digest": roster.info.digest,
+            "training_set_digest_kind": "merkle",
+            "manifest_id": roster.info.manifest_id,
+            "excluded_rows": 1,
+            "base_rows": 6,
+            "ledger_uri": "s3://ledger",
+            "takedown_ledger_version": "v7",
+            "state_sha256": "lineage",
+            "patch_size": 2,
+            "job": {"seed": 5},
+        }
+    )
+    folder = tmp_path_factory.mktemp("run")
+    shape = UnetConfig(block_out_channels=(32,), layers_per_block=1, attention_heads=2)
+    unet = build_unet(shape, image_size=8, patch_size=2, text_width=text.width).eval()
+    model = DiffusionModel(
+        unet=unet, text=text, betas=CosineSchedule().betas(), prediction="sample", image_size=8, patch_size=2
+    )
+    write_bundle(folder / "bundle", model, info)
+    (folder / "training_set.parquet").write_bytes(roster.to_parquet())
+    return register(str(folder / "bundle"), "lineage", alias="champion", tracking_uri=tracking_uri, run_id=run.run_id)
+
+
+def test_a_versions_tags_say_what_it_was_trained_on(traced: ModelVersion, roster: Roster, tracking_uri: str) -> None:
+    found = find("models:/lineage/1", tracking_uri=tracking_uri)
+    expected = {"training_set_digest_kind": "merkle", "base_rows": "6", "excluded_rows": "1", "seed": "5"}
+    expected |= {"ledger_uri": "s3://ledger", "takedown_ledger_version": "v7", "images_seen": "64"}
+    assert found.tags | expected == found.tags
+    assert (found.bundle, found.run_id) == ("", traced.run_id)
+
+
+def test_all_versions_are_listed_with_their_aliases(
+    traced: ModelVersion, registered: list[ModelVersion], tracking_uri: str
+) -> None:
+    listed = {(v.name, v.version): v for v in versions(tracking_uri=tracking_uri)}
+    assert listed["shapes", "1"].aliases == ("champion",)
+    assert listed["shapes", "2"].aliases == ("candidate",)
+    assert listed["lineage", "1"].tags == find("lineage", tracking_uri=tracking_uri).tags
+    assert list(listed) == sorted(listed)
+
+
+def test_runs_are_found_by_their_manifest(traced: ModelVersion, roster: Roster, tracking_uri: str) -> None:
+    (run,) = runs_of([roster.info.manifest_id, "absent"], tracking_uri=tracking_uri)
+    assert (run.run_id, run.name, run.status) == (traced.run_id, "lineage", "FINISHED")
+    assert run.tags["training_set_digest"] == roster.info.digest
+    assert runs_of([], tracking_uri=tracking_uri) == []
+
+
+def test_a_training_set_comes_back_from_a_version_a_run_or_a_folder(
+    traced: ModelVersion, roster: Roster, tracking_uri: str, registered: list[ModelVersion]
+) -> None:
+    for of in (find("lineage", tracking_uri=tracking_uri), str(traced.run_id), resolve(traced.bundle)):
+        found = training_set(of, tracking_uri=tracking_uri)
+        assert (found.ids, found.info) == (roster.ids, roster.info)
+    forged = traced.model_copy(update={"tags": {**traced.tags, "training_set_digest": "0" * 64}})
+    for of, why in (
+        (registered[0], "before digests"),
+        (traced.model_copy(update={"run_id": None}), "without the run"),
+        (forged, "another digest"),
+        ("0" * 32, "not among its artifacts"),
+    ):
+        with pytest.raises(UserError, match=why) as caught:
+            training_set(of, tracking_uri=tracking_uri)
+        assert caught.value.field == "model"
+
+
+def test_tags_and_aliases_are_moved(bundles: list[str], tracking_uri: str) -> None:
+    for bundle in bundles:
+        register(bundle, "moved", alias="champion", tracking_uri=tracking_uri)
+    tag_version("moved", "2", {"takedown.0123456789ab": "affected"}, tracking_uri=tracking_uri)
+    assert find("moved", tracking_uri=tracking_uri).tags["takedown.0123456789ab"] == "affected"
+    assert set_alias("moved", "champion", "1", tracking_uri=tracking_uri) == "2"
+    assert set_alias("moved", "new", "2", tracking_uri=tracking_uri) is None
+    assert find("moved", tracking_uri=tracking_uri).version == "1"
+    for name, alias, version in (("moved", "champion", "9"), ("absent", "champion", "1"), ("moved", "V", "1")):
+        with pytest.raises(UserError):
+            set_alias(name, alias, version, tracking_uri=tracking_uri)
+    with pytest.raises(UserError):
+        tag_version("moved", "9", {}, tracking_uri=tracking_uri)
