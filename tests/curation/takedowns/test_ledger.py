@@ -108,9 +108,9 @@ def test_a_reference_makes_the_same_request_one_entry_also_after_packing(tmp_pat
     ledger.record_action(what="x", subject="y", by="me")
     assert ledger.pack() == 2
     assert append(ledger, "jane", "T-1").id == first.id
-    assert ledger.read().entries == (first,)  # with the time at which it was recorded first
-    assert ledger.pack() == 1
-    assert ledger.read().entries == (first,)
+    assert Ledger.open(ledger.uri).read().entries == (first,)  # with the time at which it was recorded first
+    assert Ledger.open(ledger.uri).pack() == 1
+    assert Ledger.open(ledger.uri).read().entries == (first,)
     assert append(ledger, "jane", "T-2").id != first.id
     assert append(ledger, "jane").id != append(ledger, "jane").id
 
