@@ -153,25 +153,27 @@ def _named(column: pa.Array) -> pa.Array:
 
 def _amounts(rows: pa.RecordBatch, names: pa.Array) -> Iterator[tuple[str, Amount]]:
     """Rows and bytes by name."""
-    for name, _, _, amount in _grouped(rows, {"name": names}):
-        yield name[0], amount
+    for (name,), amount, *_ in _grouped(rows, {"name": names}):
+        yield name, amount
 
 
 def _grouped(
-    rows: pa.RecordBatch, keys: dict[str, pa.Array]
-) -> Iterator[tuple[tuple[Any, ...], datetime | None, datetime | None, Amount]]:
-    table = pa.table({**keys, "bytes": rows["bytes"], "at": rows["fetched_at"]})
-    found = table.group_by(list(keys)).aggregate(
-        [([], "count_all"), ("bytes", "sum"), ("bytes", "count"), ("at", "min"), ("at", "max")]
-    )
-    columns = [found[name].to_pylist() for name in (*keys, "count_all", "bytes_sum", "bytes_count", "at_min", "at_max")]
-    for *key, n, size, sized, first, last in zip(*columns, strict=True):
-        yield tuple(key), first, last, Amount(n, size or 0, n - sized)
+    rows: pa.RecordBatch, keys: dict[str, pa.Array], *times: str
+) -> Iterator[tuple[tuple[Any, ...], Amount, *tuple[Any, ...]]]:
+    """Rows by the values of some columns: how much they are, and the least and the largest of each of `times`."""
+    table = pa.table({**keys, "bytes": rows["bytes"], **{name: rows[name] for name in times}})
+    spans = [(name, what) for name in times for what in ("min", "max")]
+    found = table.group_by(list(keys)).aggregate([([], "count_all"), ("bytes", "sum"), ("bytes", "count"), *spans])
+    counts = zip(*(found[name].to_pylist() for name in ("count_all", "bytes_sum", "bytes_count")), strict=True)
+    ends = zip(*(found[f"{name}_{what}"].to_pylist() for name, what in spans), strict=True) if spans else None
+    for key in zip(*(found[name].to_pylist() for name in keys), strict=True):
+        n, size, sized = next(counts)
+        yield key, Amount(n, size or 0, n - sized), *(next(ends) if ends else ())
 
 
 def _add_places(facts: Facts, kept: pa.RecordBatch) -> None:
     keys = {"dataset": pc.fill_null(_named(kept["dataset"]), UNNAMED), "domain": _named(kept["domain"])}
-    for (dataset, domain), first, last, amount in _grouped(kept, keys):
+    for (dataset, domain), amount, first, last in _grouped(kept, keys, "fetched_at"):
         facts.places.setdefault((dataset, domain), Place()).add(Place(amount, first, last))
 
 

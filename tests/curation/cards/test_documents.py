@@ -15,6 +15,7 @@ from curation.cards.difference import compare
 from curation.cards.disclosed import Disclosed
 from curation.cards.document import Answer, Document, cell, size
 from curation.manifest import Manifest
+from curation.report import words
 from tests.curation.cards.samples import answer, column, disclosed, file, heap, manifest, model, tables, web
 from tests.curation.test_report import AT, row
 
@@ -192,10 +193,10 @@ def test_pages_without_a_time_do_not_become_no_pages(tmp_path: Path) -> None:
 def test_opt_outs_are_counted_by_what_decided(bare: Disclosed) -> None:
     [table] = tables(eu.summary(bare), "Inputs removed for their rights")
     assert {line[0]: line[1:] for line in table.rows} == {
-        "opted out (rights.tdmrep)": (2, 0, 0, 2),
-        "opted out (rights.robots)": (1, 0, 0, 1),
-        "rights statement that cannot be read (rights.tdmrep)": (0, 1, 0, 1),
-        "not asked for: opted out by where it lies": (0, 0, 1, 1),
+        f"{words.reason('opted_out')} (rights.tdmrep)": (2, 0, 0, 2),
+        f"{words.reason('opted_out')} (rights.robots)": (1, 0, 0, 1),
+        f"{words.reason('rights_error')} (rights.tdmrep)": (0, 1, 0, 1),
+        words.reason("not_asked"): (0, 0, 1, 1),
     }
     [seen] = tables(eu.summary(bare), "Signals seen")
     assert ("tdmrep", "deny", 2, 0) in seen.rows
@@ -248,7 +249,7 @@ def test_the_difference_names_what_moved_and_why(tmp_path: Path) -> None:
     [pictures] = tables(document, "Pictures, by their bytes")
     assert column(pictures, "pictures") == [29, 11, 2]
     [why] = tables(document, "Why pictures are gone")
-    assert set(why.rows) == {("dropped: opted out", 1), ("no longer among the inputs", 1)}
+    assert set(why.rows) == {(f"dropped: {words.reason('opted_out')}", 1), ("no longer among the inputs", 1)}
     [domains] = tables(document, "Domains")
     assert ("left.example", 1, 0, "-1") in domains.rows
     assert ("no domain (files)", 0, 1, "+1") in domains.rows
