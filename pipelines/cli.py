@@ -273,6 +273,28 @@ def disclose(
 
 
 @app.command()
+def prove(
+    sha256: Annotated[str | None, typer.Argument(metavar="SHA256", help="of a picture's file, or the file")] = None,
+    model: Annotated[str | None, typer.Option(help="models:/NAME/3 or NAME; the only one when not given")] = None,
+    version: Annotated[str | None, typer.Option(metavar="N", help="which version of it")] = None,
+    out: Annotated[str, typer.Option(help="file to write")] = "proof.json",
+    verify: Annotated[str | None, typer.Option(metavar="PROOF", help="check a proof instead")] = None,
+    digest: Annotated[str | None, typer.Option(metavar="HEX", help="training-set digest to check it against")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that a picture was in a model's training set, or was not."""
+    from pipelines import prove as verb
+
+    if (sha256 is None) == (verify is None) or (verify is None) != (digest is None):
+        raise UserError("nothing to prove", field="prove", remedy="give a SHA256, or --verify PROOF and --digest HEX")
+    if verify is not None and digest is not None:
+        checked = verb.check(verify, digest)
+        _end(checked, verb, as_json)
+        raise typer.Exit(0 if checked.holds else 1)
+    _end(verb.run(str(sha256), model=model, version=version, out=out), verb, as_json)
+
+
+@app.command()
 def submit(
     job: JobFile,
     address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],
