@@ -153,7 +153,10 @@ def _distribution(of: Disclosed) -> tuple[Answer | Table, ...]:
 
 def _maintenance(of: Disclosed) -> tuple[Answer | Table, ...]:
     info, said = of.manifest.info, of.provider
-    parent = f"It was derived from the manifest {info.parent_id}." if info.parent_id else "It has no parent."
+    parent = f"Its parent is the manifest {info.parent_id}." if info.parent_id else "It has no parent."
+    if info.base_id:
+        gone = sum(info.changes.values())
+        parent += f" It is derived from the manifest {info.base_id} without {gone:,} pictures that it kept."
     return (
         stated("Who maintains it, how are errors reported?", said.statements.maintenance or said.provider.contact,
                "a contact", "statements.maintenance"),

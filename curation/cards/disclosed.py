@@ -238,6 +238,12 @@ def protocols(of: Disclosed) -> Answer:
     question, asked = "Opt-out protocols honoured", practice.signals(of.manifest.info)
     if asked is None:
         return absent(question, "the job says nothing about signals", "statements.rights")
+    files = of.facts.kept.rows - of.collected().amount.rows
+    if asked and files:
+        asked.append(
+            f"Of sites, only pictures from the web can be asked about: for {words.many(files, 'kept picture')} from "
+            "files nothing but what stands inside the files was read."
+        )
     return says(question, asked or "None was asked.")
 
 

@@ -51,10 +51,12 @@ def behaviour(info: ManifestInfo) -> list[str]:
     if not fetch:
         return []
     found.append(
-        "The crawler fetches single, listed addresses and follows no links. It sends no cookies, solves no captchas "
-        "and passes no paywalls: an answer that refuses is a refusal. It signs in only where an address of the job's "
-        "own list carries a user's name."
+        "The crawler fetches the addresses that the job's sources list and follows no links in pages. It sends no "
+        "cookies, solves no captchas and passes no paywalls: an answer that refuses is a refusal. It signs in only "
+        "where an address of the job's own list carries a user's name."
     )
+    if _part(info, "rights").get("pages"):
+        found.append("Where a source names the page that a picture stands on, the page is read for what it reserves.")
     listed = _part(info, "rights").get("signals")
     if listed is None:
         found.append("Whether robots.txt was asked: not in the data; the job says nothing about signals.")
@@ -105,7 +107,9 @@ def rights(info: ManifestInfo) -> list[str]:
     if licences.get("allow") is not None:
         found.append(f"Licences that may be trained on: {', '.join(visible(str(n)) for n in licences['allow'])}.")
     if licences.get("unstated") in words:
-        found.append(f"A picture that states no licence of that list {words[licences['unstated']]}.")
+        found.append(
+            f"A picture that states no licence, or one that no list is given for, {words[licences['unstated']]}."
+        )
     found += [_source(source.kind, source.entries, source.read_at.date().isoformat()) for source in info.rights]
     return found
 
@@ -145,8 +149,9 @@ def cleaning(info: ManifestInfo) -> list[str]:
     job, found = info.job, []
     if job.get("image_size"):
         found.append(f"Pictures are decoded, turned upright and scaled to {job['image_size']} pixels.")
-    if _part(info, "images").get("min_side"):
-        found.append(f"Pictures with a side below {info.job['images']['min_side']} pixels are dropped.")
+    least = _part(info, "images").get("min_side", 1)
+    if least > 1:
+        found.append(f"Pictures with a side below {least} pixels are dropped.")
     for measure, limits in sorted(_part(info, "filters").items()):
         if isinstance(limits, Mapping):
             bounds = [f"{side} {limits[side]:g}" for side in ("min", "max") if limits.get(side) is not None]

@@ -210,7 +210,10 @@ def test_the_job_is_put_in_words_and_its_secrets_are_not(bare: Disclosed) -> Non
     assert "held back for a person to decide" in said
     assert "Takedown ledger heeded: version 17-ab, 4 entries in force." in said
     assert "list of the kind optout, 12 entries, read on 2026-01-01" in said
-    assert "the TDM Reservation Protocol" in " ".join(answer(document, "Opt-out protocols honoured").text)
+    asked = answer(document, "Opt-out protocols honoured").text
+    assert len(asked) == 3
+    assert asked[1].startswith("the TDM Reservation Protocol")
+    assert "for 5 kept pictures from files nothing but what stands inside" in asked[2]
     for found in every(bare):
         text = json.dumps(found.as_json())
         assert not any(secret in text for secret in ("secret", "/home/ann", "list.csv", "s3://house"))
@@ -256,6 +259,12 @@ def test_the_difference_names_what_moved_and_why(tmp_path: Path) -> None:
     assert domains.total == ("total", 31, 40, "+9")
     before = pd.Series([web(i)["domain"] for i in range(30)]).value_counts()
     assert {line[0]: line[1] for line in domains.rows if line[0] in before.index}.items() <= dict(before).items()
+
+
+def test_a_derived_manifest_names_its_base(tmp_path: Path) -> None:
+    of = disclosed(manifest(tmp_path, base_id="b" * 64, changes={"opted_out": 2, "opted_out_near_copy": 1}))
+    said = answer(datasheet.sheet(of), "Is it updated?").text[0]
+    assert f"derived from the manifest {'b' * 64} without 3 pictures" in said
 
 
 def test_a_long_tail_is_summed(tmp_path: Path) -> None:
