@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation.rights.registry import RegistryConfig
 
@@ -26,10 +26,17 @@ class RightsConfig(BaseModel):
         ("robots_ai_agents",),
         description="signals that are recorded and decide nothing; [] heeds what is said to others",
     )
-    trusted_only: bool = Field(False, description="take a C2PA permission only from a signer on the trust list")
+    trusted_only: bool = Field(False, description="take a C2PA permission only from a signer that `anchors` vouch for")
+    anchors: str | None = Field(None, description="PEM text of the root certificates that C2PA signers are trusted by")
     cache_hours: float = Field(24, gt=0, le=24, description="how long a site's files are not asked for again")
     registry: RegistryConfig | None = Field(None, description="a do-not-train registry to ask about URLs")
     unknown: Literal["keep", "hold", "drop"] = Field(
         "keep", description="what to do where no signal speaks; `licences.unstated` decides besides"
     )
     error: Literal["hold", "drop", "keep"] = Field("hold", description="what to do where a check could not be done")
+
+    @model_validator(mode="after")
+    def _somebody_is_trusted(self) -> RightsConfig:
+        if self.trusted_only and not self.anchors:
+            raise ValueError("trusted_only without anchors trusts nobody: give the roots' PEM text in anchors")
+        return self

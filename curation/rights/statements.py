@@ -149,4 +149,6 @@ def rsl_links(url: str, headers: Headers, stated: Stated | None) -> list[str]:
 
 def of_file(data: bytes, config: RightsConfig) -> list[Observation]:
     """What a file's C2PA manifest says. (Its XMP is read by `metadata`, and weighed by `embedded`.)"""
-    return c2pa.observe(data, trusted_only=config.trusted_only) if "c2pa" in config.signals else []
+    if "c2pa" not in config.signals:
+        return []
+    return c2pa.observe(data, trusted_only=config.trusted_only, anchors=config.anchors or "")
