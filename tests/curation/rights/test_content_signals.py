@@ -149,7 +149,11 @@ def test_a_file_that_repeats_itself_is_heard_once() -> None:
     lines = ["Content-Signal: ai-train=yes", "Content-Signal: ai-train=no", "Disallow: /*x"] * 9000
     robots = Robots(answer("\n".join(["User-agent: *", *lines])), "x")
     begun = time.process_time()
-    assert [o.verdict for o in observe(robots, "https://a.example/")] == [ALLOW, DENY]
+    found = observe(robots, "https://a.example/")
+    assert [(o.verdict, o.where) for o in found] == [
+        (ALLOW, "https://a.example/robots.txt:2"),
+        (DENY, "https://a.example/robots.txt:3"),
+    ]
     assert time.process_time() - begun < 2
 
 

@@ -95,6 +95,8 @@ CASES = [
         True,
     ),
     ("2.2.3 a literal $", ENCODED + "/path/foo-%24", "foobot", "/path/foo-$", False),
+    ("2.2.3 what is before and behind * does not overlap", "User-agent: *\nDisallow: /a*a$", "foobot", "/a", True),
+    ("2.2.2 what is reserved counts as encoded", "User-agent: *\nAllow: /*/*\nDisallow: /a:", "foobot", "/a:/x", False),
     ("2.2.4 a sitemap does not end a group", SITEMAP, "foobot", "/", False),
     ("2.2.4 nor does an unknown line", UNKNOWN, "foobot", "/", False),
     ("2.3 CR", "User-agent: *\rDisallow: /a\rDisallow: /b", "foobot", "/a", False),
