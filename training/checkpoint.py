@@ -47,7 +47,8 @@ class CheckpointInfo(BaseModel):
     """The contents of `checkpoint.json`.
 
     Attributes:
-        topology: workers, accumulation, and whether captions were resident (1 or 0): what the last bits depend on.
+        topology: what the last bits depend on: workers, accumulation, whether captions were resident and whether it
+            ran on GPUs (1 or 0).
         points: all that the run has measured so far.
         milestone: whether it is kept for ever.
         base_digest, removed_digest: of the run's roster.

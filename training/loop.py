@@ -96,6 +96,7 @@ class _Loop:
             "workers": place.world_size,
             "accumulation": job.accumulation,
             "resident_captions": int(self._learner.resident_captions),
+            "gpus": int(place.device.type == "cuda"),
         }
         self._seen = retraining.Seen(job, data)
         self._budget = job.steps * job.batch_size

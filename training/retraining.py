@@ -142,17 +142,25 @@ def _of_run(path: str, roster: Roster, job: TrainJob) -> CheckpointInfo | None:
 
 def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     """In words, no stronger than what the tests show."""
-    then = (info.topology.get("workers"), info.topology.get("accumulation"))
-    now = (max(job.workers, 1), job.accumulation)
     kept = "if the base set, captions and pictures stay what they were, which the job checks before it starts"
+    then = _place(*(info.topology.get(part, 0) for part in ("workers", "accumulation", "gpus")))
+    now = _place(max(job.workers, 1), job.accumulation, job.gpus_per_worker)
     if then != now:
         return (
             f"the same samples in the same order, with the same draws, {kept}; not the same bits, since the "
-            f"checkpoint was written by {then[0]} workers with accumulation {then[1]}, and the job has {now[0]} and "
-            f"{now[1]}"
+            f"checkpoint was written by {then}, and the job has {now}"
+        )
+    if job.gpus_per_worker:
+        return (
+            f"the same samples in the same order, with the same draws, {kept}; the same bits as far as the kernels "
+            "of this kind of GPU always give the same sums, which was not measured"
         )
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(info.libraries.items()))
     return (
-        f"bit for bit what training from scratch without them gives, at the same topology ({now[0]} workers, "
-        f"accumulation {now[1]}, the same machine and threads, {libraries}), {kept}"
+        f"bit for bit what training from scratch without them gives, at the same topology ({now}, on the same machine "
+        f"with as many threads, {libraries}), {kept}"
     )
+
+
+def _place(workers: int, accumulation: int, gpus: int) -> str:
+    return f"{workers} {'GPU' if gpus else 'CPU'} worker(s) with accumulation {accumulation}"

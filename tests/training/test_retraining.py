@@ -87,7 +87,7 @@ def test_a_retraining_from_the_named_checkpoint_ends_in_the_bits_of_one_from_scr
     assert (point.images_seen, point.images) == (32, 64)
     assert 40 <= point.first_seen < 48
     assert point.claim.startswith("bit for bit")
-    assert "1 workers, accumulation" in point.claim
+    assert f"1 CPU worker(s) with accumulation {trained.job.accumulation}" in point.claim
 
     derived = derive(tmp_path / "derived", ROWS, {BY_ID[gone]})
     scratch = run(trained.make(), tmp_path / "scratch", load(derived), text)
@@ -212,10 +212,11 @@ def test_a_damaged_checkpoint_is_passed_over(trained: Trained) -> None:
 
 def test_another_topology_claims_less(trained: Trained) -> None:
     gone = shown_first(trained.job, trained.manifest, 40, 48)
-    point = earliest(str(trained.folder), trained.roster, {gone}, trained.make(workers=2))
-    assert point is not None
-    assert "not the same bits" in point.claim
-    assert "bit for bit" not in point.claim
+    for change in ({"workers": 2}, {"accumulation": 2}, {"workers": 1, "gpus_per_worker": 1}):
+        point = earliest(str(trained.folder), trained.roster, {gone}, trained.make(**change))
+        assert point is not None
+        assert "not the same bits" in point.claim
+        assert "bit for bit" not in point.claim
 
 
 def test_what_was_seen_is_hashed_in_one_go_or_bit_by_bit(make_job: MakeJob, tmp_path: Path) -> None:
