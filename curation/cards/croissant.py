@@ -22,6 +22,7 @@ CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/crois
 # So few parts are a record set each; many are one together, which is read with the description beside the parts.
 FEW = 24
 _PARQUET = "application/x-parquet"
+_NO_LICENCE = "not in the data: no kept row states a licence; give it in --provider (dataset.licence)"
 _CONTEXT: dict[str, Any] = {
     "@language": "en", "@vocab": "https://schema.org/", "arrayShape": "cr:arrayShape", "citeAs": "cr:citeAs",
     "column": "cr:column", "conformsTo": "dct:conformsTo", "containedIn": "cr:containedIn",
@@ -65,7 +66,7 @@ def metadata(of: Disclosed, folder: str) -> dict[str, Any]:
         "version": said.version or "1.0.0",
         "dateCreated": info.created_at.isoformat(),
         "datePublished": (said.published or info.created_at.date()).isoformat(),
-        "license": [said.licence] if said.licence else _licences(of),
+        "license": [said.licence] if said.licence else _licences(of) or [_NO_LICENCE],
         "citeAs": said.citation
         or f"{clean(info.name)}, manifest {info.id}, made by cleanplate {clean(info.code_version)}",
         **({"url": said.url} if said.url else {}),

@@ -113,7 +113,8 @@ def _processing(of: Disclosed) -> tuple[Answer | Table, ...]:
         counts("Captions by who wrote them", "captioner", of.facts.captioners),
         says(
             "Are the raw data kept?",
-            "The manifest keeps the training-size picture of kept rows and, of every input, its address and sha256.",
+            "The manifest keeps the training-size picture of kept rows and, of every input, its address and "
+            "the sha256 of its bytes, where they came.",
             "software",
         ),
     )

@@ -1,6 +1,21 @@
 """What only the provider can know: the YAML file that `cleanplate disclose --provider` reads.
 
 Every field may be left out; what is left out is called absent in the documents.
+
+    provider:
+      name: Studio Klar GmbH
+      contact: rights@klar.example
+      sme: true
+    model:
+      names: [klar-1.0]
+      placed_on_market: 2026-03-01
+      purpose: To draw illustrations from a description.
+    sources:                  # by `dataset`, as the rows of the manifest name it
+      museums: {kind: public-dataset, url: "https://museums.example/open-access"}
+      stamps: {kind: licensed, agreement: "Agreement of 3 May 2025 with the Stamp Society."}
+    statements:
+      illegal_content: Hashes are compared with the list of a hotline.
+      user_interactions: false
 """
 
 from __future__ import annotations

@@ -105,6 +105,12 @@ def test_many_parts_are_one_record_set_beside_them(tmp_path: Path) -> None:
     assert described[0]["contentSize"] == f"{os.path.getsize(folder / 'part-00000.parquet')} B"
 
 
+def test_a_licence_that_nobody_states_is_called_absent(tmp_path: Path) -> None:
+    of = disclosed(manifest(tmp_path / "m", [web(2)]))
+    assert croissant.metadata(of, str(tmp_path))["license"][0].startswith("not in the data: ")
+    validated(written(of, tmp_path / "out"))
+
+
 def test_what_it_says_of_itself(found: Manifest, tmp_path: Path) -> None:
     bare = croissant.metadata(disclosed(found), str(tmp_path))
     assert bare["conformsTo"] == ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
+from curation.cards import provider
 from curation.cards.provider import load
 from curation.errors import UserError
 from tests.curation.cards.samples import disclosed, manifest, model
@@ -19,6 +21,12 @@ def written(path: Path, text: str) -> str:
 
 def test_an_empty_file_states_nothing(tmp_path: Path) -> None:
     assert load(written(tmp_path / "p.yaml", "")).provider.name is None
+
+
+def test_the_example_of_the_documentation_is_one(tmp_path: Path) -> None:
+    found = load(written(tmp_path / "p.yaml", textwrap.dedent(str(provider.__doc__).partition("documents.\n")[2])))
+    assert found.provider.sme
+    assert set(found.sources) == {"museums", "stamps"}
 
 
 def test_what_is_stated_is_read(tmp_path: Path) -> None:
