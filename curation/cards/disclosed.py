@@ -272,8 +272,13 @@ def limits(of: Disclosed) -> list[str]:
             f"{words.many(undated, 'kept picture')} came from files. Their time is the file's own, and their domain, "
             "host and opt-outs on the web are not in the data."
         )
+    if facts.source_urls:
+        found.append(
+            f"{words.many(facts.source_urls, 'kept picture')} came in containers that name the address it is from. "
+            "These addresses stand in the rows and are not counted as domains."
+        )
     if kept.unsized:
-        found.append(f"{words.many(kept.unsized, 'kept picture')} state no size and count as 0 bytes.")
+        found.append(f"The size of {words.many(kept.unsized, 'kept picture')} is not stated and counts as 0 bytes.")
     if facts.missing:
         found.append(f"The manifest is of an older version and has no {', '.join(facts.missing)}.")
     if of.model is not None and of.model.training_rows != kept.rows:

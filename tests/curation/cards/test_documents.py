@@ -261,6 +261,18 @@ def test_the_difference_names_what_moved_and_why(tmp_path: Path) -> None:
     assert {line[0]: line[1] for line in domains.rows if line[0] in before.index}.items() <= dict(before).items()
 
 
+def test_limits_name_what_is_not_in_the_figures(tmp_path: Path) -> None:
+    rows = [file(0, source_url="https://a.example/"), file(1), web(0, bytes=None), web(1)]
+    said = " ".join(answer(datasheet.sheet(disclosed(manifest(tmp_path, rows))), _LIMITS).text)
+    assert "1 kept picture came in containers" in said
+    assert "The size of 1 kept picture is not stated" in said
+    assert "2 kept pictures came from files" in said
+    assert "On the rights of 1 kept picture (25.0%) no signal speaks" in said
+
+
+_LIMITS = "Is anything missing, are there errors or noise?"
+
+
 def test_a_derived_manifest_names_its_base(tmp_path: Path) -> None:
     of = disclosed(manifest(tmp_path, base_id="b" * 64, changes={"opted_out": 2, "opted_out_near_copy": 1}))
     said = answer(datasheet.sheet(of), "Is it updated?").text[0]
