@@ -264,7 +264,7 @@ class Ledger:
         if data is None:
             return None
         try:
-            table = pq.ParquetFile(pa.BufferReader(data)).read()
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
             if not table.schema.equals(SCHEMA):
                 raise ValueError("its columns are not those of a ledger's events")
             return [from_row(row) for row in table.to_pylist()]
@@ -291,7 +291,10 @@ def _unreachable(uri: str, error: OSError) -> UserError:
 
 def _to_parquet(events: Sequence[Event]) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([to_row(e) for e in events], schema=SCHEMA), buffer, compression="zstd")
+    # What helps with many rows is most of the work of reading one.
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    options = plain if len(events) == 1 else {"compression": "zstd"}
+    pq.write_table(pa.Table.from_pylist([to_row(e) for e in events], schema=SCHEMA), buffer, **options)
     return buffer.getvalue()
 
 
