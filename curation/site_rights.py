@@ -13,13 +13,14 @@ from curation.rights.config import RightsConfig
 from curation.rights.evidence import SiteFile
 from curation.rights.page import Page
 from curation.rights.registry import Registry
-from curation.rights.statements import Headers, Site, Stated, of_answer, rsl_links
+from curation.rights.statements import Site, Stated, of_answer, rsl_links
 from curation.rights.verdict import Observation
 from curation.site_files import SiteRecord, Sites, ask_patiently
 
 if TYPE_CHECKING:
     from curation.web import Web
 
+_MOST_LICENCES = 8  # that an answer and its page may link to
 _SITES_KEPT = 10_000  # parsed, in one worker
 
 
@@ -110,6 +111,7 @@ class SiteRights:
         for url in hops:
             on_page = stated if url == hops[-1] else None
             place, headers = origin(url), answers.get(url, {})
+            links = rsl_links(url, headers, on_page) if "rsl" in self._config.signals else []
             found += of_answer(
                 url,
                 headers,
@@ -117,8 +119,10 @@ class SiteRights:
                 self._product,
                 site=None if place is None else self._known(place),
                 stated=on_page,
-                documents=self._linked(url, headers, on_page),
+                documents=self._linked(links[:_MOST_LICENCES]),
             )
+            if len(links) > _MOST_LICENCES:
+                found.append(Observation("rsl", f"{len(links)} licences are linked to", url, Verdict.ERROR))
         return [_at(observation, fetched.at) for observation in dict.fromkeys(found)]
 
     def _known(self, place: str) -> Site:
@@ -126,10 +130,8 @@ class SiteRights:
         found: Site = self._sites.get(place) or self._run(self.site(place)).result()
         return found
 
-    def _linked(self, url: str, headers: Headers, stated: Stated | None) -> dict[str, SiteFile]:
-        if "rsl" not in self._config.signals or ("link" not in headers and stated is None):
-            return {}
-        return {link: self._run(self._records.document(link)).result() for link in rsl_links(url, headers, stated)}
+    def _linked(self, links: Sequence[str]) -> dict[str, SiteFile]:
+        return {link: self._run(self._records.document(link)).result() for link in links}
 
     def _page(self, url: str, fetched: Fetched) -> tuple[Stated | None, list[Observation]]:
         if fetched.data is None:
