@@ -295,6 +295,64 @@ def prove(
 
 
 @app.command()
+def trace(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUBJECT",
+            help="a sha256, a uri, domain:…, creator:…, a picture's file, a takedown entry, or models:/NAME/3",
+        ),
+    ],
+    manifests: Annotated[
+        list[str], typer.Option(help="folder of manifests; may be repeated; else those that anything was trained on")
+    ] = [],  # noqa: B006
+    ledger: Annotated[str | None, typer.Option(help="takedown ledger; else those that trainings asked")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow; $MLFLOW_TRACKING_URI when not given")] = None,
+    neighbours: Annotated[int, typer.Option(help="nearest other pictures by CLIP that are told of a file")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell where pictures stand, what was trained on them, and what serves it; or what a version was trained on."""
+    from pipelines import trace as verb
+
+    found = verb.run(subject, manifests=manifests, ledger=ledger, tracking_uri=tracking_uri, neighbours=neighbours)
+    if not as_json:
+        verb.show(found)
+    _end(found, verb, as_json)
+
+
+@takedown_app.command("plan")
+def plan_takedown(
+    id_: EntryId,
+    out: Annotated[str | None, typer.Option(help="folder; runs/takedowns/ENTRY when not given")] = None,
+    ledger: LedgerPlace = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow; $MLFLOW_TRACKING_URI when not given")] = None,
+    manifests: Annotated[list[str], typer.Option(help="more folders of manifests; may be repeated")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Write what is to be done about a request: manifests, versions, jobs and aliases; and tag the versions."""
+    from pipelines import takedown_plan as verb
+
+    _end(verb.run(id_, out=out, ledger=ledger, tracking_uri=tracking_uri, manifests=manifests), verb, as_json)
+
+
+@takedown_app.command("status")
+def status_of_takedowns(
+    id_: Annotated[str | None, typer.Argument(metavar="[ENTRY]", help="an entry's id, or the beginning of it")] = None,
+    ledger: LedgerPlace = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow; $MLFLOW_TRACKING_URI when not given")] = None,
+    manifests: Annotated[list[str], typer.Option(help="more folders of manifests; may be repeated")] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Show what of a request, or of all that are in force, is done."""
+    from pipelines import takedown_status as verb
+
+    found = verb.run(id_, ledger=ledger, tracking_uri=tracking_uri, manifests=manifests)
+    if not as_json:
+        verb.show(found)
+    _end(found, verb, as_json)
+
+
+@app.command()
 def submit(
     job: JobFile,
     address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],

@@ -103,7 +103,7 @@ def run(
     return Trace(
         subject=query.text,
         kind=query.kind,
-        tracking_uri=known.uri,
+        tracking_uri=known.shown,
         manifests=read,
         unreadable=unreadable,
         trainings=found,
@@ -252,9 +252,9 @@ def show(result: Trace | VersionTrace) -> None:
             console.print(f"{training.title}: {training.why}", markup=False, highlight=False, soft_wrap=True)
 
 
-def count(n: int, noun: str) -> str:
+def count(n: int, noun: str, several: str | None = None) -> str:
     """A number of things, in the singular where it is one."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return f"{n:,} {noun if n == 1 else several or noun + 's'}"
 
 
 def how(row: Found) -> str:

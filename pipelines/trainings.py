@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,11 @@ class Registry:
     note: str | None = None
 
     @property
+    def shown(self) -> str:
+        """Where it is, without a password."""
+        return without_password(self.uri)
+
+    @property
     def _tags(self) -> list[dict[str, str]]:
         return [run.tags for run in self.runs] + [version.tags for version in self.versions]
 
@@ -118,13 +124,18 @@ class Registry:
         return list(dict.fromkeys(uri for joined in named if joined != "none" for uri in joined.split(", ")))
 
 
+def without_password(uri: str) -> str:
+    """An address as it may be shown and written down."""
+    return re.sub(r"//[^@/]*@", "//", uri)
+
+
 def registry(tracking_uri: str | None) -> Registry:
     """Reads a tracking server. A local database that is not there is not made."""
     from training import tracking
 
     uri = tracking.tracking_uri(tracking_uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        note = f"there is no tracking database at {uri}: which models were trained is not known"
+        note = f"there is no tracking database at {uri}: what was trained is not known"
         return Registry(uri, [], [], note)
     return Registry(uri, tracking.versions(tracking_uri=uri), tracking.runs(tracking_uri=uri))
 
