@@ -111,7 +111,7 @@ def of_answer(
         headers: of the answer, by lower-case name, a value for each line.
         site: of the URL.
         stated: the page that shows the picture, or the answer itself where it is a page.
-        documents: RSL documents that headers and page link to, by URL.
+        documents: RSL documents that headers and page link to (`rsl_links`), by URL.
     """
     wanted = set(config.signals)
     found = [] if site is None else list(site.observe(url))
@@ -131,9 +131,8 @@ def of_answer(
         if stated is not None:
             found += robots_tags.observe_page(stated.page, stated.url, product, config.indexing)
     if "rsl" in wanted:
-        for link in rsl_links(url, headers, stated):
-            if documents and link in documents:
-                found += Rsl(documents[link]).observe(url)
+        for document in (documents or {}).values():
+            found += Rsl(document).observe(url)
         if stated is not None:
             found += rsl.observe_page(stated.page, stated.url)
     return list(dict.fromkeys(found))
