@@ -87,7 +87,8 @@ class RetrainingPoint:
         checkpoint: its folder, for `resume_from`.
         images_seen: images that the retraining need not see again.
         images: images of the whole budget.
-        first_seen: the sample that first showed an affected picture.
+        first_seen: the sample that first showed an affected picture; `images` where none did, so that the model is the
+            same without them.
         claim: what the retrained model has in common with one that is trained from scratch without the pictures.
     """
 

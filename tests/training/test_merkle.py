@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
@@ -113,6 +113,7 @@ def changed(value: Any, data: st.DataObject) -> Any:
     )
 
 
+@settings(max_examples=500)
 @given(members=sets, asked=ids, data=st.data())
 def test_any_single_change_is_found(members: set[str], asked: str, data: st.DataObject) -> None:
     digest, proof = merkle.digest(members), merkle.prove(members, asked)
