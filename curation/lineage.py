@@ -93,6 +93,11 @@ class Query:
         return _selecting("uri", subject, subject)
 
 
+def may_be_entry(subject: str) -> bool:
+    """Whether a subject may mean an entry, so that it takes the ledger's state to tell."""
+    return re.fullmatch(r"(entry:.*|[0-9a-f]{6,64})", subject.strip().lower()) is not None
+
+
 def _names_entry(digits: str, state: LedgerState | None) -> bool:
     known = () if state is None else state.entries
     return _ENTRY.fullmatch(digits) is not None and any(entry.id.startswith(digits) for entry in known)

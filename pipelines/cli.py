@@ -337,7 +337,7 @@ def plan_takedown(
 
 @takedown_app.command("status")
 def status_of_takedowns(
-    id_: Annotated[str | None, typer.Argument(metavar="[ENTRY]", help="an entry's id, or the beginning of it")] = None,
+    id_: Annotated[str | None, typer.Argument(metavar="ENTRY", help="an entry's id, or the beginning of it")] = None,
     ledger: LedgerPlace = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; $MLFLOW_TRACKING_URI when not given")] = None,
     manifests: Annotated[list[str], typer.Option(help="more folders of manifests; may be repeated")] = [],  # noqa: B006

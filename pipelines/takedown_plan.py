@@ -254,8 +254,10 @@ class _Planner:
             "ledger": self._found.ledger.uri,
         }
         raw = {**info.job, **places}
-        if self._tracking_uri is not None:
-            raw["tracking"] = {"uri": self._tracking_uri}
+        experiment = {}
+        if training.run_id is not None and training.status != "UNKNOWN":
+            experiment["experiment"] = tracking.experiment_of(training.run_id, tracking_uri=self._found.known.uri)
+        raw["tracking"] = {"uri": self._tracking_uri, **experiment}
         try:
             return TrainJob.model_validate(raw)
         except ValidationError as error:

@@ -92,10 +92,10 @@ def run(
         from pipelines import trace_version
 
         return trace_version.run(subject, ledger=ledger, tracking_uri=tracking_uri)
-    from curation.lineage import Query
+    from curation.lineage import Query, may_be_entry
 
     known = registry(tracking_uri)
-    query = Query.of(subject, ledger_state(ledger, known, manifests))
+    query = Query.of(subject, ledger_state(ledger, known, manifests) if may_be_entry(subject) else None)
     sightings = Sightings(query)
     places = [found for given in manifests for found in _below(given)] or known.manifests
     read, unreadable = _in_manifests(places, sightings, neighbours)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from curation.errors import UserError
+from pipelines.trainings import is_missing
 
 if TYPE_CHECKING:
     from curation.manifest import Manifest
@@ -79,6 +80,13 @@ def run(subject: str, *, ledger: str | None, tracking_uri: str | None) -> Versio
     from curation.takedowns import of_place
     from training import tracking
 
+    uri = tracking.tracking_uri(tracking_uri)
+    if is_missing(uri):
+        raise UserError(
+            f"there is no tracking database at {uri}",
+            field="--tracking-uri",
+            remedy="give the one that the model is registered in, or set MLFLOW_TRACKING_URI",
+        )
     version = tracking.find(subject, tracking_uri=tracking_uri)
     info = tracking.info_of(version, tracking_uri=tracking_uri)
     notes: list[str] = []

@@ -68,6 +68,8 @@ class Sightings:
         Raises:
             UserError: it cannot be read.
         """
+        from pyarrow import ArrowException
+
         from curation.lineage import find
         from curation.manifest import Manifest
 
@@ -77,7 +79,7 @@ class Sightings:
                 self._found[uri] = (manifest, find(manifest, self.query))
             except UserError as error:
                 self._found[uri] = error
-            except (FileNotFoundError, OSError) as error:
+            except (OSError, ArrowException) as error:
                 self._found[uri] = UserError(f"{uri} cannot be read: {error}", field="manifest")
         found = self._found[uri]
         if isinstance(found, UserError):
@@ -129,14 +131,18 @@ def without_password(uri: str) -> str:
     return re.sub(r"//[^@/]*@", "//", uri)
 
 
+def is_missing(uri: str) -> bool:
+    """Whether a tracking URI names a local database that is not there; whoever asks it would make an empty one."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def registry(tracking_uri: str | None) -> Registry:
     """Reads a tracking server. A local database that is not there is not made."""
     from training import tracking
 
     uri = tracking.tracking_uri(tracking_uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        note = f"there is no tracking database at {uri}: what was trained is not known"
-        return Registry(uri, [], [], note)
+    if is_missing(uri):
+        return Registry(uri, [], [], f"there is no tracking database at {uri}: what was trained is not known")
     return Registry(uri, tracking.versions(tracking_uri=uri), tracking.runs(tracking_uri=uri))
 
 

@@ -59,7 +59,7 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
         return found
     for uri in ledgers:
         _record(uri, version, found)
-    raise UserError(f"{name} is not served: {_told(found)}", field="model", remedy=_remedy(found))
+    raise UserError(f"{name} is not served: {_told(found)}", field="model", remedy=_remedy(version, found))
 
 
 def standing(tags: Mapping[str, str], ledgers: Sequence[str], trained_under: Sequence[str]) -> TakedownStanding:
@@ -138,9 +138,11 @@ def _some(entries: Sequence[str]) -> str:
     return f"{'entry' if len(entries) == 1 else 'entries'} {shown}{more}"
 
 
-def _remedy(found: TakedownStanding) -> str:
+def _remedy(version: ModelVersion, found: TakedownStanding) -> str:
     if found.affected:
         return "promote a version without them; `cleanplate takedown status` says which entries are resolved"
+    if found.unexamined and version.name == "local":
+        return "serve a registered version: those are examined by `cleanplate takedown plan`"
     if found.unexamined:
         return f"run `cleanplate takedown plan {found.unexamined[0]}`, which examines every version"
     return "make the ledger readable, or say where it lies now (`ledger`)"

@@ -652,3 +652,9 @@ def info_of(version: ModelVersion, *, tracking_uri: str | None = None) -> Bundle
                 remedy="restore the tracking server's artifacts",
             ) from None
         return read_info(scratch)
+
+
+def experiment_of(run_id: str, *, tracking_uri: str | None = None) -> str:
+    """The name of the experiment that a run belongs to."""
+    client, _ = _client(tracking_uri)
+    return str(client.get_experiment(client.get_run(run_id).info.experiment_id).name)

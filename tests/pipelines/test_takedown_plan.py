@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from pipelines import config, takedown_plan, takedown_status
+from pipelines.serve import endpoint
 from pipelines.takedown_plan import Plan
 from pipelines.takedown_status import EntryStatus
 from serving.job import ServeJob
@@ -96,17 +98,22 @@ def test_a_plan_names_what_is_affected_and_can_be_made_twice(world: World) -> No
     assert Plan.model_validate_json(first["plan.json"]) == plan
 
 
-def test_the_jobs_are_the_versions_own(world: World) -> None:
+def test_the_jobs_are_the_versions_own(world: World, tmp_path: Path) -> None:
     plan = planned(world, world.ask("domain", "b.example").id)
     (retraining,) = plan.retrainings
     job = config.load_job(f"{plan.folder}/{retraining.train_job}", kind="train")
     assert job.identity() == world.job().identity()
     assert (job.manifest, job.ledger) == (plan.manifests[0].into, world.ledger.uri)
-    assert job.output == str(world.root / "training")
+    assert (job.output, job.tracking) == (str(world.root / "training"), world.job().tracking)
     register = config.load_job(f"{plan.folder}/{retraining.register_job}", ["bundle=x"], kind="register")
     assert (register.name, register.alias, register.tracking_uri) == ("drawings", None, world.tracking_uri)
     script = (Path(plan.folder) / "plan.sh").read_text()
     assert subprocess.run(["sh", "-n"], input=script, text=True, check=True).returncode == 0
+    result = tmp_path / "a result.json"
+    result.write_text('trained on 64 images\n{"bundle": "/a folder/bundle"}\n')
+    call = f"{next(c for c in plan.commands if c.startswith('bundle_of'))}\nbundle_of '{result}'"
+    told = subprocess.run(["sh", "-c", call], capture_output=True, text=True, check=True)
+    assert told.stdout == "/a folder/bundle\n"
     order = [line.split()[1] for line in plan.commands if line.startswith("cleanplate")]
     assert order == ["recheck", "train", "register", "register", "register", "takedown"]
 
@@ -161,8 +168,9 @@ def test_status_moves_step_by_step_to_resolved(world: World) -> None:
         "moved models:/drawings@champion": False,
     }
     plan = planned(world, entry.id)
-    with pytest.raises(UserError, match="taken down"):
-        check(champion)
+    with pytest.raises(UserError, match="taken down"), endpoint(champion):
+        pytest.fail("it is served")
+    assert not ray.is_initialized()
     found = status(world, entry.id)
     assert (found.state, done(found)["examined versions"]) == ("open", True)
 
@@ -178,6 +186,7 @@ def test_status_moves_step_by_step_to_resolved(world: World) -> None:
     assert version.version == "2"
     found = status(world, entry.id)
     assert (found.state, done(found)["retrained drawings"]) == ("open", True)
+    check(champion.model_copy(update={"model": "models:/drawings/2"}))  # it heeded the entry
     proof = merkle.prove(tracking.training_set(version, tracking_uri=world.tracking_uri).ids, world.id_of("picture 0"))
     assert (proof.kind, merkle.verify(proof, version.tags["training_set_digest"])) == ("absence", True)
 
