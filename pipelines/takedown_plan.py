@@ -16,9 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from curation import storage
 from curation.errors import UserError
-from pipelines.takedown_survey import SHORT, Family, Survey, survey
+from pipelines.takedown_survey import SHORT, Family, Survey, leave_tags, survey
 from pipelines.trainings import Training, Version
-from serving.takedowns import TAG, Examined
 
 if TYPE_CHECKING:
     from pipelines.register import RegisterJob
@@ -96,7 +95,6 @@ class Plan(BaseModel):
     notes: list[str]
 
 
-_EXAMINED: dict[str, Examined] = {"trained_on": "affected", "not_trained_on": "unaffected", "unknown": "unknown"}
 _BUNDLE = (
     'bundle_of() { python3 -c "import json, sys; '
     'print(json.loads(open(sys.argv[1]).read().splitlines()[-1])[\'bundle\'])" "$1"; }'
@@ -131,7 +129,7 @@ def run(
     folder = storage.absolute(out or storage.join("runs", "takedowns", found.entry.id[:SHORT]))
     plan, jobs = _Planner(found, folder, tracking_uri).plan()
     _write(plan, jobs)
-    _tag(found)
+    leave_tags(found)
     _record(found, plan)
     return plan
 
@@ -349,27 +347,6 @@ def _write(plan: Plan, jobs: dict[str, TrainJob | RegisterJob]) -> None:
         storage.write_bytes(storage.join(plan.folder, name), text.encode())
 
 
-def _tag(found: Survey) -> None:
-    """Leaves the answer at every version, for serving."""
-    from training import tracking
-
-    tag = f"{TAG}{found.entry.id[:SHORT]}"
-    tags = {(v.name, v.version): v.tags for v in found.known.versions}
-    for training in found.trainings:
-        value = _EXAMINED[training.verdict]
-        for version in training.versions:
-            if tags[version.name, version.version].get(tag) != value:
-                tracking.tag_version(version.name, version.version, {tag: value}, tracking_uri=found.known.uri)
-            found.ledger.record_action(
-                what="version_tagged",
-                subject=version.model,
-                by=getpass.getuser(),
-                entry=found.entry.id,
-                detail={"tag": tag, "value": value, "seen": training.times},
-                once=True,
-            )
-
-
 def _record(found: Survey, plan: Plan) -> None:
     digest = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()
     found.ledger.record_action(
@@ -393,12 +370,14 @@ def summary(plan: Plan) -> list[str]:
 
     doubtful = sum(not v.certain for v in plan.versions)
     times = sum(v.times for v in plan.versions)
-    saved = max((r.share_saved for r in plan.retrainings), default=0.0)
+    derive = sum(d.command is not None for d in plan.manifests)
     lines = [
-        f"entry {plan.entry[:SHORT]}: {count(len(plan.manifests), 'manifest')} to derive, "
+        f"entry {plan.entry[:SHORT]}: {count(derive, 'manifest')} to derive, "
         f"{count(len(plan.versions), 'version')} affected ({doubtful:,} of them not known), pictures seen "
         f"{count(times, 'time')}, {count(len(plan.aliases), 'alias', 'aliases')} to move",
-        f"{count(len(plan.retrainings), 'retraining')}, by a checkpoint up to {saved:.0%} shorter",
     ]
+    for r in plan.retrainings:
+        saved = f"{r.images_saved:,} of {r.images:,} images saved by a checkpoint" if r.checkpoint else "from scratch"
+        lines.append(f"{r.train_job} trains {r.instead_of} anew, {saved}")
     lines += [f"no job for {model}: {why}" for model, why in plan.not_retrained.items()]
     return [*lines, *plan.notes, f"read {storage.join(plan.folder, 'plan.md')}; the commands are in plan.sh"]

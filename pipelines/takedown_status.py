@@ -10,13 +10,14 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from curation.takedowns import Action
 from pipelines.takedown import open_ledger
-from pipelines.takedown_survey import SHORT, Survey, survey
+from pipelines.takedown_survey import SHORT, Survey, leave_tags, survey
+from pipelines.trace import count
 from pipelines.trainings import Training, Version, registry
 from serving.takedowns import TAG
 
@@ -79,9 +80,12 @@ def _status(found: Survey) -> EntryStatus:
         actions = list(found.state.actions_of(entry.id))
         return EntryStatus(**told, state="withdrawn", steps=[], notes=[], actions=actions)
     touched = [t for t in found.trainings if t.verdict != "not_trained_on"]
-    steps = [*_examined(found), *_derived(found), *_retrained(found, touched), *_moved(touched)]
+    planned = [json.loads(a.detail) for a in found.state.actions_of(entry.id) if a.what == "plan_written"]
+    if planned:  # versions that came after the plan are examined too
+        leave_tags(found)
+    steps = [*_examined(found, bool(planned)), *_derived(found), *_retrained(found, touched), *_moved(touched)]
     resolved = all(step.done for step in steps if step.what in ("derived", "moved")) and found.known.note is None
-    _record(found, steps, resolved)
+    _record(found, planned, resolved)
     notes = [f"not read: {place}: {why}" for place, why in sorted(found.unreadable.items())]
     notes += [f"{t.title}: {t.why}" for t in touched if t.why]
     return EntryStatus(
@@ -93,10 +97,10 @@ def _status(found: Survey) -> EntryStatus:
     )
 
 
-def _examined(found: Survey) -> list[Step]:
+def _examined(found: Survey, all_: bool) -> list[Step]:
     tag = f"{TAG}{found.entry.id[:SHORT]}"
-    missing = [f"{v.name}/{v.version}" for v in found.known.versions if tag not in v.tags]
-    done = f"all {len(found.known.versions):,} versions were examined"
+    missing = [f"{v.name}/{v.version}" for v in found.known.versions if tag not in v.tags and not all_]
+    done = f"all {count(len(found.known.versions), 'version')} examined"
     todo = f"not examined: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}; run cleanplate takedown plan"
     return [Step(what="examined", subject="versions", done=not missing, detail=todo if missing else done)]
 
@@ -146,7 +150,7 @@ def _moved(touched: Sequence[Training]) -> list[Step]:
     return steps or [Step(what="moved", subject="aliases", done=True, detail="none points at an affected version")]
 
 
-def _record(found: Survey, steps: Sequence[Step], resolved: bool) -> None:
+def _record(found: Survey, planned: Sequence[dict[str, Any]], resolved: bool) -> None:
     """Adds what is done by now and was planned, and that the entry is resolved; each once."""
 
     def add(what: str, subject: str, **detail: str) -> None:
@@ -154,7 +158,6 @@ def _record(found: Survey, steps: Sequence[Step], resolved: bool) -> None:
             what=what, subject=subject, by=getpass.getuser(), entry=found.entry.id, detail=detail, once=True
         )
 
-    planned = [json.loads(a.detail) for a in found.state.actions_of(found.entry.id) if a.what == "plan_written"]
     newest: dict[str, int] = {}  # affected version of a model
     for model in (model for plan in planned for model in plan["versions"]):
         name, _, version = model.removeprefix("models:/").rpartition("/")
@@ -168,7 +171,7 @@ def _record(found: Survey, steps: Sequence[Step], resolved: bool) -> None:
         for version in _without(found, name):
             if alias in _aliases(version):
                 add("alias_moved", alias, version=version.version, before=was)
-    if resolved and all(step.done for step in steps if step.what == "examined"):
+    if resolved and planned:
         add("entry_resolved", found.entry.id)
 
 
@@ -178,8 +181,6 @@ def _aliases(version: Version) -> list[str]:
 
 def summary(result: Status) -> list[str]:
     """The state in one line."""
-    from pipelines.trace import count
-
     states = [entry.state for entry in result.entries]
     told = ", ".join(
         f"{states.count(state):,} {state}" for state in ("open", "resolved", "withdrawn") if state in states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from curation.errors import UserError
 from pipelines.takedown import open_ledger
 from pipelines.trainings import Registry, Sightings, Training, registry, trainings
+from serving.takedowns import TAG, Examined
 
 if TYPE_CHECKING:
     from curation.lineage import Found
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 SHORT = 12
 """Digits of an entry's id in tags and names."""
+
+
+_EXAMINED: dict[str, Examined] = {"trained_on": "affected", "not_trained_on": "unaffected", "unknown": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -122,3 +127,24 @@ def _families(places: Sequence[str], entry: Entry, sightings: Sightings) -> tupl
         for base_id, found in sorted(members.items())
     ]
     return [family for family in families if family.newest_with is not None], unreadable
+
+
+def leave_tags(found: Survey) -> None:
+    """Leaves the answer at every version, for serving (`serving.takedowns`), and in the audit record."""
+    from training import tracking
+
+    tag = f"{TAG}{found.entry.id[:SHORT]}"
+    tags = {(v.name, v.version): v.tags for v in found.known.versions}
+    for training in found.trainings:
+        value = _EXAMINED[training.verdict]
+        for version in training.versions:
+            if tags[version.name, version.version].get(tag) != value:
+                tracking.tag_version(version.name, version.version, {tag: value}, tracking_uri=found.known.uri)
+            found.ledger.record_action(
+                what="version_tagged",
+                subject=version.model,
+                by=getpass.getuser(),
+                entry=found.entry.id,
+                detail={"tag": tag, "value": value, "seen": training.times},
+                once=True,
+            )
