@@ -31,7 +31,8 @@ def run(job: TrainJob) -> TrainResult:
     prepared = prepare.prepare(job)
     prepare.plan(job, prepared)
     text_encoder = _text_encoder(prepared.manifest, prepared.folder)
-    with connect(cpus=job.workers, gpus=job.workers * job.gpus_per_worker), progress("images") as report:
+    cpus = job.fewest_workers
+    with connect(cpus=cpus, gpus=cpus * job.gpus_per_worker), progress("images") as report:
         return launch(
             job,
             text_encoder=text_encoder,

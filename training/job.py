@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -47,6 +47,20 @@ class EmaConfig(_Config):
 
     decay: float = Field(0.995, ge=0, lt=1, description="how much of the average is kept at each step")
     warmup: bool = Field(True, description="begin with a short memory: decay is at most (1 + step) / (10 + step)")
+
+
+class ElasticWorkers(_Config):
+    """As many workers as there is room for; the run goes on at another number from its newest checkpoint."""
+
+    min: int = Field(1, ge=1, le=4096, description="fewest workers to train with; with fewer the run waits")
+    max: int = Field(ge=1, le=4096, description="most workers")
+    check_seconds: float = Field(60, gt=0, description="seconds between two looks whether more would fit")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ElasticWorkers:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
 
 
 class SampleConfig(_Config):
@@ -111,7 +125,10 @@ class TrainJob(_Config):
     images: int = Field(40_000, ge=1, description="budget in images seen; rounded up to whole batches")
     batch_size: int = Field(32, ge=1, description="samples of one step over all workers together")
     accumulation: int = Field(
-        1, ge=1, description="parts that a worker's share of a batch is computed in, to save memory"
+        1,
+        ge=1,
+        description="parts that a worker's share of a batch is computed in, to save memory; with fewer workers than "
+        "the most, more parts of the same size",
     )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast; weights and optimizer stay fp32")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
@@ -125,7 +142,9 @@ class TrainJob(_Config):
         description="another run's checkpoint to start from, of the same configuration and base set, from before "
         "anything was seen that is left out now",
     )
-    workers: int = Field(1, ge=0, le=4096, description="Ray Train workers; 0 trains in this process without Ray")
+    workers: Annotated[int, Field(ge=0, le=4096)] | ElasticWorkers = Field(
+        1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray"
+    )
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
     max_failures: int = Field(
         1, ge=-1, description="worker failures that are retried from the last checkpoint; -1: all"
@@ -143,13 +162,28 @@ class TrainJob(_Config):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainJob:
-        parts = max(self.workers, 1) * self.accumulation
+        parts = self.most_workers * self.accumulation
         if self.batch_size % parts:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide by workers x accumulation = {parts}: "
                 f"use batch_size {-(-self.batch_size // parts) * parts}"
             )
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that the run needs to go on; 0 without Ray."""
+        return self.workers.min if isinstance(self.workers, ElasticWorkers) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """Processes that train at once, at most."""
+        return self.workers.max if isinstance(self.workers, ElasticWorkers) else max(self.workers, 1)
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that a worker computes at once, at most, however many workers there are."""
+        return self.batch_size // (self.most_workers * self.accumulation)
 
     @property
     def steps(self) -> int:

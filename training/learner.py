@@ -40,6 +40,15 @@ def learning_rate(config: OptimizerConfig, images: float, budget: int) -> float:
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def shares(job: TrainJob, images_seen: int, place: Place) -> tuple[Tensor, ...]:
+    """The indices of a worker's samples of the global batch after `images_seen`, by parts of at most `micro_batch`.
+
+    Over all workers, of any number, they are the same `batch_size` indices.
+    """
+    first, end = (job.batch_size * rank // place.world_size for rank in (place.rank, place.rank + 1))
+    return torch.arange(images_seen + first, images_seen + end).split(job.micro_batch)
+
+
 class Learner:
     """The state of a run and its one operation, `step`.
 
@@ -89,7 +98,7 @@ class Learner:
         """One optimizer step on the global batch that follows `images_seen`.
 
         Returns:
-            This worker's mean loss and the global gradient's norm before clipping, both scalars on the device.
+            This worker's part of the mean loss, times the workers, and the global gradient's norm before clipping, both scalars on the device.
         """
         job = self._job
         middle = images_seen + job.batch_size / 2
@@ -114,14 +123,13 @@ class Learner:
             self._optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self, images_seen: int) -> Tensor:
-        share = self._job.batch_size // self._place.world_size
-        first = images_seen + self._place.rank * share
-        parts = torch.arange(first, first + share).chunk(self._job.accumulation)
+        parts = shares(self._job, images_seen, self._place)
         total = torch.zeros((), device=self._place.device)
         for number, index in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
-                loss = self._loss(index) / len(parts)
+                # DDP takes the mean over the workers, whose shares may differ by a sample
+                loss = self._loss(index) / (self._job.batch_size / (len(index) * self._place.world_size))
                 loss.backward()
             total += loss.detach()
         return total

@@ -117,16 +117,16 @@ def plan(job: TrainJob, prepared: Prepared | None = None) -> dict[str, Any]:
         # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
         unet = build_unet(job.unet, image_size=size, patch_size=job.patch_size, text_width=manifest.info.clip.dim)
     return {
-        "workers": job.workers,
-        "cpus": max(job.workers, 1),
-        "gpus": job.workers * job.gpus_per_worker,
+        "workers": job.most_workers if job.workers else 0,
+        "cpus": job.most_workers,
+        "gpus": job.most_workers * job.gpus_per_worker if job.workers else 0,
         "parameters": sum(parameter.numel() for parameter in unet.parameters()),
         "image_size": size,
         "training_rows": len(roster),
         "steps": job.steps,
         "images": job.steps * job.batch_size,
         "epochs": round(job.steps * job.batch_size / len(roster), 2),
-        "micro_batch": job.batch_size // (max(job.workers, 1) * job.accumulation),
+        "micro_batch": job.micro_batch,
         "manifest": manifest.id,
         "training_set_digest": roster.info.digest,
         "ledger": consent.ledger_uri,

@@ -145,7 +145,7 @@ def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     """In words, no stronger than what the tests show."""
     kept = "if the base set, captions and pictures stay what they were, which the job checks before it starts"
     then = _place(*(info.topology.get(part, 0) for part in ("workers", "accumulation", "gpus")))
-    now = _place(max(job.workers, 1), job.accumulation, job.gpus_per_worker)
+    now = _place(job.most_workers, job.accumulation, job.gpus_per_worker)
     if then != now:
         return (
             f"the same samples in the same order, with the same draws, {kept}; not the same bits, since the "
