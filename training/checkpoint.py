@@ -23,7 +23,7 @@ from torch import Tensor
 
 from curation import storage
 from curation.errors import UserError
-from training.progress import Point
+from training.progress import Leg, Point
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class CheckpointInfo(BaseModel):
 
     Attributes:
         topology: what the last bits depend on: workers, accumulation, whether captions were resident and whether it
-            ran on GPUs (1 or 0).
+            ran on GPUs (1 or 0); as it was when the checkpoint was written.
+        legs: all topologies since the first image, in order; empty in an older one.
         points: all that the run has measured so far.
         milestone: whether it is kept for ever.
         base_digest, removed_digest: of the run's roster.
@@ -59,6 +60,7 @@ class CheckpointInfo(BaseModel):
     images_seen: int
     identity: Identity
     topology: dict[str, int]
+    legs: tuple[Leg, ...] = ()
     libraries: dict[str, str]
     points: list[Point]
     milestone: bool = False

@@ -146,6 +146,7 @@ class TrainJob(_Config):
         1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray"
     )
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
+    labels: dict[str, str] = Field({}, description="node labels that workers are placed by, as Ray's label_selector")
     max_failures: int = Field(
         1, ge=-1, description="worker failures that are retried from the last checkpoint; -1: all"
     )
@@ -215,5 +216,5 @@ class TrainJob(_Config):
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "gradient_checkpointing", "checkpoint_every",
-    "keep_checkpoints", "milestones", "workers", "gpus_per_worker", "max_failures", "sample",
+    "keep_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures", "sample",
 }  # fmt: skip

@@ -21,7 +21,7 @@ from curation.errors import UserError
 from curation.manifest import Manifest
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
-from training.job import TrainJob
+from training.job import ElasticWorkers, TrainJob
 from training.prepare import RESULT_FILE, Prepared, TrainResult, finished, plan, prepare
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
@@ -162,11 +162,7 @@ def _train_on_ray(job: TrainJob, folder: str, text_encoder: str, follower: Follo
             "text_encoder": text_encoder,
             "mailbox": mailbox,
         },
-        scaling_config=ScalingConfig(
-            num_workers=job.workers,
-            use_gpu=job.gpus_per_worker > 0,
-            resources_per_worker={"CPU": 1, "GPU": job.gpus_per_worker} if job.gpus_per_worker else {"CPU": 1},
-        ),
+        scaling_config=ScalingConfig(**_scaling(job)),
         run_config=RunConfig(
             name="ray",
             storage_path=path,
@@ -188,6 +184,21 @@ def _train_on_ray(job: TrainJob, folder: str, text_encoder: str, follower: Follo
     return outcome
 
 
+def _scaling(job: TrainJob) -> dict[str, Any]:
+    """What Ray Train is asked for: a fixed number of workers, or as many as there is room for."""
+    gpus = job.gpus_per_worker
+    asked: dict[str, Any] = {
+        "num_workers": job.workers,
+        "use_gpu": gpus > 0,
+        "resources_per_worker": {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
+        "label_selector": dict(job.labels) or None,
+    }
+    if isinstance(job.workers, ElasticWorkers):
+        asked["num_workers"] = (job.workers.min, job.workers.max)
+        asked["elastic_resize_monitor_interval_s"] = job.workers.check_seconds
+    return asked
+
+
 def _check_resources(job: TrainJob) -> None:
     """A cluster of our own on this machine cannot grow, so waiting for what it lacks would never end."""
     import ray
@@ -196,12 +207,12 @@ def _check_resources(job: TrainJob) -> None:
         return
     have = ray.cluster_resources()
     for kind, needed, field in (
-        ("CPU", job.workers, "workers"),
-        ("GPU", job.workers * job.gpus_per_worker, "gpus_per_worker"),
+        ("CPU", job.fewest_workers, "workers"),
+        ("GPU", job.fewest_workers * job.gpus_per_worker, "gpus_per_worker"),
     ):
         if needed > have.get(kind, 0):
             raise UserError(
-                f"{job.workers} workers need {needed} {kind}s, this machine offers {have.get(kind, 0):g}",
+                f"{job.fewest_workers} workers need {needed} {kind}s, this machine offers {have.get(kind, 0):g}",
                 field=field,
                 remedy="ask for less, or submit the job to a cluster",
             )

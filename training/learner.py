@@ -46,7 +46,8 @@ def shares(job: TrainJob, images_seen: int, place: Place) -> tuple[Tensor, ...]:
     Over all workers, of any number, they are the same `batch_size` indices.
     """
     first, end = (job.batch_size * rank // place.world_size for rank in (place.rank, place.rank + 1))
-    return torch.arange(images_seen + first, images_seen + end).split(job.micro_batch)
+    parts: tuple[Tensor, ...] = torch.arange(images_seen + first, images_seen + end).split(job.micro_batch)
+    return parts
 
 
 class Learner:
@@ -98,7 +99,8 @@ class Learner:
         """One optimizer step on the global batch that follows `images_seen`.
 
         Returns:
-            This worker's part of the mean loss, times the workers, and the global gradient's norm before clipping, both scalars on the device.
+            This worker's part of the mean loss times the number of workers, and the norm of the global gradient
+            before clipping, both scalars on the device.
         """
         job = self._job
         middle = images_seen + job.batch_size / 2

@@ -26,7 +26,7 @@ from training.data import TrainingSet
 from training.folders import upload
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
-from training.progress import Point, Report
+from training.progress import Leg, Point, Report
 from training.sampling import SamplingParams, sample
 from training.text import TextEncoder, digest
 
@@ -38,13 +38,18 @@ _GRID_ROWS = 2
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run came to. Only the first worker's has a bundle."""
+    """What a finished run came to. Only the first worker's has a bundle.
+
+    Attributes:
+        legs: the topologies that it was trained at; with more than one, the bits are nobody else's.
+    """
 
     images_seen: int
     resumed_from: int
     state_sha256: str
     metrics: dict[str, float]
     bundle: str | None
+    legs: tuple[Leg, ...]
 
 
 def train(
@@ -94,10 +99,11 @@ class _Loop:
         )
         self._topology = {
             "workers": place.world_size,
-            "accumulation": job.accumulation,
+            "accumulation": -(-job.batch_size // (place.world_size * job.micro_batch)),
             "resident_captions": int(self._learner.resident_captions),
             "gpus": int(place.device.type == "cuda"),
         }
+        self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
@@ -130,7 +136,7 @@ class _Loop:
                 window, began = seen, time.monotonic()
         sha256 = state_sha256(learner.state())
         bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
-        return Outcome(seen, resumed_from, sha256, self._metrics, bundle)
+        return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
 
     def _due(self, every: int | None, before: int, seen: int) -> bool:
         """Whether a multiple of `every` images was reached in this step; the end of the budget always counts."""
@@ -178,6 +184,12 @@ class _Loop:
         else:
             return 0
         self._learner.restore(state)
+        before = info.legs or (Leg(images=0, topology=info.topology),)
+        if before[-1].topology == self._topology:
+            self._legs = before
+        else:
+            logger.warning("goes on at another topology: the same samples, not the same bits")
+            self._legs = (*before, Leg(images=info.images_seen, topology=self._topology))
         for point in points:
             self._tell(point)
             if "loss" in point.values:
@@ -199,6 +211,7 @@ class _Loop:
                 images_seen=seen,
                 identity=self._identity,
                 topology=self._topology,
+                legs=self._legs,
                 libraries=_libraries(),
                 points=self._points,
                 milestone=milestone,

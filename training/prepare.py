@@ -13,6 +13,7 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from training.job import TrainJob
+from training.progress import Leg
 from training.roster import Roster
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainResult(BaseModel):
     metrics: dict[str, float]
     resumed_from: int
     training_set_digest: str = ""
+    legs: tuple[Leg, ...] = ()  # the topologies that it was trained at
     excluded: dict[str, int] = {}  # rows that were left out, by the takedown entry that revokes them
 
 

@@ -17,6 +17,14 @@ class Point(BaseModel):
     grid: str | None = None  # path or URI of a grid of pictures that was drawn at this point
 
 
+class Leg(BaseModel):
+    """From how many images on a run was trained at which topology."""
+
+    model_config = ConfigDict(frozen=True)
+    images: int
+    topology: dict[str, int]
+
+
 Report = Callable[[Point], None]
 
 

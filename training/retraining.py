@@ -20,7 +20,7 @@ from curation.errors import UserError
 from training import checkpoint, randomness
 from training.checkpoint import CheckpointInfo, Identity
 from training.data import TrainingSet
-from training.job import TrainJob
+from training.job import ElasticWorkers, TrainJob
 from training.roster import Roster
 
 _CHUNK = 1 << 20  # samples that are hashed at once
@@ -144,12 +144,14 @@ def _of_run(path: str, roster: Roster, job: TrainJob) -> CheckpointInfo | None:
 def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     """In words, no stronger than what the tests show."""
     kept = "if the base set, captions and pictures stay what they were, which the job checks before it starts"
-    then = _place(*(info.topology.get(part, 0) for part in ("workers", "accumulation", "gpus")))
     now = _place(job.most_workers, job.accumulation, job.gpus_per_worker)
-    if then != now:
+    legs = [leg.topology for leg in info.legs] or [info.topology]
+    then = [_place(*(topology.get(part, 0) for part in ("workers", "accumulation", "gpus"))) for topology in legs]
+    if isinstance(job.workers, ElasticWorkers) or set(then) != {now}:
         return (
             f"the same samples in the same order, with the same draws, {kept}; not the same bits, since the "
-            f"checkpoint was written by {then}, and the job has {now}"
+            f"checkpoint was written by {', then '.join(then)}, and the job has {now}"
+            f"{' or fewer' if isinstance(job.workers, ElasticWorkers) else ''}"
         )
     if job.gpus_per_worker:
         return (

@@ -14,7 +14,7 @@ from tests.training.conftest import shapes, write_manifest
 from training.bundle import load_bundle
 from training.data import TrainingSet, load
 from training.job import TrainJob
-from training.learner import Learner, Place
+from training.learner import Learner, Place, shares
 from training.loop import Outcome, train
 from training.progress import Point
 from training.text import TextEncoder
@@ -137,3 +137,27 @@ def test_a_diverging_run_stops_with_advice(
     job = make_job(images=800, optimizer={"lr": 1.0, "warmup_images": 0, "betas": (0.0, 0.0)}, grad_clip=1e30)
     with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
         run(job, tmp_path, data, text)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [10, 30])
+def test_any_number_of_workers_shares_the_same_batch(make_job: MakeJob, workers: int, batch_size: int) -> None:
+    job = make_job(batch_size=batch_size, workers={"min": 1, "max": 5}, accumulation=2)
+    parts = [part for rank in range(workers) for part in shares(job, 20, Place(rank, workers))]
+    assert torch.cat(parts).tolist() == list(range(20, 20 + batch_size))
+    assert {len(part) for part in parts} <= set(range(1, batch_size // 10 + 1))
+
+
+def test_a_run_goes_on_with_smaller_parts_and_says_so(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    """Other parts stand for other workers: both change the order of the sums and nothing else."""
+    straight = run(make_job(), tmp_path / "straight", data, text)
+    with pytest.raises(Killed):
+        run(make_job(), tmp_path / "changed", data, text, kill_at=40)
+    changed = run(make_job(accumulation=4), tmp_path / "changed", data, text)
+    assert [(leg.images, leg.topology["accumulation"]) for leg in changed.legs] == [(0, 1), (32, 4)]
+    assert changed.metrics["loss"] == pytest.approx(straight.metrics["loss"], rel=1e-5)
+    assert [leg.images for leg in straight.legs] == [0]
+    again = run(make_job(accumulation=4), tmp_path / "changed", data, text)
+    assert again.legs == changed.legs
