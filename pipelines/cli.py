@@ -45,6 +45,12 @@ def train(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: 
 
 
 @app.command()
+def distill(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """Make a student of a model, which draws in few steps; rerun to resume."""
+    _run_job("distill", job, sets, dry_run, as_json)
+
+
+@app.command()
 def register(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Make a trained bundle a model version in MLflow."""
     _run_job("register", job, sets, dry_run, as_json)
@@ -323,7 +329,7 @@ def trace(
 @takedown_app.command("plan")
 def plan_takedown(
     id_: EntryId,
-    out: Annotated[str | None, typer.Option(help="folder; runs/takedowns/ENTRY when not given")] = None,
+    out: Annotated[str | None, typer.Option(help="folder; runs/takedown-plans/ENTRY when not given")] = None,
     ledger: LedgerPlace = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow; $MLFLOW_TRACKING_URI when not given")] = None,
     manifests: Annotated[list[str], typer.Option(help="more folders of manifests; may be repeated")] = [],  # noqa: B006

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.takedown_plan import Plan, Retraining, ToDerive
+    from pipelines.takedown_planner import Plan, Retraining, ToDerive
 
 
 def page(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from pipelines import config, takedown_plan, takedown_status
 from pipelines.serve import endpoint
-from pipelines.takedown_plan import Plan
+from pipelines.takedown_planner import Plan
 from pipelines.takedown_status import EntryStatus
 from serving.job import ServeJob
 from serving.takedowns import check
