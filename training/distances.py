@@ -45,8 +45,7 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features = features.astype(np.float64)
     mean: np.ndarray = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
-    root: np.ndarray = np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
-    return mean, root
+    return mean, np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
 
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -54,8 +53,8 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def polynomial(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(x·y / D + 1)³, of the kernel inception distance (Bińkowski et al. 2018, arXiv 1801.01401, section 4)."""
-    product: np.ndarray = a.astype(np.float64) @ b.astype(np.float64).T
-    return (product / a.shape[1] + 1) ** 3
+    cubes: np.ndarray = (a.astype(np.float64) @ b.astype(np.float64).T / a.shape[1] + 1) ** 3
+    return cubes
 
 
 def gaussian(a: np.ndarray, b: np.ndarray) -> np.ndarray:
