@@ -1,6 +1,6 @@
 """Serving: a model version from the registry, behind OpenAI's Images API, on Ray Serve.
 
-May import: `curation` (CLIP, safety, errors) and of `training` only what rebuilds a model from a bundle and samples it
+May import: `curation` (CLIP, safety, errors, the takedown ledger) and of `training` only what rebuilds a model from a bundle and samples it
 (`bundle`, `sampling`) and what finds it in the registry (`tracking`); never the training loop. Nothing of
 `pipelines`. FastAPI stands in `gateway`, Ray in `replica` and `app`; everything else runs in a plain process, so that
 `cleanplate generate` without a server and the server make the same bytes with the same code.
@@ -14,5 +14,6 @@ To add:
 - an endpoint: `gateway`; its models in `api`;
 - a limit: `admission.Limits`;
 - a check of the pictures: `guard`;
+- a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica;
 - a setting of the deployment: `job.ServeJob`, and where `app.build` uses it.
 """

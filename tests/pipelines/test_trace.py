@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import pytest
 from curation.errors import UserError
 from curation.manifest import Manifest
 from pipelines import trace
+from pipelines.cli import main
 from pipelines.trace import InManifest, Trace
 from pipelines.trace_version import VersionTrace
 from pipelines.trainings import Training
+from tests.curation.pictures import encoded, noise
+from tests.curation.test_lineage import embedded_manifest
 from tests.pipelines.world import AGAIN, World, seen_by_force
+from tests.serving.tiny import write_clip
 from training import tracking
 from training.data import load
 from training.learner import Place
@@ -130,6 +135,36 @@ def test_neighbours_are_refused_with_the_reason(world: World, tmp_path: Path) ->
     found = traced(world, str(tmp_path / "a.png"), neighbours=3)
     assert "has no embeddings" in str(found.manifests[0].note)
     assert "only a picture's file" in str(traced(world, "domain:b.example", neighbours=3).manifests[0].note)
+
+
+def test_neighbours_are_told_apart_from_the_picture(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    clip = write_clip(tmp_path_factory.mktemp("clip"))
+    manifest = embedded_manifest(tmp_path / "manifests", clip, clip.build(), range(6))
+    (tmp_path / "a.png").write_bytes(encoded(noise(2)))
+    nowhere = f"sqlite:///{tmp_path}/none.db"
+    found = trace.run(str(tmp_path / "a.png"), manifests=[manifest.uri], tracking_uri=nowhere, neighbours=3)
+    assert isinstance(found, Trace)
+    (read,) = found.manifests
+    assert [(row.uri, row.how) for row in read.rows] == [("2.png", "exact")]
+    assert [row.how for row in read.neighbours] == ["clip"] * 3
+    assert "2.png" not in {row.uri for row in read.neighbours}
+    assert read.counts == {"kept": 1}
+
+
+def test_the_command_ends_with_one_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["cleanplate", "trace", "domain:b.example", "--tracking-uri", world.tracking_uri]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "models:/drawings@champion" in capsys.readouterr().out.splitlines()[-1]
+    monkeypatch.setattr("sys.argv", [*words, "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert [s["model"] for s in told["serving"]] == ["models:/drawings@champion"]
 
 
 def test_a_run_that_did_not_finish_is_counted_as_far_as_it_told(world: World) -> None:
