@@ -157,7 +157,7 @@ def _listed(
     row |= {"licence": about.get("licence"), "licence_url": None}
     if data is not None:
         with contextlib.suppress(ImageError):
-            row["phash"] = perceptual(decode(data, job.images).pixels).phash
+            row["phash"] = perceptual(decode(data, job.images)).phash
     listed: list[Observation] = optouts.observe(row)
     return [*listed, Licences(job.licences).observe(row)] if row["licence"] else listed
 

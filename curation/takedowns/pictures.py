@@ -58,12 +58,12 @@ def of_bytes(data: bytes) -> Selector:
     Raises:
         ImageError: when they are not an image that is accepted.
     """
-    pixels = decode(data, ImageConfig()).pixels
-    found = perceptual(pixels)
+    picture = decode(data, ImageConfig())
+    found = perceptual(picture)
     return Selector(
         kind="picture",
         value=hashlib.sha256(data).hexdigest(),
-        pixel_hash=pixel_hash(pixels),
+        pixel_hash=pixel_hash(picture.pixels),
         phash=found.phash,
         colour_layout=found.colour_layout,
     )
