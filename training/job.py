@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from curation.manifest import Name
+from training import pairs
 from training.schedules import CosineSchedule, ScheduleConfig
+from training.timesteps import TimestepConfig, UniformTimesteps
 from training.unet import UnetConfig
 
 
@@ -18,11 +21,19 @@ class _Config(BaseModel):
 
 
 class LossConfig(_Config):
-    """Mean squared error of the prediction."""
+    """Mean squared error of the prediction, with one weighting or none."""
 
     min_snr_gamma: float | None = Field(
         None, gt=0, description="min-SNR weighting (Hang et al. 2023), 5 is usual; null: unweighted"
     )
+    soft_min_snr_gamma: float | None = Field(
+        None, gt=0, description="the same without a kink (Crowson et al. 2024), 4 is usual; null: unweighted"
+    )
+
+    @property
+    def weightings(self) -> tuple[str, ...]:
+        """Names of the fields that ask for one."""
+        return tuple(self.model_dump(exclude_none=True))
 
 
 class OptimizerConfig(_Config):
@@ -70,7 +81,9 @@ class SampleConfig(_Config):
     every: int | None = Field(None, ge=1, description="images between two grids; null: one grid, at the end")
     steps: int = Field(20, ge=1, le=1000, description="solver steps")
     guidance_scale: float = Field(2.5, ge=0, le=50, description="classifier-free guidance")
-    sampler: Literal["ddim", "pndm", "dpmsolver++", "ddpm"] = Field("ddim", description="the solver")
+    sampler: Literal["ddim", "pndm", "dpmsolver++", "ddpm", "euler", "heun"] = Field(
+        "ddim", description="the solver; euler and heun are those of flow, euler unless said"
+    )
 
 
 class TrackingConfig(_Config):
@@ -103,9 +116,13 @@ class TrainJob(_Config):
     patch_size: int = Field(2, ge=1, le=16, description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64")
     unet: UnetConfig = Field(UnetConfig(), description="the network")
     schedule: ScheduleConfig = Field(CosineSchedule(), description="how noise is added")
-    prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = Field(
         "v_prediction",
-        description="what the network predicts; at small budgets v learns colours and captions far sooner than epsilon",
+        description="what the network predicts; at small budgets v learns colours and captions far sooner than "
+        "epsilon. flow is rectified flow: with it, schedule, timestep_sampling and the sampler have other defaults",
+    )
+    timestep_sampling: TimestepConfig = Field(
+        UniformTimesteps(), description="how often each noise level is trained; flow: logit_normal unless said"
     )
     loss: LossConfig = Field(LossConfig(), description="the objective's weighting")
     caption_mix: dict[str, float] | None = Field(
@@ -134,6 +151,9 @@ class TrainJob(_Config):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep_best_checkpoints: int = Field(
+        0, ge=0, description="checkpoints of lowest loss since the one before that are kept beside the newest"
+    )
     milestones: int | None = Field(
         None, ge=1, description="images between checkpoints that are kept for ever; a retraining may start from one"
     )
@@ -160,6 +180,24 @@ class TrainJob(_Config):
         if mix is not None and not all(0 < weight <= 1e6 for weight in mix.values()):
             raise ValueError("weights must be above 0 and at most a million")
         return mix
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_flow(cls, raw: Any) -> Any:
+        """Written into the job, so that what is stored says it all."""
+        if not isinstance(raw, Mapping) or raw.get("prediction") != "flow":
+            return raw
+        filled = dict(raw)
+        for name, field, value in _FLOW:
+            given = raw.get(name, {})
+            filled[name] = {field: value, **given} if isinstance(given, Mapping) else given
+        return filled
+
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> TrainJob:
+        pairs.refuse_objective(self.prediction, self.schedule, self.loss.weightings)
+        pairs.refuse_sampler(self.sample.sampler, self.prediction, self.schedule.betas(), field="sample.sampler")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainJob:
@@ -205,6 +243,11 @@ class TrainJob(_Config):
         told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         if self.caption_mix is None:
             del told["caption_mix"]  # a run begun before there was a mix is still the same run
+        for name, default in _LATER.items():
+            *above, last = name.split(".")
+            place = told[above[0]] if above else told
+            if place.get(last) == default:
+                del place[last]
         return told
 
     def config_sha256(self, manifest_id: str) -> str:
@@ -213,8 +256,15 @@ class TrainJob(_Config):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+_FLOW = (("schedule", "kind", "flow"), ("timestep_sampling", "kind", "logit_normal"), ("sample", "sampler", "euler"))
+# Fields that came later, with the value that means what there was before: a run begun then is still the same run.
+_LATER: dict[str, Any] = {
+    "timestep_sampling": UniformTimesteps().model_dump(mode="json"),
+    "schedule.zero_terminal_snr": False,
+    "loss.soft_min_snr_gamma": None,
+}
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "gradient_checkpointing", "checkpoint_every",
-    "keep_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures", "sample",
+    "keep_checkpoints", "keep_best_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures", "sample",
 }  # fmt: skip

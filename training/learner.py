@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import objective, randomness
+from training import objective, randomness, timesteps
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.data import TrainingSet
 from training.ema import Ema
@@ -149,14 +149,22 @@ class Learner:
         index = index.to(device)
         x0 = to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
-        t = randomness.timesteps(job.seed, index, len(self._abar))
-        abar = self._abar[t]
-        xt = objective.q_sample(x0, noise, abar).contiguous(memory_format=torch.channels_last)
+        t, level = self._levels(index)
+        xt = objective.q_sample(x0, noise, level, job.prediction).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
             output = self._forward(
                 xt, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask, return_dict=False
             )[0]
-        return objective.loss(output, x0, noise, abar, prediction=job.prediction, min_snr_gamma=job.loss.min_snr_gamma)
+        return objective.loss(output, x0, noise, level, prediction=job.prediction, **job.loss.model_dump())
+
+    def _levels(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is told of the noise level, and the level as `objective` takes it, of each sample (N,)."""
+        job = self._job
+        time = timesteps.times(job.timestep_sampling, job.seed, index, job.batch_size)
+        if job.prediction == "flow":
+            return (time * job.schedule.timesteps).float(), time
+        t = timesteps.levels(time, len(self._abar))
+        return t, self._abar[t]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All that a checkpoint stores: parts `weights`, `ema` and `optimizer`, by plain parameter names."""

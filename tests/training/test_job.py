@@ -30,7 +30,7 @@ def test_the_defaults_are_the_recipe() -> None:
         ({"batch": 3}, "Extra inputs"),
         ({"schedule": {"kind": "exponential"}}, "linear"),
         ({"schedule": {"kind": "linear", "offset": 1}}, "Extra inputs"),
-        ({"prediction": "flow"}, "epsilon"),
+        ({"prediction": "score"}, "epsilon"),
         ({"batch_size": 10, "workers": 4}, "use batch_size 12"),
         ({"batch_size": 8, "workers": 2, "accumulation": 8}, "use batch_size 16"),
         ({"caption_dropout": 1.5}, "less than or equal to 1"),
@@ -60,6 +60,58 @@ def test_the_hash_covers_what_the_weights_depend_on() -> None:
                   {"caption_mix": {"coca": 1}}, {"conditioning_images": 5}):  # fmt: skip
         assert job(**other).config_sha256("id") != base, other
     assert job().config_sha256("another manifest") != base
+
+
+def test_a_run_from_before_a_field_is_still_the_same_run() -> None:
+    """Fields that came later are not in the identity while they say what there was before."""
+    told = job().identity()
+    assert told["schedule"] == {"kind": "cosine", "timesteps": 1000, "offset": 0.008}
+    assert told["loss"] == {"min_snr_gamma": None}
+    assert "timestep_sampling" not in told
+    changed = {"schedule": {"kind": "cosine", "zero_terminal_snr": True}}, {"loss": {"soft_min_snr_gamma": 4}}
+    for other in (*changed, {"timestep_sampling": {"kind": "uniform", "stratified": True}}):
+        assert job(**other).config_sha256("id") != job().config_sha256("id"), other
+
+
+def test_flow_has_its_own_defaults_and_says_so() -> None:
+    flow = job(prediction="flow")
+    assert (flow.schedule.kind, flow.timestep_sampling.kind, flow.sample.sampler) == ("flow", "logit_normal", "euler")
+    assert TrainJob.model_validate(flow.model_dump(mode="json")) == flow
+    some = job(prediction="flow", schedule={"timesteps": 500}, sample={"steps": 7}, timestep_sampling={"mean": 0.5})
+    assert (some.schedule.timesteps, some.sample.steps, some.sample.sampler) == (500, 7, "euler")
+    assert job(prediction="flow", sample={"sampler": "heun"}).sample.sampler == "heun"
+
+
+ZERO = {"kind": "cosine", "zero_terminal_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "remedy"),
+    [
+        ({"prediction": "epsilon", "schedule": ZERO}, "prediction", "v_prediction or sample"),
+        ({"schedule": ZERO, "sample": {"sampler": "pndm"}}, "sample.sampler", "ddim"),
+        ({"schedule": ZERO, "loss": {"min_snr_gamma": 5}}, "loss.min_snr_gamma", "leave it out"),
+        ({"schedule": {"kind": "linear", "beta_end": 0.999}}, "schedule", "smaller beta_end"),
+        ({"loss": {"min_snr_gamma": 5, "soft_min_snr_gamma": 4}}, "loss", "keep one"),
+        ({"prediction": "flow", "schedule": {"kind": "cosine"}}, "schedule.kind", "leave schedule out"),
+        ({"schedule": {"kind": "flow"}}, "schedule.kind", "set prediction to flow"),
+        ({"prediction": "flow", "loss": {"soft_min_snr_gamma": 4}}, "loss.soft_min_snr_gamma", "timestep_sampling"),
+        ({"prediction": "flow", "sample": {"sampler": "ddim"}}, "sample.sampler", "euler or heun"),
+        ({"prediction": "flow", "sample": {"sampler": "ddpm"}}, "sample.sampler", "euler or heun"),
+        ({"sample": {"sampler": "heun"}}, "sample.sampler", "ddim"),
+    ],
+)
+def test_choices_that_cannot_go_together_are_refused(change: dict[str, object], field: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        job(**change)
+    assert caught.value.field == field
+    assert remedy in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmsolver++"])
+def test_zero_terminal_snr_goes_with_what_predicts_the_picture(prediction: str, sampler: str) -> None:
+    assert job(prediction=prediction, schedule=ZERO, sample={"sampler": sampler}).prediction == prediction
 
 
 def test_what_is_put_on_record_names_no_places() -> None:

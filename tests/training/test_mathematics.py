@@ -1,10 +1,9 @@
-"""Closed forms: schedules, q(x_t), parametrisations, min-SNR, EMA, learning rate."""
+"""Closed forms: q(x_t), parametrisations, weightings, EMA, learning rate."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,69 +14,73 @@ from training.ema import Ema
 from training.job import OptimizerConfig
 from training.learner import learning_rate
 from training.objective import Prediction
-from training.schedules import CosineSchedule, LinearSchedule, SigmoidSchedule, alphas_cumprod
 
-SCHEDULES = [LinearSchedule(), CosineSchedule(), SigmoidSchedule()]
-PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
-def test_a_schedule_goes_from_picture_to_noise(schedule: LinearSchedule | CosineSchedule | SigmoidSchedule) -> None:
-    betas = schedule.betas()
-    abar = alphas_cumprod(betas)
-    assert betas.shape == (1000,)
-    assert ((betas > 0) & (betas < 1)).all()
-    assert abar[0] > 0.999
-    assert abar[-1] < 1e-4
-    assert (np.diff(abar) < 0).all()
+PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample", "flow")
+ON_ABAR = PREDICTIONS[:3]
 
 
-def test_cosine_is_equation_17() -> None:
-    abar = alphas_cumprod(CosineSchedule().betas())
-    t = np.array([0, 250, 500, 900])
-    f = np.cos(((t + 1) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
-    np.testing.assert_allclose(abar[t], f / np.cos(0.008 / 1.008 * math.pi / 2) ** 2, rtol=1e-9)
-
-
-def test_sigmoid_is_symmetric_about_the_middle() -> None:
-    abar = alphas_cumprod(SigmoidSchedule(timesteps=1000).betas())
-    np.testing.assert_allclose(abar[499], 0.5, atol=1e-9)
-    np.testing.assert_allclose(abar[99] + abar[899], 1.0, atol=1e-9)
-
-
-def test_linear_ends_alike_for_any_number_of_steps() -> None:
-    ends = [alphas_cumprod(LinearSchedule(timesteps=t).betas())[-1] for t in (500, 1000, 4000)]
-    assert max(ends) / min(ends) < 2
-    np.testing.assert_allclose(LinearSchedule().betas()[[0, -1]], [1e-4, 0.02])
-
-
-def test_moments_of_q() -> None:
+@pytest.mark.parametrize(
+    ("prediction", "level", "mean", "variance"),
+    [("sample", abar, math.sqrt(abar), 1 - abar) for abar in (0.9, 0.3, 0.01, 0.0)]
+    + [("flow", t, 1 - t, t**2) for t in (0.1, 0.5, 0.9, 1.0)],
+)
+def test_moments_of_q(prediction: Prediction, level: float, mean: float, variance: float) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(20_000, 1, 2, 2, generator=generator)
     x0 = torch.full_like(noise, 0.7)
-    for abar in (0.9, 0.3, 0.01):
-        xt = objective.q_sample(x0, noise, torch.full((20_000,), abar, dtype=torch.float64))
-        assert float(xt.mean()) == pytest.approx(math.sqrt(abar) * 0.7, abs=0.02)
-        assert float(xt.var()) == pytest.approx(1 - abar, rel=0.03)
+    xt = objective.q_sample(x0, noise, torch.full((20_000,), level, dtype=torch.float64), prediction)
+    # four standard errors of 80,000 draws
+    assert float(xt.mean()) == pytest.approx(mean * 0.7, abs=4 * math.sqrt(variance / 80_000) + 1e-6)
+    assert float(xt.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / 80_000))
 
 
-@given(abar=st.floats(0.01, 0.99), seed=st.integers(0, 1000), prediction=st.sampled_from(PREDICTIONS))
-def test_parametrisations_agree(abar: float, seed: int, prediction: Prediction) -> None:
+@given(level=st.floats(0.01, 0.99), seed=st.integers(0, 1000), prediction=st.sampled_from(PREDICTIONS))
+def test_parametrisations_agree(level: float, seed: int, prediction: Prediction) -> None:
     generator = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(2, 3, 3, 4, 4, generator=generator, dtype=torch.float64).unbind(0)
-    rows = torch.full((3,), abar, dtype=torch.float64)
-    xt = objective.q_sample(x0, noise, rows)
+    rows = torch.full((3,), level, dtype=torch.float64)
+    xt = objective.q_sample(x0, noise, rows, prediction)
     perfect = objective.target(prediction, x0, noise, rows)
     torch.testing.assert_close(objective.to_x0(prediction, perfect, xt, rows), x0)
     torch.testing.assert_close(objective.to_epsilon(prediction, perfect, xt, rows), noise)
+    velocity: Prediction = "flow" if prediction == "flow" else "v_prediction"
     torch.testing.assert_close(
-        objective.to_v(prediction, perfect, xt, rows), objective.target("v_prediction", x0, noise, rows)
+        objective.to_v(prediction, perfect, xt, rows), objective.target(velocity, x0, noise, rows)
     )
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_min_snr_weighs_every_parametrisation_like_x0(prediction: Prediction) -> None:
-    # the same error of the clean picture costs the same, whatever the network predicts: min(SNR, gamma) |x0 error|^2
+@given(abar=st.floats(0.01, 0.99), seed=st.integers(0, 1000), predictions=st.permutations(ON_ABAR))
+def test_any_output_can_be_said_in_any_other_way_and_back(
+    abar: float, seed: int, predictions: list[Prediction]
+) -> None:
+    """Also one that is wrong: x0 and epsilon of it determine what each parametrisation would have answered."""
+    generator = torch.Generator().manual_seed(seed)
+    xt, output = torch.randn(2, 3, 3, 4, 4, generator=generator, dtype=torch.float64).unbind(0)
+    rows = torch.full((3,), abar, dtype=torch.float64)
+    said, here = output, predictions[0]
+    for there in (*predictions[1:], predictions[0]):
+        x0, noise = objective.to_x0(here, said, xt, rows), objective.to_epsilon(here, said, xt, rows)
+        torch.testing.assert_close(objective.q_sample(x0, noise, rows), xt)
+        said, here = objective.target(there, x0, noise, rows), there
+    torch.testing.assert_close(said, output)
+
+
+def test_the_velocity_of_a_flow_is_the_derivative_of_its_path() -> None:
+    x0, noise = torch.randn(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).unbind(0)
+    t, h = torch.tensor([0.3], dtype=torch.float64), 1e-6
+    ahead, behind = (objective.q_sample(x0, noise, t + step, "flow") for step in (h, -h))
+    torch.testing.assert_close((ahead - behind) / (2 * h), objective.target("flow", x0, noise, t), atol=1e-8, rtol=1e-8)
+
+
+def weight_of_x0(weighting: str, snr: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Of the squared error of the clean picture, as the papers state it."""
+    return torch.minimum(snr, torch.tensor(gamma)) if weighting == "min_snr_gamma" else 1 / (1 / snr + 1 / gamma)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr_gamma", "soft_min_snr_gamma"])
+@pytest.mark.parametrize("prediction", ON_ABAR)
+def test_weightings_weigh_every_parametrisation_like_x0(prediction: Prediction, weighting: str) -> None:
+    # the same error of the clean picture costs the same, whatever the network predicts
     generator = torch.Generator().manual_seed(0)
     x0, noise, error = torch.randn(3, 6, 1, 4, 4, generator=generator, dtype=torch.float64).unbind(0)
     abar = torch.tensor([0.999, 0.9, 0.5, 0.2, 0.05, 0.01], dtype=torch.float64)
@@ -86,9 +89,21 @@ def test_min_snr_weighs_every_parametrisation_like_x0(prediction: Prediction) ->
     wrong = x0 + error
     implied_noise = objective.to_epsilon("sample", wrong, xt, abar)
     output = objective.target(prediction, wrong, implied_noise, abar)
-    loss = objective.loss(output, x0, noise, abar, prediction=prediction, min_snr_gamma=5.0)
-    expected = (snr.clamp(max=5.0) * error.square().flatten(1).mean(1)).mean()
+    loss = objective.loss(output, x0, noise, abar, prediction=prediction, **{weighting: 5.0})
+    expected = (weight_of_x0(weighting, snr, 5.0) * error.square().flatten(1).mean(1)).mean()
     assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_soft_weight_is_below_the_hard_one_and_meets_it_far_away() -> None:
+    abar = torch.tensor([1e-6, 0.1, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
+    hard, soft = (f("sample", abar, 4.0) for f in (objective.min_snr_weight, objective.soft_min_snr_weight))
+    assert (soft < hard).all()
+    torch.testing.assert_close(soft[[0, -1]], hard[[0, -1]], rtol=1e-5, atol=0)
+
+
+def test_a_flow_has_no_weight_by_snr() -> None:
+    with pytest.raises(ValueError, match="how its times are drawn"):
+        objective.min_snr_weight("flow", torch.tensor([0.5]), 5.0)
 
 
 def test_plain_loss_is_the_mean_squared_error() -> None:
