@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
-KINDS = ("curate", "train", "register", "serve")
+KINDS = ("curate", "train", "distill", "register", "serve")
 STDIN = "-"
 
 
@@ -30,6 +30,10 @@ def model_of(kind: str) -> type[BaseModel]:
         from training.job import TrainJob
 
         return TrainJob
+    if kind == "distill":
+        from training.distill_job import DistillJob
+
+        return DistillJob
     if kind == "register":
         from pipelines.register import RegisterJob
 

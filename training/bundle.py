@@ -83,6 +83,9 @@ class BundleInfo(BaseModel):
     text_encoder: str = Field(description="the CLIP that the text tower was taken from")
     captions: list[str] = Field(description=f"distinct training captions, sorted, at most {CAPTION_CAP}")
     sampling: SamplingParams = Field(description="how to draw with this model when nothing else is said")
+    distilled_from: str | None = Field(
+        None, description="sha256 of the `cleanplate.json` of the teacher, whose training set it depends on, too"
+    )
     self_test: SelfTest | None = None
     parameters: int
     libraries: dict[str, str]
@@ -184,7 +187,10 @@ def _write_self_test(staging: Path, model: DiffusionModel, info: BundleInfo) -> 
     from PIL import Image
 
     prompt = info.captions[0] if info.captions else ""
-    test = SelfTest(prompt=prompt, seed=0, params=info.sampling.model_copy(update={"steps": 4}), sha256="")
+    steps = (
+        4 if info.distilled_from is None else info.sampling.steps
+    )  # a student knows the levels of its own steps only
+    test = SelfTest(prompt=prompt, seed=0, params=info.sampling.model_copy(update={"steps": steps}), sha256="")
     picture = draw_self_test(model, test)
     Image.fromarray(picture).save(staging / "self_test.png")
     return test.model_copy(update={"sha256": _picture_digest(picture)})

@@ -19,7 +19,7 @@ def model_card(info: BundleInfo) -> str:
     return f"""# {info.name}
 
 A text-conditional diffusion model for pictures of {info.image_size} x {info.image_size} pixels, trained by cleanplate.
-{info.parameters / 1e6:.2f} million parameters; predicts `{info.prediction}`; the weights are a moving average.
+{info.parameters / 1e6:.2f} million parameters; predicts `{info.prediction}`; {_weights(info)}.
 
 ## What it was trained on
 
@@ -31,7 +31,7 @@ A text-conditional diffusion model for pictures of {info.image_size} x {info.ima
 | training set ({_digest_kind(info)}) | `{info.training_set_digest}` |
 | takedown ledger | {_ledger(info)} |
 | configuration | `{info.config_sha256}` |
-| text encoder | {info.text_encoder}, frozen |
+| text encoder | {info.text_encoder}, frozen |{_teacher(info)}
 
 The manifest names every picture, where it came from, its licence, and why it was kept.{_proofs(info)}
 
@@ -74,6 +74,21 @@ def _ledger(info: BundleInfo) -> str:
     if info.takedown_ledger_version in (None, "none"):
         return "none was asked"
     return f"`{info.takedown_ledger_version}`; {info.excluded_rows} pictures of the manifest were left out by it"
+
+
+def _weights(info: BundleInfo) -> str:
+    if info.distilled_from is None:
+        return "the weights are a moving average"
+    return (
+        f"distilled to draw in {info.sampling.steps} steps of one evaluation, with guidance built in.\nIt learned "
+        "from a teacher, and depends on what that was trained on, too"
+    )
+
+
+def _teacher(info: BundleInfo) -> str:
+    if info.distilled_from is None:
+        return ""
+    return f"\n| teacher | the bundle whose `cleanplate.json` has the sha256 `{info.distilled_from}` |"
 
 
 def _proofs(info: BundleInfo) -> str:

@@ -253,7 +253,8 @@ def register(
     digest = _bundle_digest(bundle)
     found = _version_with(client, name, digest)
     if found is None:
-        tags = {_TAG + key: value for key, value in {**_tags(info, digest), **(extra_tags or {})}.items()}
+        told = {**_tags(info, digest), **_parent(client, info), **(extra_tags or {})}
+        tags = {_TAG + key: value for key, value in told.items()}
         found = _create_version(client, artifacts, bundle, name, run_id, tags)
     if alias is not None:
         client.set_registered_model_alias(name, alias, found.version)
@@ -307,7 +308,17 @@ def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
         "images_seen": str(info.images_seen),
         "seed": str(info.job.get("seed", "unknown")),
         "takedown_ledger_version": info.takedown_ledger_version or "none",
+        **({} if info.distilled_from is None else {"distilled_from": info.distilled_from}),
     }
+
+
+def _parent(client: MlflowClient, info: BundleInfo) -> dict[str, str]:
+    """Which version a student's teacher is, as `NAME/3`; nothing where it is no student, or its teacher is not here."""
+    if info.distilled_from is None:
+        return {}
+    found = _all(client.search_model_versions, f"tags.`{_TAG}bundle_sha256` = '{info.distilled_from}'")
+    parent = next(iter(found), None)
+    return {} if parent is None else {"parent_version": f"{parent.name}/{parent.version}"}
 
 
 def _bundle_digest(bundle: str) -> str:
@@ -517,6 +528,31 @@ def tag_version(name: str, version: str, tags: Mapping[str, str], *, tracking_ur
     _look_up(client, name, version, None)
     for key, value in tags.items():
         client.set_model_version_tag(name, version, _TAG + key, value)
+
+
+def log_evaluation(
+    version: ModelVersion, folder: Path, metrics: Mapping[str, float], step: int, *, tracking_uri: str | None = None
+) -> None:
+    """Puts an evaluation's files and metrics on the run of a version, where it has one.
+
+    Args:
+        folder: all of its files go below `evaluation/VERSION`.
+        metrics: by name; the same value at the same step is logged once.
+        step: images that the model has seen.
+    """
+    from mlflow.entities import Metric
+
+    if version.run_id is None:
+        return
+    client, _ = _client(tracking_uri)
+    client.log_artifacts(version.run_id, str(folder), f"evaluation/{version.version}")
+    at = int(datetime.now(UTC).timestamp() * 1000)
+    new = []
+    for key, value in metrics.items():
+        known = client.get_metric_history(version.run_id, key)
+        if all((metric.step, metric.value) != (step, value) for metric in known):
+            new.append(Metric(key, value, at, step))
+    client.log_batch(version.run_id, metrics=new)
 
 
 def set_alias(name: str, alias: str, version: str, *, tracking_uri: str | None = None) -> str | None:

@@ -1,0 +1,282 @@
+"""What a distill job comes to before anything runs, and the driver's side of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from curation import storage
+from curation.errors import UserError
+from curation.manifest import Manifest
+from training.distill_job import DistillJob, ProgressiveConfig
+from training.follow import Follower, Mailbox, OnProgress
+from training.prepare import RESULT_FILE
+from training.roster import FILE as ROSTER_FILE
+from training.roster import Roster
+
+if TYPE_CHECKING:
+    from training.bundle import BundleInfo
+    from training.consent import Consent
+    from training.tracking import ModelVersion, Run
+
+RUN_FILE = "run.json"
+
+
+class DistillResult(BaseModel):
+    """What a finished distillation came to.
+
+    Attributes:
+        teacher: its version as `NAME/3`, or its bundle's folder.
+        teacher_evaluations, evaluations: of the network for one picture, by each one's own way to be drawn with.
+        other_set: whether the teacher was trained on other pictures than the student was: what was taken down since
+            is in its weights still.
+        excluded: rows that were left out, by the takedown entry that revokes them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    run_id: str
+    bundle: str
+    images_seen: int
+    state_sha256: str
+    metrics: dict[str, float]
+    resumed_from: int
+    teacher: str
+    teacher_evaluations: int
+    evaluations: int
+    training_set_digest: str
+    other_set: bool
+    excluded: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job comes to: the teacher, the exact set, and the run's folder, which is named after both."""
+
+    version: ModelVersion
+    teacher: BundleInfo
+    guidance_scale: float
+    manifest: Manifest
+    consent: Consent
+    roster: Roster
+    folder: str
+
+    @property
+    def teacher_sha256(self) -> str:
+        return self.version.tags["bundle_sha256"]
+
+    @property
+    def teacher_name(self) -> str:
+        return self.version.bundle if self.version.name == "local" else f"{self.version.name}/{self.version.version}"
+
+    @property
+    def other_set(self) -> bool:
+        return self.teacher.training_set_digest != self.roster.info.digest
+
+
+def prepare(job: DistillJob) -> Prepared:
+    """Finds the teacher, opens the manifest and asks the takedown ledger which of its rows may be used now.
+
+    Raises:
+        UserError: no such teacher or manifest, one that does not fit the job, a ledger that cannot be read, nothing
+            left to distil on, or evidence older than the job takes it (unless the run is finished).
+    """
+    from training import consent
+    from training.bundle import read_info
+    from training.tracking import resolve
+
+    version = resolve(job.teacher, tracking_uri=job.tracking.uri)
+    teacher = read_info(version.bundle)
+    _check_teacher(job, teacher)
+    where = job.manifest or teacher.manifest_uri
+    if where is None:
+        raise UserError(
+            "the teacher does not say where its manifest lies", field="manifest", remedy="name the manifest"
+        )
+    manifest = Manifest.open(where)
+    asked = consent.ask(manifest, job.ledger)
+    roster = asked.roster(manifest)
+    guidance = teacher.sampling.guidance_scale if job.guidance_scale is None else job.guidance_scale
+    config = job.config_sha256(version.tags["bundle_sha256"], manifest.id)
+    told = json.dumps([config, guidance, roster.info.digest])
+    folder = storage.join(job.output, f"{job.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}")
+    if finished(storage.absolute(folder)) is None:
+        consent.check_age(manifest, job.consent_max_age_days)
+    return Prepared(version, teacher, guidance, manifest, asked, roster, folder)
+
+
+def _check_teacher(job: DistillJob, teacher: BundleInfo) -> None:
+    if teacher.prediction not in ("v_prediction", "sample"):
+        raise UserError(
+            f"the teacher predicts {teacher.prediction}: at the first of few steps almost no signal is left, and noise "
+            "says nothing there of the picture",
+            field="teacher",
+            remedy="train one with prediction: v_prediction or sample",
+        )
+    own = teacher.sampling.steps
+    asked = job.method.teacher_steps if isinstance(job.method, ProgressiveConfig) else job.method.solver_steps
+    if teacher.distilled_from is not None and asked != own:
+        raise UserError(
+            f"the teacher is a student itself, and knows the noise levels of its own {own} steps only, not of {asked}",
+            field=f"method.{'teacher_steps' if isinstance(job.method, ProgressiveConfig) else 'solver_steps'}",
+            remedy=f"set it to {own}",
+        )
+
+
+def finished(folder: str) -> DistillResult | None:
+    """The result of a run that came to its end in a folder; None where none did."""
+    from training.bundle import INFO_FILE
+
+    try:
+        result = DistillResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
+    except (FileNotFoundError, ValidationError):
+        return None
+    bundle = storage.join(folder, "bundle")  # the folder may have been moved since
+    return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
+
+
+def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
+    """What the job will ask for and do; finds the teacher, opens the manifest and reads the takedown ledger.
+
+    Raises:
+        UserError: what `prepare` refuses, or pictures of another size than the teacher's.
+    """
+    from training.data import check_mix, picture_size
+
+    prepared = prepared or prepare(job)
+    teacher, manifest, roster = prepared.teacher, prepared.manifest, prepared.roster
+    size = picture_size(manifest)
+    if size != teacher.image_size:
+        raise UserError(
+            f"the manifest's pictures are {size} x {size} pixels, the teacher's {teacher.image_size}",
+            field="manifest",
+            remedy="use the manifest that the teacher was trained on, or one of that size",
+        )
+    check_mix(manifest, teacher.job.get("caption_mix"))
+    return {
+        "workers": 0,
+        "cpus": 1,
+        "gpus": 0,
+        "teacher": prepared.teacher_name,
+        "teacher_evaluations": _evaluations(teacher.sampling.steps, teacher.sampling.guidance_scale),
+        "evaluations": job.steps,
+        "guidance_scale": prepared.guidance_scale,
+        "student_steps": [job.student_steps(stage) for stage in range(job.stages)],
+        "parameters": teacher.parameters,
+        "image_size": size,
+        "training_rows": len(roster),
+        "images": job.budget,
+        "manifest": manifest.id,
+        "training_set_digest": roster.info.digest,
+        "other_set": prepared.other_set,
+        "ledger": prepared.consent.ledger_uri,
+        "ledger_version": prepared.consent.ledger_version,
+        "left_out": roster.info.excluded_rows,
+        "left_out_by": prepared.consent.by_entry,
+        "run_folder": prepared.folder,
+    }
+
+
+def _evaluations(steps: int, guidance_scale: float) -> int:
+    return steps * (2 if guidance_scale > 1 else 1)
+
+
+def launch(
+    job: DistillJob, *, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+) -> DistillResult:
+    """Distils in this process to the job's end, from where an earlier attempt was interrupted.
+
+    A finished run is not repeated.
+
+    Args:
+        on_progress: called in a thread of this process, about once a second while there is news.
+        prepared: what `prepare` found for the job.
+
+    Raises:
+        UserError: the teacher, the manifest, the ledger or an older checkpoint do not fit the job.
+    """
+    prepared = prepared or prepare(job)
+    folder = storage.absolute(prepared.folder)
+    done = finished(folder)
+    if done is not None:
+        return done
+    plan(job, prepared)
+    storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())
+    run = _start_run(job, prepared, folder)
+    mailbox = Mailbox()
+    follower = Follower(run, job.budget, on_progress)
+    try:
+        with follower.following(mailbox.drain):
+            outcome = _distill_here(job, prepared, folder, mailbox)
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    run.finish("FINISHED", {key: str(outcome[key]) for key in ("state_sha256", "bundle", "images_seen")})
+    teacher = prepared.teacher
+    result = DistillResult(
+        run_id=run.run_id,
+        teacher=prepared.teacher_name,
+        teacher_evaluations=_evaluations(teacher.sampling.steps, teacher.sampling.guidance_scale),
+        evaluations=job.steps,
+        training_set_digest=prepared.roster.info.digest,
+        other_set=prepared.other_set,
+        excluded=prepared.consent.by_entry,
+        **outcome,
+    )
+    storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
+    return result
+
+
+def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
+    """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
+    from training.tracking import Run, roster_tags
+
+    record = storage.join(folder, RUN_FILE)
+    try:
+        known = str(json.loads(storage.read_bytes(record))["run_id"])
+    except (FileNotFoundError, ValueError, KeyError):
+        known = None
+    manifest = prepared.manifest
+    tags = {
+        "config_sha256": job.config_sha256(prepared.teacher_sha256, manifest.id),
+        "run_folder": folder,
+        "seed": str(job.seed),
+        "images": str(job.budget),
+        "distilled_from": prepared.teacher_sha256,
+        **roster_tags(prepared.roster),
+    }
+    if prepared.version.name != "local":
+        tags["parent_version"] = prepared.teacher_name
+    run = Run.start(job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known, tags=tags)
+    storage.write_bytes(record, json.dumps({"run_id": run.run_id}).encode())
+    run.params(job.public())
+    run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
+    run.training_set(prepared.roster)
+    return run
+
+
+def _distill_here(job: DistillJob, prepared: Prepared, folder: str, mailbox: Mailbox) -> dict[str, Any]:
+    import torch
+
+    from training.bundle import load_bundle
+    from training.data import load
+    from training.distill_loop import Teacher, distill
+    from training.learner import Place
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    mix = prepared.teacher.job.get("caption_mix")
+    outcome = distill(
+        job,
+        folder=folder,
+        teacher=Teacher(
+            load_bundle(prepared.version.bundle, str(device)), prepared.teacher_sha256, prepared.guidance_scale
+        ),
+        data=load(prepared.manifest, prepared.teacher.image_size, mix, prepared.roster),
+        place=Place(device=device),
+        report=mailbox.put,
+    )
+    return dataclasses.asdict(outcome)

@@ -1,0 +1,219 @@
+"""A student in distillation: its network, its teacher, its optimizer, and what a step does to them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import distill, objective, randomness
+from training.bundle import DiffusionModel
+from training.captions import CaptionChoice, CaptionStates
+from training.data import TrainingSet
+from training.distill import Denoise, Grid
+from training.distill_job import ConsistencyConfig, DistillJob
+from training.learner import Place
+from training.randomness import Purpose
+from training.text import Conditioning
+from training.unet import to_patches
+
+_CLIP = 1.0  # of clean pictures, as the sampler clips them
+
+
+class Student:
+    """The state of a distillation and its one operation, `step`.
+
+    Samples are numbered over all stages. A stage begins with the first step after the end of the one before: then the
+    student's weights become the teacher's and the optimizer starts anew, so that a checkpoint at the boundary is like
+    any other.
+
+    Attributes:
+        unet: the student's network, never wrapped.
+    """
+
+    def __init__(
+        self, job: DistillJob, model: DiffusionModel, data: TrainingSet, place: Place, *, guidance_scale: float
+    ) -> None:
+        """Args:
+        model: the teacher; it is not changed.
+        guidance_scale: that the teacher is guided by in the first stage.
+        """
+        self._job = job
+        self._model = model
+        self._data = data
+        self._place = place
+        self._guidance = guidance_scale
+        self._captions = CaptionStates(model.text, CaptionChoice(data.options))
+        self._flip = bool(model.info.job.get("flip", False))
+        self.unet = copy.deepcopy(model.unet).to(place.device, memory_format=torch.channels_last)
+        self.unet.requires_grad_(True).train()
+        self._teacher = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        # the moving average of a consistency model, which sets its target
+        self._average = copy.deepcopy(self._teacher) if isinstance(job.method, ConsistencyConfig) else None
+        self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
+        self._parameters = [parameter for _, parameter in self._named]
+        self._optimizer = self._new_optimizer()
+        self._forward: Any = self.unet
+        if place.world_size > 1:
+            self._forward = torch.nn.parallel.DistributedDataParallel(
+                self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    @property
+    def resident_captions(self) -> bool:
+        """Whether captions were encoded beforehand, one by one; else each batch encodes its own."""
+        return self._captions.resident
+
+    def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the global batch that follows `images_seen`.
+
+        Returns:
+            This worker's mean loss and the global gradient's norm before clipping, both scalars on the device.
+        """
+        job = self._job
+        stage, done = divmod(images_seen, job.stage_images)
+        if stage and not done:
+            self._teacher.load_state_dict(self.unet.state_dict())
+            self._optimizer = self._new_optimizer()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate(images_seen + job.batch_size / 2)
+        loss = self._gradients(images_seen, stage)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None and isinstance(job.method, ConsistencyConfig):
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self._average.parameters()), self._parameters, 1 - job.method.ema_decay)
+        return loss, norm
+
+    def learning_rate(self, images: float) -> float:
+        """The learning rate at a number of images seen: in each stage a straight line to 0."""
+        return self._job.optimizer.lr * (1 - images % self._job.stage_images / self._job.stage_images)
+
+    def settle(self, images_seen: int) -> None:
+        """Lets DDP arrange its buckets by a backward pass that is thrown away (see `Learner.settle`)."""
+        if self._place.world_size > 1:
+            self._gradients(images_seen, images_seen // self._job.stage_images)
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        config = self._job.optimizer
+        return torch.optim.AdamW(
+            self._parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+
+    def _gradients(self, images_seen: int, stage: int) -> Tensor:
+        share = self._job.batch_size // self._place.world_size
+        first = images_seen + self._place.rank * share
+        parts = torch.arange(first, first + share).chunk(self._job.accumulation)
+        total = torch.zeros((), device=self._place.device)
+        for number, index in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
+                loss = self._loss(index, stage) * (len(index) / share)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, index: Tensor, stage: int) -> Tensor:
+        """The loss of the samples with these global indices (N,)."""
+        job, device = self._job, self._place.device
+        x0, told, untold = self._samples(index)
+        index = index.to(device)
+        noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
+        if isinstance(job.method, ConsistencyConfig):
+            grid = Grid.of(self._model.betas, job.method.solver_steps, device)
+            level = 1 + randomness.timesteps(job.seed, index, len(grid))
+        else:
+            grid = Grid.of(self._model.betas, 2 * job.student_steps(stage), device)
+            level = 2 + 2 * randomness.timesteps(job.seed, index, job.student_steps(stage))
+        abar = grid.abar[level]
+        xt = objective.q_sample(x0, noise, abar).contiguous(memory_format=torch.channels_last)
+        guided = self._guidance > 1 and stage == 0
+        with torch.no_grad():
+            teacher = self._denoise(self._teacher, grid, told, untold if guided else None)
+            if isinstance(job.method, ConsistencyConfig):
+                average = self._denoise(self._average, grid, told)
+                target = distill.consistency_target(teacher, average, grid, xt, level)
+            else:
+                target = distill.two_steps(teacher, grid, xt, level)
+        answer = self._x0(self._forward, grid, xt, level, told)
+        if isinstance(job.method, ConsistencyConfig):
+            answer = distill.consistent(answer, xt, grid.timesteps[level])
+            return distill.pseudo_huber(answer, target, job.method.huber_c)
+        return distill.halving_loss(answer, target, abar)
+
+    def _samples(self, index: Tensor) -> tuple[Tensor, Conditioning, Conditioning]:
+        """Clean patches, what the network is told of them, and what it is told where it is told nothing."""
+        seed = self._job.seed
+        rows = self._data.shown(seed, index)
+        pictures = self._data.pictures[rows]
+        if self._flip:
+            mirrored = randomness.uniform(seed, Purpose.FLIP, index) < 0.5
+            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        dropped = randomness.uniform(seed, Purpose.CAPTION_DROPOUT, index) < self._job.caption_dropout
+        draw = randomness.uniform(seed, Purpose.CAPTION, index)
+        told = self._captions.lookup(rows, dropped, draw)
+        untold = self._captions.lookup(rows, torch.ones_like(dropped), draw)
+        x0 = to_patches(pictures.to(self._place.device).float() / 127.5 - 1, self._model.patch_size)
+        return x0, told, untold
+
+    def _denoise(self, unet: Any, grid: Grid, told: Conditioning, untold: Conditioning | None = None) -> Denoise:
+        """A network as the sampler asks it: guided where `untold` is given, its clean picture clipped."""
+
+        def denoise(xt: Tensor, level: Tensor) -> Tensor:
+            output = self._output(unet, grid, xt, level, told)
+            if untold is not None:
+                without = self._output(unet, grid, xt, level, untold)
+                output = without + self._guidance * (output - without)
+            return objective.to_x0(self._model.prediction, output, xt, grid.abar[level]).clamp(-_CLIP, _CLIP)
+
+        return denoise
+
+    def _x0(self, forward: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
+        output = self._output(forward, grid, xt, level, told)
+        return objective.to_x0(self._model.prediction, output, xt, grid.abar[level])
+
+    def _output(self, forward: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
+        with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._job.precision == "bf16"):
+            output: Tensor = forward(
+                xt,
+                grid.timesteps[level],
+                told.states,
+                class_labels=told.pooled,
+                encoder_attention_mask=told.mask,
+                return_dict=False,
+            )[0]
+        return output.float()
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint stores: `weights`, `teacher`, `optimizer` and for consistency `average`, by name."""
+        parts = {
+            "weights": dict(self.unet.state_dict()),
+            "teacher": dict(self._teacher.state_dict()),
+            "optimizer": {
+                f"{key}.{name}": value
+                for name, parameter in self._named
+                for key, value in self._optimizer.state[parameter].items()
+            },
+        }
+        return parts if self._average is None else {**parts, "average": dict(self._average.state_dict())}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Takes the place of the run that `state` was taken from."""
+        self.unet.load_state_dict(state["weights"])
+        self._teacher.load_state_dict(state["teacher"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        moments = state["optimizer"]
+        for name, parameter in self._named:
+            # in the layout of the parameter (channels last): the fused kernel walks both in order of memory
+            self._optimizer.state[parameter] = {
+                "step": moments[f"step.{name}"].to(parameter.device),
+                "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"exp_avg_sq.{name}"]),
+            }
