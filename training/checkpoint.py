@@ -54,6 +54,7 @@ class CheckpointInfo(BaseModel):
         milestone: whether it is kept for ever.
         base_digest, removed_digest: of the run's roster.
         seen_sha256: hash of all samples that the state depends on (`retraining.Seen`); None in an older one.
+        loss: mean of the points since the checkpoint before; None where there is none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,11 +63,12 @@ class CheckpointInfo(BaseModel):
     topology: dict[str, int]
     legs: tuple[Leg, ...] = ()
     libraries: dict[str, str]
-    points: list[Point]
+    points: tuple[Point, ...]
     milestone: bool = False
     base_digest: str | None = None
     removed_digest: str | None = None
     seen_sha256: str | None = None
+    loss: float | None = None
     files: dict[str, str] = {}
 
 
@@ -81,10 +83,10 @@ def state_sha256(state: State) -> str:
     return h.hexdigest()
 
 
-def save(folder: str, state: State, info: CheckpointInfo, *, keep: int) -> str:
+def save(folder: str, state: State, info: CheckpointInfo, *, keep: int, keep_best: int = 0) -> str:
     """Writes a checkpoint into a folder of checkpoints and returns its path.
 
-    All but the newest `keep` are removed; milestones stay, and are not counted.
+    All but the newest `keep` and the `keep_best` of lowest loss are removed; milestones stay, and are not counted.
     """
     name = f"{_PREFIX}{info.images_seen:012d}"
     target = storage.join(folder, name)
@@ -107,11 +109,7 @@ def save(folder: str, state: State, info: CheckpointInfo, *, keep: int) -> str:
     finally:
         if staging != target:
             storage.remove_tree(staging)
-    # the newest whole ones stay; a damaged one is worth nothing and must not push a good one out
-    passing = [path for path in paths(folder) if not _is_milestone(path)]
-    whole = [path for path in passing if problem(path) is None]
-    for old in set(passing) - set(whole[-keep:]):
-        storage.remove_tree(old)
+    _remove_old(folder, keep, keep_best)
     return target
 
 
@@ -122,11 +120,23 @@ def paths(folder: str) -> list[str]:
     return [storage.join(folder, name) for name in sorted(names)]
 
 
-def _is_milestone(path: str) -> bool:
+def _remove_old(folder: str, keep: int, keep_best: int) -> None:
+    """Only whole ones are counted: a damaged one is worth nothing and must not push a good one out."""
+    told = {path: _told(path) for path in paths(folder)}
+    passing = [path for path, info in told.items() if info is None or not info.milestone]
+    whole = [path for path in passing if problem(path) is None]
+    losses = [(info.loss, path) for path in whole if (info := told[path]) is not None and info.loss is not None]
+    best = {path for _, path in sorted(losses)[:keep_best]}
+    for old in set(passing) - set(whole[-keep:]) - best:
+        storage.remove_tree(old)
+
+
+def _told(path: str) -> CheckpointInfo | None:
+    """What a checkpoint says about itself; None for one that cannot be read."""
     try:
-        return _read_info(path).milestone
+        return _read_info(path)
     except (FileNotFoundError, ValueError):
-        return False
+        return None
 
 
 def sweep(folder: str) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from curation.manifest import Manifest
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
+from training.notice import Notice, on_sigterm
 from training.prepare import RESULT_FILE, Prepared, TrainResult, finished, plan, prepare
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from training.tracking import Run
 
 RUN_FILE = "run.json"
+_PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to be taken away
 
 
 def launch(
@@ -48,6 +51,7 @@ def launch(
 
     Raises:
         UserError: the manifest, the ledger, the tower, the sizes or an older checkpoint do not fit the job.
+        Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
     """
     prepared = prepared or prepare(job)
     folder = storage.absolute(prepared.folder)
@@ -110,11 +114,13 @@ def _train_here(job: TrainJob, folder: str, text_encoder: str, follower: Followe
     from training.learner import Place
 
     mailbox = Mailbox()
-    with follower.following(mailbox.drain):
-        return _train_at(job, folder, text_encoder, Place(), mailbox.put)
+    with follower.following(mailbox.drain), on_sigterm() as notice:
+        return _train_at(job, folder, text_encoder, Place(), mailbox.put, notice)
 
 
-def _train_at(job: TrainJob, folder: str, text_encoder: str, place: Place, report: Report) -> dict[str, Any]:
+def _train_at(
+    job: TrainJob, folder: str, text_encoder: str, place: Place, report: Report, notice: Notice
+) -> dict[str, Any]:
     from training.data import load
     from training.loop import train
     from training.text import TextEncoder
@@ -129,6 +135,7 @@ def _train_at(job: TrainJob, folder: str, text_encoder: str, place: Place, repor
             text=TextEncoder(tower, place.device),
             place=place,
             report=report,
+            notice=notice,
         )
     return dataclasses.asdict(outcome)
 
@@ -247,6 +254,37 @@ def _worker(config: dict[str, Any]) -> None:
     )
     mailbox = config["mailbox"]
     job = TrainJob.model_validate(config["job"])
-    outcome = _train_at(job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point))
+    with _on_preemption() as notice:
+        outcome = _train_at(
+            job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point), notice
+        )
     if place.rank == 0:
         ray.get(mailbox.finish.remote(outcome))
+
+
+@contextlib.contextmanager
+def _on_preemption() -> Iterator[Notice]:
+    """A notice that Ray gives when a node of the run is about to be taken away; the run goes on until it is.
+
+    Asking is a collective: a thread of each worker asks, and waits there for those of the others.
+    """
+    import ray.train
+
+    notice, done = Notice(ends=False), threading.Event()
+
+    def ask() -> None:
+        known = None
+        while not done.wait(_PREEMPTION_SECONDS):
+            try:
+                told = ray.train.get_preemption_info()
+            except Exception:  # the group is being taken down
+                return
+            if told is not None and told != known:
+                notice.give()
+            known = told
+
+    threading.Thread(target=ask, name="preemption", daemon=True).start()
+    try:
+        yield notice
+    finally:
+        done.set()

@@ -8,13 +8,13 @@ interrupted.
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,16 +24,18 @@ from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, 
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
 from training.folders import upload
+from training.grid import grid
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
+from training.notice import Notice, Terminated
 from training.progress import Leg, Point, Report
-from training.sampling import SamplingParams, sample
+from training.sampling import SamplingParams
 from training.text import TextEncoder, digest
+from training.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 _POINTS = 400  # measured over a whole run, whatever its length
-_GRID_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -53,26 +55,46 @@ class Outcome:
 
 
 def train(
-    job: TrainJob, *, folder: str, data: TrainingSet, text: TextEncoder, place: Place, report: Report | None = None
+    job: TrainJob,
+    *,
+    folder: str,
+    data: TrainingSet,
+    text: TextEncoder,
+    place: Place,
+    report: Report | None = None,
+    notice: Notice | None = None,
 ) -> Outcome:
     """Trains to the end of the job's budget and writes `<folder>/bundle`.
 
     Args:
         folder: the run's own folder, local or S3; its checkpoints are resumed from.
         report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
+        notice: of an interruption; the first worker's is looked at after each step.
 
     Raises:
         UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration, or the one of
             `resume_from` is not one that this run would have come by.
+        Terminated: after a notice that ends the run, when its state is saved.
     """
     if place.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return _Loop(job, folder, data, text, place, report or (lambda point: None)).run()
+    loop = _Loop(job, folder, data, text, place, report or (lambda point: None), notice or Notice(ends=True))
+    try:
+        return loop.run()
+    finally:
+        loop.writer.close()
 
 
 class _Loop:
     def __init__(
-        self, job: TrainJob, folder: str, data: TrainingSet, text: TextEncoder, place: Place, report: Report
+        self,
+        job: TrainJob,
+        folder: str,
+        data: TrainingSet,
+        text: TextEncoder,
+        place: Place,
+        report: Report,
+        notice: Notice,
     ) -> None:
         self._job = job
         self._folder = folder
@@ -80,6 +102,7 @@ class _Loop:
         self._text = text
         self._place = place
         self._report = report
+        self._notice = notice
         self._learner = Learner(job, data, text, place)
         # the averaged network as serving will see it; its weights change as training goes on
         self._model = DiffusionModel(
@@ -105,6 +128,8 @@ class _Loop:
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
+        self.writer = Writer(self._checkpoints, keep=job.keep_checkpoints, keep_best=job.keep_best_checkpoints)
+        self._saved = 0  # images seen at the newest checkpoint
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
         self._points: list[Point] = []  # of the whole run; they travel in checkpoints, for a driver that was killed
@@ -134,6 +159,9 @@ class _Loop:
                     self._save(seen, milestone)
                 loss_sum = norm_sum = torch.zeros((), device=self._place.device)
                 window, began = seen, time.monotonic()
+            if self._notice.take():
+                self._save_in_time(seen)
+        self.writer.flush()
         sha256 = state_sha256(learner.state())
         bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
@@ -149,11 +177,25 @@ class _Loop:
             value = value / self._place.world_size
         return value
 
+    def _save_in_time(self, seen: int) -> None:
+        """Saves between two steps, as the run is about to be interrupted.
+
+        All workers hold the same state, so the first one does it alone and the others need not know. What was measured
+        since the last point is not in it: a run that goes on from here averages its next point over fewer steps.
+        """
+        if seen > self._saved:
+            self._save(seen, milestone=False)
+        self.writer.flush()
+        logger.warning("interrupted: the state after %d images is saved", seen)
+        if self._notice.ends:
+            raise Terminated
+
     def _measure(self, seen: int, loss: float, norm: float, rate: float) -> None:
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} after {seen} images: lower optimizer.lr or use precision fp32"
             )
+        self.writer.check()
         self._metrics = {"loss": loss, "grad_norm": norm}
         lr = learning_rate(self._job.optimizer, seen, self._budget)
         self._tell(Point(images=seen, time=time.time(), values={**self._metrics, "lr": lr, "images_per_second": rate}))
@@ -180,7 +222,7 @@ class _Loop:
         elif self._job.resume_from is not None:
             path = self._job.resume_from
             info, state = retraining.take_up(path, self._identity, self._topology, self._data, self._seen)
-            points = [point for point in info.points if point.grid is None]  # pictures stay with the run that drew them
+            points = tuple(point for point in info.points if point.grid is None)  # pictures stay with their run
         else:
             return 0
         self._learner.restore(state)
@@ -194,6 +236,7 @@ class _Loop:
             self._tell(point)
             if "loss" in point.values:
                 self._metrics = {key: point.values[key] for key in ("loss", "grad_norm")}
+        self._saved = info.images_seen
         logger.info("resumed at %d images from %s", info.images_seen, path)
         return info.images_seen
 
@@ -207,19 +250,22 @@ class _Loop:
 
     def _save(self, seen: int, milestone: bool) -> None:
         if self._place.rank == 0:
+            since = [p.values["loss"] for p in self._points if p.images > self._saved and "loss" in p.values]
             info = CheckpointInfo(
                 images_seen=seen,
                 identity=self._identity,
                 topology=self._topology,
                 legs=self._legs,
                 libraries=_libraries(),
-                points=self._points,
+                points=tuple(self._points),
                 milestone=milestone,
+                loss=sum(since) / len(since) if since else None,
                 base_digest=self._data.roster.info.base_digest,
                 removed_digest=self._data.roster.info.removed_digest,
                 seen_sha256=self._seen.upto(seen),
             )
-            checkpoint.save(self._checkpoints, self._learner.state(), info, keep=self._job.keep_checkpoints)
+            self.writer.save(self._learner.state(), info)
+            self._saved = seen
 
     # --- pictures and the bundle ---
 
@@ -232,21 +278,10 @@ class _Loop:
         """One column per prompt, one row per seed, as a PNG in the run's folder."""
         if self._place.rank != 0:
             return
-        import io
-
-        from PIL import Image
-
         distinct = self._data.texts
         prompts = list(self._job.sample.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
-        seeds = [row for row in range(_GRID_ROWS) for _ in prompts]
-        pictures = sample(self._model, prompts * _GRID_ROWS, seeds, self._sampling, exact=False)
-        rows = [
-            np.concatenate(list(pictures[i : i + len(prompts)]), axis=1) for i in range(0, len(seeds), len(prompts))
-        ]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
         path = storage.join(self._folder, "samples", f"{seen:012d}.png")
-        storage.write_bytes(path, buffer.getvalue())
+        storage.write_bytes(path, grid(self._model, prompts, self._sampling))
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
     def _write_bundle(self, seen: int, sha256: str) -> str:

@@ -11,11 +11,13 @@ import torch
 
 from curation.errors import UserError
 from tests.training.conftest import shapes, write_manifest
+from training import checkpoint
 from training.bundle import load_bundle
 from training.data import TrainingSet, load
 from training.job import TrainJob
 from training.learner import Learner, Place, shares
 from training.loop import Outcome, train
+from training.notice import Notice, Terminated
 from training.progress import Point
 from training.text import TextEncoder
 
@@ -161,3 +163,60 @@ def test_a_run_goes_on_with_smaller_parts_and_says_so(
     assert [leg.images for leg in straight.legs] == [0]
     again = run(make_job(accumulation=4), tmp_path / "changed", data, text)
     assert again.legs == changed.legs
+
+
+@pytest.mark.parametrize("at", [0, 24, 32])
+def test_a_notice_saves_between_steps_and_the_rest_is_the_same(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path, at: int
+) -> None:
+    """At 24 no checkpoint was due; at 32 one was written in the same step; at 0 it came before the first."""
+    straight = run(make_job(), tmp_path / "straight", data, text)
+    notice = Notice(ends=True)
+    if at == 0:
+        notice.give()
+
+    def report(point: Point) -> None:
+        if point.images == at:
+            notice.give()
+
+    where: dict[str, Any] = {"folder": str(tmp_path / "cut"), "data": data, "text": text, "place": Place()}
+    with pytest.raises(Terminated) as ended:
+        train(make_job(), **where, report=report, notice=notice)
+    assert ended.value.code == 143
+    resumed = train(make_job(), **where)
+    assert (resumed.resumed_from, resumed.state_sha256) == (at or 8, straight.state_sha256)
+
+
+def test_a_notice_of_a_lost_machine_saves_and_goes_on(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    straight = run(make_job(), tmp_path / "straight", data, text)
+    notice = Notice(ends=False)
+    checkpoints: list[str] = []
+
+    def report(point: Point) -> None:
+        checkpoints[:] = checkpoint.paths(f"{tmp_path}/warned/checkpoints")
+        if point.images == 24:
+            notice.give()
+        if point.images == 32:
+            raise Killed
+
+    where: dict[str, Any] = {"folder": str(tmp_path / "warned"), "data": data, "text": text, "place": Place()}
+    with pytest.raises(Killed):
+        train(make_job(), **where, report=report, notice=notice)
+    assert [path[-2:] for path in checkpoints] == ["16", "24"]
+    resumed = train(make_job(), **where)
+    assert (resumed.resumed_from, resumed.state_sha256) == (24, straight.state_sha256)
+
+
+def test_the_best_checkpoints_are_those_of_lowest_loss(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path
+) -> None:
+    job = make_job(keep_checkpoints=1, keep_best_checkpoints=2, milestones=64, images=160)
+    points: list[Point] = []
+    train(job, folder=str(tmp_path), data=data, text=text, place=Place(), report=points.append)
+    losses = {point.images: point.values["loss"] for point in points if "loss" in point.values}
+    passing = [images for images in range(16, 160, 16) if images % 64]
+    best = sorted(passing, key=lambda images: losses[images] + losses[images - 8])[:2]
+    kept = [int(path[-12:]) for path in checkpoint.paths(f"{tmp_path}/checkpoints")]
+    assert kept == sorted({*best, 64, 128, 160})

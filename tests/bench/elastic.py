@@ -1,0 +1,107 @@
+"""A run on a Ray cluster of its own that grows by a node and loses it again: `drive`, or as a process of its own.
+
+It starts with room for one worker. Once a checkpoint was written, a second node joins, and Ray Train begins anew with
+two workers. Once those have written one, Ray announces that the node will be taken away, the state is saved between two
+steps, the node is lost, and one worker goes on. Events are awaited, not times. The last line is the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from training import checkpoint
+from training.checkpoint import CheckpointInfo
+from training.job import TrainJob
+from training.launch import launch
+from training.prepare import TrainResult, prepare
+from training.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+
+
+def drive(job: TrainJob, tower: str, limit_s: float = 600) -> TrainResult:
+    """Runs this module in a process of its own, as its cluster has other settings than the session's."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [sys.executable, "-m", "tests.bench.elastic", job.model_dump_json(), tower]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-6_000:])
+    return TrainResult.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def _change_the_cluster(cluster: Any, folder: str, every: int, running: Future[TrainResult]) -> None:
+    """Adds a node, has Ray tell that it will be taken away, and takes it once the state was saved for that."""
+
+    def until(found: Callable[[str, CheckpointInfo], bool]) -> bool:
+        while not running.done():
+            newest = checkpoint.latest(folder)
+            if newest is not None and found(newest, checkpoint.read_info(newest)):
+                return True
+            time.sleep(0.2)
+        return False
+
+    def workers(expected: list[int]) -> Callable[[str, CheckpointInfo], bool]:
+        return lambda path, info: [leg.topology["workers"] for leg in info.legs] == expected
+
+    if until(workers([1])):
+        node = cluster.add_node(num_cpus=1)
+        print("a node joined", file=sys.stderr, flush=True)
+        if until(workers([1, 2])):
+            _drain(cluster.address, node.node_id)
+            print("a node is about to be lost", file=sys.stderr, flush=True)
+            if until(lambda path, info: info.images_seen % every != 0):
+                cluster.remove_node(node, allow_graceful=False)
+                print("a node was lost, after its state was saved", file=sys.stderr, flush=True)
+
+
+def _drain(address: str, node_id: str) -> None:
+    told = [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        "60",
+    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id]
+    subprocess.run([*command, *told], check=True, stdout=sys.stderr)
+
+
+def main() -> None:
+    os.environ |= {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+        "RAY_health_check_period_ms": "1000",
+    }
+    import ray
+    from ray.cluster_utils import Cluster
+
+    job, tower = TrainJob.model_validate(json.loads(sys.argv[1])), sys.argv[2]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = cluster.address  # a cluster that can grow
+    ray.init(address=cluster.address, log_to_driver=False)
+    began = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        print(f"{time.monotonic() - began:.0f} s: at {progress.images_seen}", file=sys.stderr, flush=True)
+
+    # nodes can only be added by the main thread
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(launch, job, text_encoder=tower, on_progress=tell)
+        _change_the_cluster(cluster, f"{prepare(job).folder}/checkpoints", job.checkpoint_every, running)
+        result = running.result()
+    ray.shutdown()
+    cluster.shutdown()
+    print(result.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

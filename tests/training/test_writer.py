@@ -1,0 +1,50 @@
+"""Checkpoints beside training: the state of the moment, one after another, and no failure without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.test_checkpoint import OWN, info
+from training import checkpoint
+from training.writer import Writer
+
+
+def test_what_is_written_is_the_state_of_the_moment(tmp_path: Path) -> None:
+    weights = torch.arange(1 << 20, dtype=torch.float32).reshape(1, 16, 256, 256).to(memory_format=torch.channels_last)
+    state = {"weights": {"a": weights, "step": torch.tensor(1.0)}}
+    writer = Writer(str(tmp_path), keep=5)
+    expected = {}
+    for images in (8, 16, 24):
+        expected[images] = checkpoint.state_sha256(state)
+        writer.save(state, info(images))
+        weights += 1  # while it is being written
+    writer.flush()
+    for images, sha256 in expected.items():
+        found, stored = checkpoint.load(f"{tmp_path}/images-{images:012d}", OWN)
+        assert (found.images_seen, checkpoint.state_sha256(stored)) == (images, sha256)
+    writer.close()
+
+
+def test_a_failure_to_write_is_raised_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    state = {"weights": {"a": torch.zeros(2)}}
+    writer = Writer(str(tmp_path / "checkpoints"), keep=1)
+    writer.save(state, info(8))
+    with pytest.raises(OSError, match="checkpoints"):
+        writer.save(state, info(16))
+    writer.flush()
+    writer.save(state, info(24))
+    with pytest.raises(OSError, match="checkpoints"):
+        writer.flush()
+    writer.close()
+
+
+def test_nothing_is_being_written_once_it_is_closed(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path), keep=1)
+    writer.save({"weights": {"a": torch.zeros(1 << 22)}}, info(8))
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]
+    assert checkpoint.latest(str(tmp_path)) is not None

@@ -1,0 +1,56 @@
+"""A notice that a run will be interrupted: what it has learned is saved between two steps, before it is too late."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Terminated(SystemExit):
+    """The process was asked to end, and the run has saved its state."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Notice:
+    """Given from a signal handler or another thread, taken by the loop between two steps.
+
+    Attributes:
+        ends: whether the run is to end once its state is saved. Otherwise it goes on for as long as it can: a machine
+            that is taken away at a deadline may do some more steps until then.
+    """
+
+    def __init__(self, *, ends: bool) -> None:
+        self.ends = ends
+        self._given = threading.Event()
+
+    def give(self) -> None:
+        self._given.set()
+
+    def take(self) -> bool:
+        """Whether it was given since it was last taken."""
+        given = self._given.is_set()
+        self._given.clear()
+        return given
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[Notice]:
+    """A notice that SIGTERM gives during a `with` block; outside the main thread, where there are none, never."""
+    notice = Notice(ends=True)
+
+    def give(signum: int, frame: FrameType | None) -> None:
+        notice.give()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield notice
+        return
+    before = signal.signal(signal.SIGTERM, give)
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGTERM, before)
