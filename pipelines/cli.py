@@ -57,6 +57,32 @@ def register(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_jso
 
 
 @app.command()
+def evaluate(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """Measure a model version, and whether it redraws its training pictures."""
+    _run_job("evaluate", job, sets, dry_run, as_json)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="the registered model")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="its version, a number")],
+    job: Annotated[str, typer.Option(metavar="JOB.yaml", help="job file with the gates")],
+    alias: Annotated[str, typer.Option(help="what is to point at the version")] = "champion",
+    sets: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias at a model version that passes the gates; exit code 1 if it does not."""
+    from pipelines import config
+    from pipelines import promote as verb
+
+    done = verb.run(name, version, config.load_job(job, sets, kind="promote"), alias=alias)
+    if not as_json:
+        verb.show(done)
+    _end(done, verb, as_json)
+    raise typer.Exit(0 if done.moved else 1)
+
+
+@app.command()
 def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Serve a registered model over HTTP until interrupted."""
     from pipelines import config

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
-KINDS = ("curate", "train", "distill", "register", "serve")
+KINDS = ("curate", "train", "distill", "register", "evaluate", "promote", "serve")
 STDIN = "-"
 
 
@@ -38,6 +38,14 @@ def model_of(kind: str) -> type[BaseModel]:
         from pipelines.register import RegisterJob
 
         return RegisterJob
+    if kind == "evaluate":
+        from pipelines.evaluate import EvaluateJob
+
+        return EvaluateJob
+    if kind == "promote":
+        from pipelines.promote import PromoteJob
+
+        return PromoteJob
     if kind == "serve":
         from serving.job import ServeJob
 

@@ -40,6 +40,10 @@ def run(path: str, overrides: list[str], *, address: str, follow: bool = True) -
         UserError: for a bad job, or a cluster that does not answer.
     """
     job = config.load_job(path, overrides)
+    if job.kind == "promote":
+        raise UserError(
+            "promoting takes no cluster", field="kind", remedy=f"run `cleanplate promote NAME VERSION --job {path}`"
+        )
     root = checkout()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

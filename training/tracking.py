@@ -276,6 +276,11 @@ def _check_name(name: str, alias: str | None) -> None:
         )
 
 
+def check_alias(name: str, alias: str) -> None:
+    """Raises UserError where MLflow does not take a name of a model, or an alias."""
+    _check_name(name, alias)
+
+
 def roster_tags(roster: Roster) -> dict[str, str]:
     """What a run's tags say of its training set; a version's, of a bundle, say the same (`_tags`)."""
     info = roster.info
