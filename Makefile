@@ -40,7 +40,7 @@ fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: bench-curation bench-duplicates bench-training bench-engine bench-clip
+bench: bench-curation bench-rights bench-duplicates bench-training bench-engine bench-clip
 
 bench-%: setup  ## the last line is one JSON object {"ratios": {...}}
 	$(BIN)/python -m tests.bench.$*

@@ -465,15 +465,16 @@ def manifest_id(job: dict[str, Any], part_digests: Sequence[str]) -> str:
 def evidence_from(rows: pa.Table) -> datetime | None:
     """When the oldest evidence was seen that kept rows from the web rest on; None where there are no such rows.
 
-    What stands in a file of one's own is read when the manifest is made, so that `created_at` is its time.
+    A row's evidence is as old as the oldest of its observations on the web; where nobody was asked, as old as its
+    bytes. What stands in a file of one's own is read when the manifest is made, so that `created_at` is its time.
     """
-    web = pc.and_(
-        pc.equal(rows["decision"], Decision.KEPT.value), pc.match_substring_regex(rows["uri"], "(?i)^https?://")
-    )
-    kept = rows.filter(web)
-    seen = pc.min(pc.list_flatten(kept["rights"]).combine_chunks().field("observed_at")) if kept.num_rows else None
-    times = [t.as_py() for t in (seen, pc.min(kept["fetched_at"])) if t is not None and t.is_valid]
-    return min(times, default=None)
+    web = pc.match_substring_regex(rows["uri"], "(?i)^https?://")
+    kept = rows.filter(pc.and_(pc.equal(rows["decision"], Decision.KEPT.value), web)).select(["rights", "fetched_at"])
+    times = []
+    for row in kept.to_pylist():
+        seen = [o["observed_at"] for o in row["rights"] or () if o["observed_at"] is not None]
+        times.append(min(seen, default=row["fetched_at"]))
+    return min((t for t in times if t is not None), default=None)
 
 
 def now() -> datetime:

@@ -168,4 +168,4 @@ def test_the_web_is_asked_again(ray_cluster: None, tmp_path: Path) -> None:
     }
     assert child.info.evidence_from is not None
     assert base.info.evidence_from is not None
-    assert child.info.evidence_from > base.info.evidence_from
+    assert child.info.evidence_from > base.info.created_at, "what was asked again is as old as its asking"
