@@ -19,7 +19,7 @@ def plan(job: TrainJob) -> dict[str, Any]:
     """What the job would take; opens the manifest and asks the takedown ledger."""
     from training import prepare
 
-    return prepare.plan(job)
+    return prepare.plan(job, memory=True)
 
 
 def run(job: TrainJob) -> TrainResult:

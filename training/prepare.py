@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -83,11 +84,12 @@ def finished(folder: str) -> TrainResult | None:
     return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
 
 
-def plan(job: TrainJob, prepared: Prepared | None = None) -> dict[str, Any]:
+def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = False) -> dict[str, Any]:
     """What the job will ask for and do; opens the manifest and its first picture, and reads the takedown ledger.
 
     Args:
         prepared: what `prepare` found for the job.
+        memory: tell what a worker's device will hold, in MiB; takes a second or two.
 
     Raises:
         UserError: what `prepare` refuses, sizes that do not fit together, or a checkpoint that the job cannot start
@@ -118,7 +120,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None) -> dict[str, Any]:
     with torch.device("meta"):
         # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
         unet = build_unet(job.unet, image_size=size, patch_size=job.patch_size, text_width=manifest.info.clip.dim)
-    return {
+    planned = {
         "workers": job.most_workers if job.workers else 0,
         "cpus": job.most_workers,
         "gpus": job.most_workers * job.gpus_per_worker if job.workers else 0,
@@ -137,6 +139,15 @@ def plan(job: TrainJob, prepared: Prepared | None = None) -> dict[str, Any]:
         "left_out_by": consent.by_entry,
         "run_folder": prepared.folder,
     }
+    return planned | {"memory_mib": _memory(job, size, manifest.info.clip.dim)} if memory else planned
+
+
+def _memory(job: TrainJob, size: int, text_width: int) -> dict[str, float]:
+    """What a worker's device holds while training, in MiB."""
+    from training.memory import estimate
+
+    told = estimate(job, image_size=size, text_width=text_width)
+    return {name: round(value / 2**20, 1) for name, value in (dataclasses.asdict(told) | {"total": told.total}).items()}
 
 
 def _check_resume_from(job: TrainJob, roster: Roster) -> None:

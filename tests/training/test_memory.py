@@ -1,0 +1,90 @@
+"""The estimate of memory against what torch itself allocates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import train
+from training import memory
+from training.data import TrainingSet
+from training.job import TrainJob
+from training.learner import Learner, Place
+from training.text import TextEncoder
+
+MakeJob = Callable[..., TrainJob]
+WIDTH = 64
+
+
+def tiny(**changes: Any) -> TrainJob:
+    return TrainJob.model_validate({"manifest": "-", "output": "-", "batch_size": 8, **changes})
+
+
+def allocated(state: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in state.values())
+
+
+def saved_for_backward(job: TrainJob) -> int:
+    """Bytes that a real forward pass keeps for the backward pass, by torch's own hooks."""
+    unet = memory.build_unet(job.unet, image_size=32, patch_size=job.patch_size, text_width=WIDTH).train()
+    unet.to(memory_format=torch.channels_last)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        unet(**memory.example(job, image_size=32, text_width=WIDTH))
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+
+
+def test_weights_and_states_are_what_a_learner_holds(make_job: MakeJob, data: TrainingSet, text: TextEncoder) -> None:
+    job = make_job()
+    learner = Learner(job, data, text, Place())
+    learner.step(0)
+    state = learner.state()
+    told = memory.estimate(job, image_size=data.image_size, text_width=text.width)
+    assert told.parameters == told.gradients == allocated(state["weights"])
+    assert told.average == allocated(state["ema"])
+    moments = {name: tensor for name, tensor in state["optimizer"].items() if not name.startswith("step.")}
+    assert told.optimizer == allocated(moments)
+    assert told.total == 5 * told.parameters + told.activations
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_within_a_fifth_of_what_a_forward_pass_keeps(precision: str) -> None:
+    job = tiny(precision=precision)
+    ratio = memory.estimate(job, image_size=32, text_width=WIDTH).activations / saved_for_backward(job)
+    assert 0.8 < ratio < 1.25
+
+
+def test_recomputing_and_smaller_parts_take_less() -> None:
+    whole, recomputed, parts, workers = (
+        memory.estimate(tiny(**changes), image_size=32, text_width=WIDTH).activations
+        for changes in ({}, {"gradient_checkpointing": True}, {"accumulation": 4}, {"workers": {"max": 4}})
+    )
+    assert 0.2 < recomputed / whole < 0.6
+    assert 0.2 < parts / whole < 0.5
+    assert workers == parts
+
+
+def test_the_same_accounting_of_real_tensors_agrees() -> None:
+    """With contents or without, to the sizes that kernels choose for themselves."""
+    job = tiny(gradient_checkpointing=True)
+    unet = memory.build_unet(job.unet, image_size=32, patch_size=job.patch_size, text_width=WIDTH).train()
+    unet.enable_gradient_checkpointing()
+    real = memory.peak(unet, memory.example(job, image_size=32, text_width=WIDTH), bf16=True)
+    assert memory.estimate(job, image_size=32, text_width=WIDTH).activations == pytest.approx(real, rel=0.1)
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_a_dry_run_tells_it(make_job: MakeJob) -> None:
+    told = train.plan(make_job())["memory_mib"]
+    assert set(told) == {"parameters", "gradients", "optimizer", "average", "activations", "total"}
+    assert told["total"] == pytest.approx(sum(told.values()) / 2, abs=0.5)

@@ -1,0 +1,136 @@
+"""What training a job takes of a device's memory, told before a device is rented.
+
+Parameters, gradients, optimizer states and the average are counted. Activations are found by running a forward and a
+backward pass with tensors that have sizes and no contents: what each operation allocates, and when it is freed, is
+followed to the peak, so that autocast's copies and recomputation (gradient checkpointing) are in it. Not in it: the
+caption tower, resident captions and pictures, the allocator's gaps and the CUDA context (some 0.5 to 1 GiB).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from training.unet import build_unet
+
+if TYPE_CHECKING:
+    from training.job import TrainJob
+
+_CAPTION_POSITIONS = 77  # CLIP's; a batch whose captions are shorter takes less
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, at the job's precision and micro-batch.
+
+    Attributes:
+        parameters: the network's weights, in fp32.
+        gradients: as many.
+        optimizer: AdamW's two moments, in fp32.
+        average: the moving average of the weights.
+        activations: the most that a forward and a backward pass hold besides.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+
+
+def estimate(job: TrainJob, *, image_size: int, text_width: int) -> Memory:
+    """The memory of a worker's device while it trains.
+
+    Args:
+        image_size: side of the pictures, in pixels.
+        text_width: width of the caption's states.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        unet = build_unet(job.unet, image_size=image_size, patch_size=job.patch_size, text_width=text_width)
+        unet.train()
+        if job.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        inputs = example(job, image_size=image_size, text_width=text_width)
+        weights = _bytes(unet.parameters())
+        return Memory(
+            parameters=weights + _bytes(unet.buffers()),
+            gradients=weights,
+            optimizer=2 * weights,
+            average=weights + _bytes(unet.buffers()),
+            activations=peak(unet, inputs, bf16=job.precision == "bf16"),
+        )
+
+
+def example(job: TrainJob, *, image_size: int, text_width: int) -> dict[str, Any]:
+    """The arguments of the network for one micro-batch."""
+    count, side = job.micro_batch, image_size // job.patch_size
+    pictures = torch.zeros(count, 3 * job.patch_size**2, side, side)
+    return {
+        "sample": pictures.contiguous(memory_format=torch.channels_last),
+        "timestep": torch.zeros(count, dtype=torch.int64),
+        "encoder_hidden_states": torch.zeros(count, _CAPTION_POSITIONS, text_width),
+        "class_labels": torch.zeros(count, text_width),
+        "encoder_attention_mask": torch.ones(count, _CAPTION_POSITIONS, dtype=torch.bool),
+    }
+
+
+def peak(unet: Any, inputs: Mapping[str, Any], *, bf16: bool) -> int:
+    """The most bytes that a forward and a backward pass hold, without parameters and their gradients."""
+    given = [*unet.parameters(), *unet.buffers(), *(value for value in inputs.values() if isinstance(value, Tensor))]
+    # gradients are counted apart: here each goes as soon as it is there
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in unet.parameters()]
+    try:
+        with _Allocations(given) as allocations:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                output = unet(**inputs, return_dict=False)[0]
+            torch.nn.functional.mse_loss(output.float(), inputs["sample"]).backward()
+            del output
+    finally:
+        for hook in hooks:
+            hook.remove()
+    there: int = allocations.peak
+    return there + _bytes(value for value in inputs.values() if isinstance(value, Tensor))
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the storages that operations allocate, until each is freed.
+
+    Attributes:
+        peak: the most bytes that there were at once.
+    """
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in given)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _freed(self, size: int) -> None:
+        self._now -= size
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
