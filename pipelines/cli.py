@@ -83,6 +83,33 @@ def promote(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|JOB.yaml", help="models:/NAME@alias, NAME, a bundle's folder, or a job file")
+    ],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="also quantised, calibrated with the model's own sampler")
+    ] = False,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="also an engine for this machine's GPU")] = False,
+    out: Annotated[str | None, typer.Option(help="folder; `onnx` in the bundle's when not given")] = None,
+    force: Annotated[bool, typer.Option("--force", help="keep what is over its limits, and say so")] = False,
+    sets: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model's denoiser as ONNX, compare it with torch, attach it; exit code 1 if a format is refused."""
+    from pipelines import export as verb
+
+    job = verb.job_of(model, sets, int8=int8, tensorrt=tensorrt, out=out, force=force)
+    if dry_run:
+        _print_plan(job, verb.plan(job), as_json)
+        return
+    done = verb.run(job)
+    _end(done, verb, as_json)
+    raise typer.Exit(1 if done.refused else 0)
+
+
+@app.command()
 def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Serve a registered model over HTTP until interrupted."""
     from pipelines import config

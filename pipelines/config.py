@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
-KINDS = ("curate", "train", "distill", "register", "evaluate", "promote", "serve")
+KINDS = ("curate", "train", "distill", "register", "evaluate", "promote", "export", "serve")
 STDIN = "-"
 
 
@@ -46,6 +46,10 @@ def model_of(kind: str) -> type[BaseModel]:
         from pipelines.promote import PromoteJob
 
         return PromoteJob
+    if kind == "export":
+        from training.export_job import ExportJob
+
+        return ExportJob
     if kind == "serve":
         from serving.job import ServeJob
 
@@ -65,8 +69,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, kind: str | None = Non
         UserError: for anything wrong with the file, the overrides or the job.
     """
     raw = _read(path)
-    for override in overrides:
-        _apply(raw, override)
+    _apply_all(raw, overrides)
     found = raw.get("kind", kind)
     if found not in KINDS:
         raise UserError(f"no job of the kind {found!r}", field="kind", remedy=f"use one of {', '.join(KINDS)}")
@@ -75,6 +78,12 @@ def load_job(path: str, overrides: Sequence[str] = (), *, kind: str | None = Non
             f"{path} is a {found} job", field="kind", remedy=f"run `cleanplate {found} {path}`, or give a {kind} job"
         )
     return check(raw, found)
+
+
+def build(raw: dict[str, Any], overrides: Sequence[str] = ()) -> Any:
+    """A job without a file: raw fields, of which `kind` is one, and overrides. Raises UserError as `load_job` does."""
+    _apply_all(raw, overrides)
+    return check(raw, raw["kind"])
 
 
 def check(raw: dict[str, Any], kind: str) -> Any:
@@ -108,6 +117,11 @@ def _read(path: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no fields", field="job", remedy="write `field: value` lines") from None
     return raw
+
+
+def _apply_all(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        _apply(raw, override)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -68,18 +68,12 @@ class ExportReport(BaseModel):
     libraries: dict[str, str]
 
     def tags(self) -> dict[str, str]:
-        """What a model version's tags say of it."""
-        said = {"export.opset": str(self.opset), "export.formats": ",".join(self.artifacts)}
+        """What a model version's tags say of it; those of parity begin with `passed` or `failed`."""
+        said = {"export.formats": ",".join(self.artifacts), "export.opset": str(self.opset)}
         for kind, made in self.artifacts.items():
-            checks = made.checks
-            said |= {
-                f"export.{kind}.sha256": made.files[made.file],
-                f"export.{kind}.parity": f"{checks.parity.max_relative_error:.3g}",
-                f"export.{kind}.psnr": f"{checks.likeness.psnr:.2f}",
-                f"export.{kind}.picture_error": f"{checks.likeness.picture_error:.3g}",
-            }
-            if made.forced:
-                said[f"export.{kind}.forced"] = "; ".join(made.forced)[:500]
+            said[f"export.{kind}.sha256"] = made.files[made.file]
+            told = "; ".join(made.forced) if made.forced else made.checks.summary()
+            said[f"export.{kind}.parity"] = f"{'failed' if made.forced else 'passed'}: {told}"[:500]
         return said
 
 

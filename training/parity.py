@@ -52,6 +52,14 @@ class Checks(BaseModel):
     parity: Parity
     likeness: Likeness
 
+    def summary(self) -> str:
+        """The figures in a line."""
+        parity, likeness = self.parity, self.likeness
+        return (
+            f"relative error {parity.max_relative_error:.2g}, between rows {parity.max_row_error:.2g}; "
+            f"pictures {likeness.psnr:.1f} dB, relative error {likeness.picture_error:.2g}"
+        )
+
     def failures(self, limits: Limits) -> list[str]:
         """What is over its limit, in words; empty where all is well."""
         parity, likeness = self.parity, self.likeness
