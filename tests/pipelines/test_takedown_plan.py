@@ -152,6 +152,9 @@ def test_why_there_is_no_checkpoint_is_said(world: World) -> None:
     assert (retraining.checkpoint, retraining.claim, retraining.images_saved) == (None, None, 0)
     assert "image 1 shows" in str(retraining.from_scratch)
     assert "from scratch" in (Path(plan.folder) / "plan.md").read_text()
+    # whatever else was revoked leaves with the pictures of an entry, and counts for its checkpoint too
+    later = planned(world, world.ask("sha256", late_picture(world)[0], "2").id, "later")
+    assert later.retrainings[0].checkpoint is None
 
 
 def test_status_moves_step_by_step_to_resolved(world: World) -> None:
@@ -264,6 +267,11 @@ def test_manifests_that_nothing_was_trained_on_are_derived_too(tmp_path: Path, e
     assert status(world, entry.id).state == "open"
     world.recheck(Manifest.open(plan.manifests[0].manifest), output=plan.manifests[0].into)
     assert status(world, entry.id).state == "resolved"
+    # what was derived for one entry may keep the pictures of another
+    second = world.ask("domain", "c.example", "2")
+    (derive,) = planned(world, second.id).manifests
+    assert (derive.derived, derive.rows) == (None, 4)
+    assert status(world, second.id).state == "open"
 
 
 def test_strangers_words_have_no_power_in_the_page(world: World, capsys: pytest.CaptureFixture[str]) -> None:
