@@ -1,0 +1,200 @@
+"""Whether a version may be served: tags, ledgers that moved on, ledgers that cannot be read, and what is on record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.clip import ClipConfig
+from curation.errors import UserError
+from curation.safety import SafetyConfig
+from curation.takedowns import Entry, Ledger, LedgerState, Selector
+from serving.generator import load
+from serving.job import ServeJob
+from serving.takedowns import check, heed, standing
+from training.bundle import INFO_FILE
+from training.tracking import ModelVersion
+
+Versions = Callable[..., ModelVersion]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.open(str(tmp_path / "takedowns"))
+
+
+def ask(ledger: Ledger, domain: str) -> Entry:
+    return ledger.append_entry(requester="Jane", ground="copyright", selectors=[Selector.of("domain", domain)])
+
+
+def tag(entry: Entry, value: str = "affected") -> dict[str, str]:
+    return {f"takedown.{entry.id[:12]}": value}
+
+
+@pytest.fixture
+def versions(bundle: Path, tmp_path: Path) -> Versions:
+    """Versions of a bundle whose training heeded a ledger."""
+
+    def make(ledger: Ledger | None, version: str | None = None, tags: dict[str, str] | None = None) -> ModelVersion:
+        folder = tmp_path / f"bundle-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(bundle, folder)
+        info = json.loads((folder / INFO_FILE).read_text())
+        if ledger is not None:
+            info |= {"ledger_uri": ledger.uri, "takedown_ledger_version": version or ledger.read().version}
+        (folder / INFO_FILE).write_text(json.dumps(info))
+        return ModelVersion(
+            name="tiny", version="3", alias="champion", model_id=None, run_id=None, tags=tags or {}, bundle=str(folder)
+        )
+
+    return make
+
+
+def job(policy: str, **changes: Any) -> ServeJob:
+    return ServeJob(model="models:/tiny@champion", takedowns=policy, **changes)
+
+
+def refused(version: ModelVersion, **changes: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        heed(job("refuse", **changes), version)
+    return caught.value
+
+
+def test_a_version_that_heeded_all_there_is_may_be_served(versions: Versions, ledger: Ledger) -> None:
+    ask(ledger, "a.example")
+    version = versions(ledger)
+    for policy in ("warn", "refuse"):
+        found = heed(job(policy), version)
+        assert found is not None
+        assert found.clear
+    assert heed(job("refuse"), versions(None)) is not None  # it names no ledger, and no tag speaks against it
+    assert heed(job("ignore"), versions(ledger, tags=tag(ask(ledger, "b.example")))) is None
+
+
+def test_an_affected_version_is_refused_or_warned_about(
+    versions: Versions, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = versions(ledger)
+    entry = ask(ledger, "a.example")
+    version = before.model_copy(update={"tags": tag(entry)})
+    error = refused(version)
+    assert "tiny version 3" in error.message
+    assert entry.id[:12] in error.message
+    assert error.remedy is not None
+    assert "promote a version without them" in error.remedy
+    assert "cleanplate takedown status" in error.remedy
+    actions = [(a.what, a.subject, a.entry) for a in ledger.read().actions]
+    assert actions == [("version_refused", "models:/tiny/3", entry.id)]
+    refused(version)
+    assert len(ledger.read().actions) == 1  # a replica that is started again adds nothing
+    with caplog.at_level(logging.WARNING):
+        found = heed(job("warn"), version)
+    assert found is not None
+    assert found.affected == (entry.id[:12],)
+    assert "tiny version 3 is served although" in caplog.text
+    assert entry.id[:12] in caplog.text
+    # what cannot be told counts like what is affected, and so does a tag without any ledger to ask
+    assert entry.id[:12] in refused(before.model_copy(update={"tags": tag(entry, "unknown")})).message
+    assert entry.id[:12] in refused(versions(None, tags=tag(entry))).message
+
+
+def test_a_newer_entry_must_have_been_examined(versions: Versions, ledger: Ledger) -> None:
+    ask(ledger, "old.example")
+    version = versions(ledger)
+    newer = ask(ledger, "new.example")
+    error = refused(version)
+    assert newer.id[:12] in error.message
+    assert error.remedy is not None
+    assert f"takedown plan {newer.id[:12]}" in error.remedy
+    examined = version.model_copy(update={"tags": tag(newer, "unaffected")})
+    found = heed(job("refuse"), examined)
+    assert found is not None
+    assert found.clear
+    newest = ask(ledger, "newest.example")
+    assert newest.id[:12] in refused(examined).message
+    assert newer.id[:12] not in refused(examined).message
+    ledger.withdraw(newest.id, by="Jane", why="mistake")
+    found = heed(job("refuse"), examined)
+    assert found is not None
+    assert found.clear
+
+
+def test_a_tag_of_an_entry_that_was_taken_back_counts_no_more(versions: Versions, ledger: Ledger) -> None:
+    version = versions(ledger)
+    entry = ask(ledger, "a.example")
+    tagged = version.model_copy(update={"tags": tag(entry)})
+    refused(tagged)
+    ledger.withdraw(entry.id, by="Jane", why="mistake")
+    found = heed(job("refuse"), tagged)
+    assert found is not None
+    assert found.clear
+
+
+def test_a_ledger_that_cannot_be_read_is_no_permission(versions: Versions, ledger: Ledger, tmp_path: Path) -> None:
+    ask(ledger, "a.example")
+    version = versions(ledger)
+    events = Path(ledger.uri) / "events"
+    (event,) = events.glob("*.parquet")
+    whole = event.read_bytes()
+    event.write_bytes(b"torn")
+    assert "damaged" in refused(version).message
+    found = heed(job("warn"), version)
+    assert found is not None
+    assert found.problem is not None
+    # a ledger that is gone reads as an empty one: it must not pass for one in which nothing was ever asked
+    event.unlink()
+    assert "holds nothing" in refused(version).message
+    # where it was moved to can be said
+    moved = tmp_path / "moved"
+    (moved / "events").mkdir(parents=True)
+    (moved / "events" / event.name).write_bytes(whole)
+    found = heed(job("refuse", ledger=str(moved)), version)
+    assert found is not None
+    assert found.clear
+
+
+def test_a_ledger_version_that_never_was_heeds_nothing(versions: Versions, ledger: Ledger) -> None:
+    entry = ask(ledger, "a.example")
+    assert entry.id[:12] in refused(versions(ledger, "0" * 64)).message
+    assert heed(job("refuse"), versions(ledger, "0" * 64, tag(entry, "unaffected"))) is not None
+
+
+def test_several_ledgers_are_asked(tmp_path: Path) -> None:
+    first, second = Ledger.open(str(tmp_path / "1")), Ledger.open(str(tmp_path / "2"))
+    ask(first, "a.example")
+    uris, heeded = [first.uri, second.uri], [first.read().version, second.read().version]
+    assert heeded[1] == LedgerState.of(()).version
+    assert standing({}, uris, heeded).clear
+    newer = ask(second, "b.example")
+    assert standing({}, uris, heeded).unexamined == (newer.id[:12],)
+    assert standing(tag(newer, "unaffected"), uris, heeded).clear
+
+
+def test_heeded_versions_are_found_at_every_age(ledger: Ledger) -> None:
+    ages = [ledger.read().version]
+    entries = [ask(ledger, f"{n}.example") for n in range(6)]
+    for n in range(6):
+        held = sorted(entries, key=lambda e: (e.recorded_at, e.id))[: n + 1]
+        ages.append(LedgerState.of(held).version)
+    ordered = [e.id[:12] for e in sorted(entries, key=lambda e: (e.recorded_at, e.id))]
+    for n, version in enumerate(ages):
+        assert set(standing({}, [ledger.uri], [version]).unexamined) == set(ordered[n:])
+
+
+def test_the_policy_holds_where_a_model_is_loaded(versions: Versions, ledger: Ledger, tiny_clip: ClipConfig) -> None:
+    version = versions(ledger)
+    newer = ask(ledger, "new.example")
+    settings: dict[str, Any] = {"model": version.bundle, "safety": SafetyConfig(concepts={}), "clip": tiny_clip}
+    for stop in (load, check):
+        with pytest.raises(UserError, match=newer.id[:12]):
+            stop(ServeJob(**settings, takedowns="refuse"))
+    generator = load(ServeJob(**settings))  # warn
+    entry = generator.card.entry()
+    assert entry.takedowns is not None
+    assert entry.takedowns.unexamined == (newer.id[:12],)
+    assert load(ServeJob(**settings, takedowns="ignore")).card.entry().takedowns is None
