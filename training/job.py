@@ -148,6 +148,9 @@ class TrainJob(_Config):
         "the most, more parts of the same size",
     )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast; weights and optimizer stay fp32")
+    compile: bool = Field(
+        False, description="torch.compile the network: a minute at the start, then faster steps on a GPU"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
@@ -265,6 +268,6 @@ _LATER: dict[str, Any] = {
 }
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
-    "kind", "name", "consent_max_age_days", "accumulation", "gradient_checkpointing", "checkpoint_every",
+    "kind", "name", "consent_max_age_days", "accumulation", "compile", "gradient_checkpointing", "checkpoint_every",
     "keep_checkpoints", "keep_best_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures", "sample",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from training.ema import Ema
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
-from training.text import TextEncoder
+from training.text import Conditioning, TextEncoder
 from training.unet import build_unet, to_patches
 
 
@@ -74,6 +74,8 @@ class Learner:
         self.unet.to(place.device, memory_format=torch.channels_last).train()
         if job.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        if job.compile:
+            self.unet.compile()  # in place, so that what is saved has plain names
         self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
@@ -139,15 +141,8 @@ class Learner:
     def _loss(self, index: Tensor) -> Tensor:
         """The loss of the samples with these global indices (N,)."""
         job, device = self._job, self._place.device
-        rows = self._data.shown(job.seed, index)
-        pictures = self._data.pictures[rows]
-        if job.flip:
-            mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
-        dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
-        told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
+        x0, told = self.batch(index)
         index = index.to(device)
-        x0 = to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
         t, level = self._levels(index)
         xt = objective.q_sample(x0, noise, level, job.prediction).contiguous(memory_format=torch.channels_last)
@@ -156,6 +151,18 @@ class Learner:
                 xt, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask, return_dict=False
             )[0]
         return objective.loss(output, x0, noise, level, prediction=job.prediction, **job.loss.model_dump())
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Conditioning]:
+        """What the samples with these global indices (N,) show, (N, C, h, w) on the device, and what they are told."""
+        job, device = self._job, self._place.device
+        rows = self._data.shown(job.seed, index)
+        pictures = self._data.pictures[rows]
+        if job.flip:
+            mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
+            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
+        told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
+        return to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size), told
 
     def _levels(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is told of the noise level, and the level as `objective` takes it, of each sample (N,)."""
