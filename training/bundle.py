@@ -1,7 +1,8 @@
 """The bundle: what training hands to serving. A folder, self-contained, in diffusers' layout, without a pickle.
 
     unet/                 config.json, diffusion_pytorch_model.safetensors: the EMA weights, a plain diffusers model
-    scheduler/            scheduler_config.json: a DDIMScheduler with the schedule as explicit betas
+    scheduler/            scheduler_config.json: a DDIMScheduler with the schedule as explicit betas; of a flow, a
+                          FlowMatchEulerDiscreteScheduler
     text_encoder/         the text tower's folder (`training.text`)
     self_test.png         what the model drew when it was written
     README.md             the model card
@@ -30,6 +31,7 @@ from training.card import model_card
 from training.folders import cache_root, download
 from training.objective import Prediction
 from training.sampling import SamplingParams, sample
+from training.schedules import FlowPath
 from training.text import TextEncoder
 
 SCHEMA_VERSION = 1
@@ -99,7 +101,7 @@ class DiffusionModel:
         info: what stands in the bundle's `cleanplate.json`.
         unet: diffusers' `UNet2DConditionModel`, in evaluation mode.
         text: the text encoder.
-        betas: float64 (T,), the noise schedule.
+        betas: float64 (T,), the noise schedule; of a flow, those with its SNR.
         prediction: what the U-Net predicts.
         image_size, patch_size: pixels of a picture's side; factor of the space-to-depth stem.
     """
@@ -174,6 +176,8 @@ def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) ->
 def _scheduler(model: DiffusionModel) -> Any:
     import diffusers
 
+    if model.prediction == "flow":
+        return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=len(model.betas))
     return diffusers.DDIMScheduler(
         num_train_timesteps=len(model.betas),
         trained_betas=model.betas.tolist(),
@@ -299,7 +303,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     model = DiffusionModel(
         unet=unet.to(device).eval().requires_grad_(False),
         text=TextEncoder(Path(folder) / "text_encoder", device),
-        betas=np.asarray(config["trained_betas"], dtype=np.float64),
+        betas=_betas(config),
         prediction=info.prediction,
         image_size=info.image_size,
         patch_size=info.patch_size,
@@ -307,3 +311,9 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     )
     model.info = info
     return model
+
+
+def _betas(scheduler: Mapping[str, Any]) -> np.ndarray:
+    if "trained_betas" in scheduler:
+        return np.asarray(scheduler["trained_betas"], dtype=np.float64)
+    return FlowPath(timesteps=scheduler["num_train_timesteps"]).betas()

@@ -13,8 +13,9 @@ import torch
 from curation.errors import UserError
 from training.bundle import BundleInfo, DiffusionModel, load_bundle, read_info, write_bundle
 from training.card import model_card
-from training.sampling import SamplingParams, sample
-from training.schedules import SigmoidSchedule
+from training.randomness import Purpose, normal
+from training.sampling import SamplingParams, sample, to_uint8
+from training.schedules import FlowPath, ScaledLinearSchedule, SigmoidSchedule
 from training.text import TextEncoder
 from training.unet import UnetConfig, build_unet
 
@@ -65,6 +66,55 @@ def test_diffusers_alone_loads_it(model: DiffusionModel, bundle: Path) -> None:
     scheduler = DDIMScheduler.from_pretrained(bundle, subfolder="scheduler")
     assert scheduler.config.prediction_type == "sample"
     assert len(scheduler.betas) == 1000
+
+
+def test_a_flow_makes_the_round_trip_and_diffusers_draws_with_it(model: DiffusionModel, tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+
+    flow = DiffusionModel(
+        unet=model.unet, text=model.text, betas=FlowPath(timesteps=500).betas(), prediction="flow", image_size=8,
+        patch_size=1,
+    )  # fmt: skip
+    params = SamplingParams(steps=5, sampler="euler", guidance_scale=1.0)
+    write_bundle(tmp_path / "flow", flow, describe().model_copy(update={"prediction": "flow", "sampling": params}))
+    loaded = load_bundle(tmp_path / "flow")
+    np.testing.assert_array_equal(loaded.betas, flow.betas)
+    ours = sample(loaded, ["a red circle"], [7], params)
+    assert (ours == sample(flow, ["a red circle"], [7], params)).all()
+    assert loaded.self_test()
+
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "flow", subfolder="unet")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "flow", subfolder="scheduler")
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5).tolist())
+    told = loaded.text.encode(["a red circle"])
+    x = normal(0, Purpose.SAMPLE_NOISE, torch.tensor([7]), (3, 8, 8))
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            v = unet(x, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask).sample
+            x0 = (x - t / 500 * v).clamp(-1, 1)  # as our samplers clip
+            x = scheduler.step((x - x0) / (t / 500), t, x).prev_sample
+    assert np.abs(to_uint8(x, 1).astype(int) - ours).max() <= 1
+
+
+def test_zero_terminal_snr_makes_the_round_trip(model: DiffusionModel, tmp_path: Path) -> None:
+    from diffusers import DDIMScheduler
+
+    betas = ScaledLinearSchedule(zero_terminal_snr=True).betas()
+    zero = DiffusionModel(
+        unet=model.unet, text=model.text, betas=betas, prediction="v_prediction", image_size=8, patch_size=1
+    )
+    write_bundle(tmp_path / "zero", zero, describe().model_copy(update={"prediction": "v_prediction"}))
+    loaded = load_bundle(tmp_path / "zero")
+    np.testing.assert_array_equal(loaded.betas, betas)
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "zero", subfolder="scheduler")
+    assert scheduler.config.timestep_spacing == "trailing"
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert float(scheduler.alphas_cumprod[-1]) == 0
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    step = scheduler.step(torch.zeros_like(x), 999, x)  # v = 0 at pure noise is a clean picture of zeros
+    assert torch.equal(step.pred_original_sample, torch.zeros_like(x))
+    assert torch.isfinite(step.prev_sample).all()
 
 
 def test_no_pickle_and_a_card(bundle: Path) -> None:

@@ -22,6 +22,11 @@ from training.progress import Point
 from training.text import TextEncoder
 
 MakeJob = Callable[..., TrainJob]
+FLOW: dict[str, Any] = {
+    "prediction": "flow",
+    "timestep_sampling": {"kind": "logit_normal", "stratified": True},
+    "accumulation": 2,
+}
 RICH: dict[str, Any] = {"flip": True, "accumulation": 2, "precision": "bf16", "loss": {"min_snr_gamma": 5.0}}
 
 
@@ -38,7 +43,9 @@ def run(job: TrainJob, folder: Path, data: TrainingSet, text: TextEncoder, kill_
 
 
 @pytest.mark.parametrize(
-    ("changes", "kill_at"), [({}, 8), ({}, 48), (RICH, 40)], ids=["first step", "at a checkpoint", "rich"]
+    ("changes", "kill_at"),
+    [({}, 8), ({}, 48), (RICH, 40), (FLOW, 40)],
+    ids=["first step", "at a checkpoint", "rich", "flow"],
 )
 def test_an_interrupted_run_ends_in_the_same_bits(
     make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path, changes: dict[str, Any], kill_at: int
@@ -104,11 +111,14 @@ def test_another_configuration_is_refused(
     assert caught.value.field == "seed"
 
 
-def test_ranks_see_parts_of_the_same_batch(make_job: MakeJob, data: TrainingSet, text: TextEncoder) -> None:
+@pytest.mark.parametrize("changes", [{}, FLOW], ids=["", "flow"])
+def test_ranks_see_parts_of_the_same_batch(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder, changes: dict[str, Any]
+) -> None:
     """The mean of two half batches' gradients is the whole batch's: world size changes only the last bits."""
 
     def gradient(accumulation: int) -> torch.Tensor:
-        learner = Learner(make_job(accumulation=accumulation), data, text, Place())
+        learner = Learner(make_job(**{**changes, "accumulation": accumulation}), data, text, Place())
         learner._gradients(16)
         return torch.cat([parameter.grad.flatten() for parameter in learner.unet.parameters()])
 
@@ -116,7 +126,7 @@ def test_ranks_see_parts_of_the_same_batch(make_job: MakeJob, data: TrainingSet,
     torch.testing.assert_close(gradient(4), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "flow"])
 def test_the_loss_falls_and_the_bundle_holds_the_average(
     make_job: MakeJob, data: TrainingSet, text: TextEncoder, tmp_path: Path, prediction: str
 ) -> None:
