@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from curation.quality import MEASURES
 from curation.rights.lists import OptOuts
 from curation.rights.registry import Registry
 from curation.rights.verdict import IN_FILE
-from curation.takedowns import Ledger, location
+from curation.takedowns import Ledger, location, refuse_vanished
 from curation.units import Stage, Unit, cut, fingerprint, unit_key
 
 # Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
@@ -133,6 +134,7 @@ def listing(job: CurateJob) -> Listing:
     optouts = OptOuts.read(job.optout, requests.in_force)
     storage.filesystem(job.output)
     parents = _parents(job)
+    refuse_vanished(ledger.uri, requests, [*_published(job), *parents])
     try:
         inputs = job.source.inputs()
     except OSError as error:
@@ -255,6 +257,13 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
         name: Stage(name, storage.join(work, f"{name}-{fingerprint(MEASURE_VERSION, name, identity)}"))
         for name, identity in identities
     }
+
+
+def _published(job: CurateJob) -> list[Manifest]:
+    """The newest manifest in the job's output, if there is one that can be read."""
+    with suppress(UserError):
+        return [Manifest.open(job.output)]
+    return []
 
 
 def _parents(job: CurateJob) -> list[Manifest]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.fetch import FetchConfig, Fetched, Fetcher
@@ -24,6 +25,8 @@ SIGNAL = "recheck"
 _GONE = frozenset({"http_404", "http_410"})
 _FORBIDDEN = frozenset({"http_451", Reason.SITE_REFUSES.value})
 
+# Copies by embedding are other pictures.
+_COPIES = pa.array([Reason.DUPLICATE_EXACT, Reason.DUPLICATE_PIXEL, Reason.DUPLICATE_PERCEPTUAL], pa.string())
 _DESKS = 4
 
 
@@ -46,7 +49,7 @@ class Asker:
         await self._rights.admit(url)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Observation]]]:
-        """What is said of each row (`id`, `uri`, `page_url`) from the web: its id and the observations."""
+        """What is said of each row (`uri`, `page_url`) from the web: its uri and the observations."""
         pages = sorted({row["page_url"] for row in rows if row["page_url"] and self._pages})
         read = dict(zip(pages, self._fetcher(pages), strict=True))
         registered = self._rights.registered([row["uri"] for row in rows])
@@ -55,7 +58,7 @@ class Asker:
             page = (row["page_url"], read[row["page_url"]]) if row["page_url"] in read else None
             found = self._rights.observe(row["uri"], fetched, page)
             listed = [registered[row["uri"]]] if row["uri"] in registered else []
-            yield row["id"], [*found, *listed, *self._of_itself(row["uri"], fetched)]
+            yield row["uri"], [*found, *listed, *self._of_itself(row["uri"], fetched)]
 
     def _of_itself(self, uri: str, fetched: Fetched) -> list[Observation]:
         """A picture that is gone is no refusal, one that is withheld is, and what could not be asked is an error."""
@@ -74,11 +77,16 @@ class Asker:
 
 
 def web_rows(manifest: Manifest) -> Iterator[list[dict[str, Any]]]:
-    """The kept rows that came from the web, some at a time: `id`, `uri`, `page_url`."""
+    """The rows from the web that are asked about, some at a time: `uri`, `page_url`.
+
+    Those that were kept, and those that were left out as their copies: who refuses a copy refuses the picture.
+    """
     there = manifest.schema.names
-    columns = [name for name in ("id", "uri", "page_url") if name in there]
-    for batch in manifest.batches(columns, decision=Decision.KEPT):
-        rows = batch.filter(pc.match_substring_regex(batch["uri"], "(?i)^https?://")).to_pylist()
+    columns = [name for name in ("uri", "page_url") if name in there]
+    for batch in manifest.batches([*columns, "decision", "reason"]):
+        asked = pc.or_(pc.equal(batch["decision"], Decision.KEPT.value), pc.is_in(batch["reason"], _COPIES))
+        asked = pc.and_(asked, pc.match_substring_regex(batch["uri"], "(?i)^https?://"))
+        rows = batch.filter(asked).select(columns).to_pylist()
         if rows:
             yield [{"page_url": None, **row} for row in rows]
 
@@ -92,7 +100,7 @@ class _Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         told = []
         for rows in batch["rows"]:
-            found = {id_: [seen.row() for seen in observed] for id_, observed in self._asker(json.loads(rows))}
+            found = [(uri, [seen.row() for seen in observed]) for uri, observed in self._asker(json.loads(rows))]
             told.append(json.dumps(found, default=datetime.isoformat))
         return {"seen": told}
 
@@ -100,7 +108,8 @@ class _Actor:
 def ask_again(
     manifest: Manifest, fetch: FetchConfig, rights: RightsConfig, workers: int, on_asked: Callable[[int], None]
 ) -> dict[str, list[Observation]]:
-    """What the web says about a manifest's kept rows, by id, asked by the workers of the cluster we are connected to.
+    """What the web says about a manifest's rows (`web_rows`), by uri, asked by the workers of the cluster we are
+    connected to. The same bytes at two places are two answers; the same place by way of two pages is all of them.
 
     Args:
         on_asked: called with the number of rows that were asked about since the last call.
@@ -119,7 +128,8 @@ def ask_again(
         )
         for row in asked.iter_rows():
             seen = json.loads(row["seen"])
-            found |= {id_: [_observation(told) for told in observed] for id_, observed in seen.items()}
+            for uri, observed in seen:
+                found.setdefault(uri, []).extend(_observation(told) for told in observed)
             on_asked(len(seen))
     return found
 

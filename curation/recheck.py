@@ -42,7 +42,7 @@ from curation.policy import Policy, Ruling, rule_of
 from curation.reask import SIGNAL, is_from_web
 from curation.rights.lists import LISTED, REQUESTED, OptOutList, OptOuts
 from curation.rights.verdict import Observation, of_row, verdict
-from curation.takedowns import Ledger, LedgerState, of_place
+from curation.takedowns import Ledger, LedgerState, of_place, refuse_vanished
 
 _ASKED_ANEW = frozenset({LISTED, REQUESTED, "licence", "optout_near_copy"})
 
@@ -57,7 +57,7 @@ class Rechecked(BaseModel):
     kept: int
     changes: dict[str, int]  # rows that left, by reason
     changed: list[dict[str, Any]]  # some of them: id, uri, decision, reason, rule
-    asked: int  # rows that the web was asked about
+    asked: int  # places that the web was asked about
     entries: dict[str, int]  # ids of takedowns, and how many rows each removed by itself
 
 
@@ -76,11 +76,12 @@ def sources(manifest: Manifest, *, optout: Sequence[str] | None = None, ledger: 
     """Opens what a recheck reads, before anything starts.
 
     Args:
-        optout: paths of opt-out lists; None: those that the manifest's job named.
-        ledger: takedown ledger; None: the manifest's own.
+        optout: paths of opt-out lists; None: those that the manifest was decided by.
+        ledger: takedown ledger, or a manifest that names one; None: the manifest's own.
 
     Raises:
-        UserError: a manifest without a job that this version knows, lists or a ledger that cannot be read.
+        UserError: a manifest without a job that this version knows, lists or a ledger that cannot be read, a ledger
+            that has lost its entries.
     """
     base = manifest
     if manifest.info.base_uri is not None:
@@ -92,17 +93,19 @@ def sources(manifest: Manifest, *, optout: Sequence[str] | None = None, ledger: 
                 remedy="restore it, or recheck the curated manifest itself",
             )
     try:
-        job = CurateJob.model_validate(base.info.job)
+        # That of the base, but for lists that an earlier recheck was given: who stands on them has not taken it back.
+        job = CurateJob.model_validate(manifest.info.job)
     except ValidationError as error:
         raise UserError(
-            f"the job of {base.uri} is not one of this version: {error.errors()[0]['msg']}",
+            f"the job of {manifest.uri} is not one of this version: {error.errors()[0]['msg']}",
             field="manifest",
             remedy="curate again with this version",
         ) from None
     if optout is not None:
         job = job.model_copy(update={"optout": tuple(OptOutList(path=path) for path in optout)})
-    opened = Ledger.open(ledger or of_place(manifest.uri))
+    opened = Ledger.open(of_place(ledger or manifest.uri))
     state = opened.read()
+    refuse_vanished(opened.uri, state, (manifest, base))
     policy = Policy(job, OptOuts.read(job.optout, state.in_force), job.safety.limits(job.clip))
     return Sources(base, manifest, policy, opened, state)
 
@@ -111,7 +114,7 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
     """Publishes the manifest that is left of `found.base`.
 
     Args:
-        seen: what the web says today, by id of a kept row; None keeps what was seen before.
+        seen: what the web says today, by uri (`reask.ask_again`); None keeps what was seen before.
         output: where to publish it; beside the base when not given.
     """
     base, policy, at = found.base, found.policy, now()
@@ -251,14 +254,12 @@ def _unread(rows: pa.Table) -> list[str]:
 
 def _again(policy: Policy, row: Mapping[str, Any], seen: Mapping[str, Sequence[Observation]] | None) -> Ruling | None:
     listed = policy.optouts.observe(row)
-    if row["decision"] != Decision.KEPT:
-        # It stays out for the reason it had; but if it is refused by now, so are its copies.
-        if not listed or row["reason"] == Reason.OPTED_OUT:
-            return None
-        return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, rule_of(listed[0]), rights=tuple(listed))
+    kept, fresh = row["decision"] == Decision.KEPT, (seen or {}).get(row["uri"])
+    if not kept and (row["reason"] == Reason.OPTED_OUT or not (listed or fresh)):
+        return None
     told = [of_row(o) for o in row["rights"] or () if o["signal"] not in _ASKED_ANEW]
-    if seen is not None and row["id"] in seen:
-        told = [*seen[row["id"]], *(o for o in told if not is_from_web(o.row()))]
+    if fresh is not None:
+        told = [*fresh, *(o for o in told if not is_from_web(o.row()))]
     licence = policy.licences.observe(row)
     rights = (*listed, *told, licence)
     heard = policy.deciding(told)
@@ -268,6 +269,8 @@ def _again(policy: Policy, row: Mapping[str, Any], seen: Mapping[str, Sequence[O
     denied = next((o for o in (*listed, *heard) if o.verdict == Verdict.DENY), None)
     if denied is not None:
         return Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT, rule_of(denied), rights=rights)
+    if not kept:
+        return None  # it stays out for the reason it had; if it is refused by now, so are its copies
     ruling = policy.unreadable(heard) or policy.unstated([*heard, licence])
     return (ruling or Ruling(Decision.KEPT, "decide", Reason.PASSED)).with_rights(rights)
 
@@ -275,13 +278,13 @@ def _again(policy: Policy, row: Mapping[str, Any], seen: Mapping[str, Sequence[O
 def _decided(
     policy: Policy, rows: pa.Table, rulings: Sequence[Ruling | None], bound: Sequence[Mapping[str, Any]]
 ) -> pa.Table:
-    """Rows of the base as they are decided now. Only rows that it kept change."""
+    """Rows of the base as they are decided now. Of rows that it did not keep only the evidence changes."""
     columns = {name: rows[name].to_pylist() for name in _CHANGED}
     for i, (ruling, bind) in enumerate(zip(rulings, bound, strict=True)):
-        if ruling is None or columns["decision"][i] != Decision.KEPT:
+        if ruling is None:
             continue
-        rights = ruling.rights
-        if bind["denied"] and ruling.reason != Reason.OPTED_OUT:
+        rights, was_kept = ruling.rights, columns["decision"][i] == Decision.KEPT
+        if was_kept and bind["denied"] and ruling.reason != Reason.OPTED_OUT:
             value = f"{KINDS[bind['kind']]} copy of {bind['duplicate_of']}"
             rights = (*rights, Observation("optout_near_copy", value, "manifest", Verdict.DENY))
             ruling = Ruling(Decision.DROPPED, "rights", Reason.OPTED_OUT_NEAR_COPY, "takedown copies", rights=rights)
@@ -289,7 +292,7 @@ def _decided(
             columns["similarity"][i] = bind["similarity"]
         columns["rights"][i] = [observation.row() for observation in rights]
         columns["rights_verdict"][i] = verdict(policy.deciding(rights)).value
-        if ruling.decision != Decision.KEPT:
+        if was_kept and ruling.decision != Decision.KEPT:
             columns["was_kept"][i] = True
             columns["image"][i] = None
             columns["decision"][i], columns["stage"][i] = ruling.decision.value, ruling.stage

@@ -180,8 +180,10 @@ def report(
 @app.command()
 def recheck(
     manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
-    optout: Annotated[list[str], typer.Option(help="opt-out list; may be repeated; else those of the job")] = [],  # noqa: B006
-    ledger: Annotated[str | None, typer.Option(help="takedown ledger; the manifest's own when not given")] = None,
+    optout: Annotated[list[str], typer.Option(help="opt-out list; may be repeated; else those of its job")] = [],  # noqa: B006
+    ledger: Annotated[
+        str | None, typer.Option(help="takedown ledger, or a manifest that names one; else its own")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="folder to publish in; beside the manifest when not given")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="ask lists and ledger only, not the web")] = False,
     workers: Annotated[int | None, typer.Option(help="that ask at a time; as many as curated it")] = None,

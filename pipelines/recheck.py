@@ -28,8 +28,8 @@ def run(
 
     Args:
         manifest: its folder, or a folder of manifests (its newest).
-        optout: opt-out lists; empty: those that the manifest's job named.
-        ledger: takedown ledger; None: the manifest's own.
+        optout: opt-out lists; empty: those that the manifest was decided by.
+        ledger: takedown ledger, or a manifest that names one; None: the manifest's own.
         out: folder to publish in; None: beside the manifest.
         offline: ask lists and ledger only; what was seen on the web stays as it was, and as old.
         workers: that ask at a time; None: as many as curated it.
@@ -47,6 +47,7 @@ def run(
 
 def _ask(found: Sources, workers: int | None) -> dict[str, list[Observation]]:
     from curation import reask
+    from curation.rights.registry import Registry
     from pipelines.cluster import connect
 
     total = sum(len(rows) for rows in reask.web_rows(found.base))
@@ -54,6 +55,8 @@ def _ask(found: Sources, workers: int | None) -> dict[str, list[Observation]]:
         return {}
     job = found.policy.job
     job.fetch.check(True, workers or job.workers)
+    if job.rights.registry is not None:
+        Registry(job.rights.registry)  # says what is missing
     done = 0
     with connect(cpus=workers or job.workers), progress("pictures") as report:
 
@@ -74,7 +77,7 @@ def summary(result: Rechecked) -> list[str]:
     return [
         *lines[:_SHOWN],
         *([f"… and {more:,} more"] if more > 0 else []),
-        f"{result.asked:,} pictures asked about on the web; left out of what {result.base_id[:16]} kept: {left}",
+        f"{result.asked:,} places asked on the web; left out of what {result.base_id[:16]} kept: {left}",
         f"{result.kept:,} kept ({result.kept_before:,} before)",
         f"manifest {result.manifest}",
         f"train on it with: cleanplate train JOB.yaml --set manifest={result.manifest}",

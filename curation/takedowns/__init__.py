@@ -9,7 +9,17 @@ It may import the leaves of curation, `selectors`, `images` and `duplicates`. A 
 """
 
 from curation.takedowns.events import Action, Entry, Selector, Withdrawal
-from curation.takedowns.ledger import Ledger, location, of_place
+from curation.takedowns.ledger import Ledger, location, of_place, refuse_vanished
 from curation.takedowns.state import LedgerState
 
-__all__ = ["Action", "Entry", "Ledger", "LedgerState", "Selector", "Withdrawal", "location", "of_place"]
+__all__ = [
+    "Action",
+    "Entry",
+    "Ledger",
+    "LedgerState",
+    "Selector",
+    "Withdrawal",
+    "location",
+    "of_place",
+    "refuse_vanished",
+]

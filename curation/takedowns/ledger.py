@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -90,6 +90,29 @@ def of_place(uri: str) -> str:
     if info.ledger is not None:
         return info.ledger.uri
     return location(None, beside=uri if published else uri.rpartition("/")[0])
+
+
+def refuse_vanished(uri: str, state: LedgerState, manifests: Iterable[Manifest]) -> None:
+    """Refuses a ledger without entries where manifests heeded one that had some: an absent one reads as an empty one.
+
+    Args:
+        uri: of the ledger that was read.
+        state: what it holds.
+        manifests: those that are decided anew, or that this job's is to follow.
+
+    Raises:
+        UserError: it was lost or moved, or another one is meant.
+    """
+    if state.entries:
+        return
+    for manifest in manifests:
+        known = manifest.info.ledger
+        if known is not None and known.version != state.version:
+            raise UserError(
+                f"the takedown ledger at {uri} has no entries, but {manifest.uri} heeded some of {known.uri}",
+                field="ledger",
+                remedy="restore it, or say where it lies now: nothing goes on without it",
+            )
 
 
 class Ledger:

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
+from curation.job import CurateJob
+from curation.listing import listing
 from curation.manifest import LedgerInfo
 from curation.takedowns import Entry, Ledger, LedgerState, Selector, location, of_place
 from curation.takedowns.events import SCHEMA, Event, from_row, make_action, make_entry, make_withdrawal, to_row
@@ -307,3 +309,24 @@ def test_a_selector_is_whole_and_normal(fields: dict[str, object]) -> None:
 def test_a_selector_survives_json() -> None:
     assert Selector.model_validate_json(PICTURE.model_dump_json()) == PICTURE
     assert '"phash":"ffffffffffffffff"' in PICTURE.model_dump_json()
+
+
+def test_a_job_whose_ledger_has_lost_its_entries_is_refused(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(encoded(noise(1)))
+    ledger = Ledger.open(str(tmp_path / "out" / "takedowns"))
+    ledger.append_entry(requester="A", ground="B", selectors=[Selector.of("uri", "https://a.example/a.png")])
+    said = ledger.read().info(ledger.uri)
+    before = published(tmp_path / "out", [row_of(encoded(noise(1)), "a.png")], ledger=said)
+    fields = {"source": {"kind": "folder", "path": str(pictures)}, "clip": None, "captions": []}
+    again = CurateJob.model_validate(fields | {"output": str(tmp_path / "out")})
+    elsewhere = CurateJob.model_validate(fields | {"output": str(tmp_path / "new"), "parent": before.uri})
+    assert listing(again).ledger == said
+    assert listing(elsewhere.model_copy(update={"ledger": ledger.uri})).ledger == said
+    with pytest.raises(UserError, match="has no entries"):
+        listing(elsewhere)  # beside its own output there is none
+    Path(ledger.uri).rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="has no entries"):
+        listing(again)
+    assert listing(again.model_copy(update={"ledger": str(tmp_path / "moved")})).ledger.version == said.version
