@@ -46,6 +46,8 @@ class RegistryConfig(BaseModel):
     def _keeps_the_key(cls, url: str) -> str:
         if not is_url(url) or not (url.lower().startswith("https://") or _is_loopback(urlsplit(url).hostname or "")):
             raise ValueError("must be an https:// URL: a key goes with it")
+        if urlsplit(url).username is not None:  # it is evidence, and stands in every row
+            raise ValueError("must hold no name or password")
         return url
 
 

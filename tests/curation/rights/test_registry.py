@@ -244,6 +244,7 @@ def test_the_key_shows_nowhere(
         {"url": "https://r.example/", "timeout_s": 0},
         {"url": "https://r.example/", "on_failure": "allow"},
         {"url": "https://r.example/", "key": "x"},
+        {"url": "https://name:password@r.example/"},
         {},
     ],
 )
