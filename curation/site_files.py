@@ -29,6 +29,7 @@ _IN_ROBOTS = {"robots", "aipref", "content_signal", "rsl"}
 _REDIRECTS = 5  # RFC 9309, 2.3.1.2: at least five, also to other hosts
 _HOPELESS = ("dns", "refused_address", "bad_url")
 _PAUSE_S = 0.5
+_SITES_KEPT = 10_000  # a list may name millions; what was let go is read from the folder, or asked for once more
 _DOCUMENTS_KEPT = 256
 _MOST_DOCUMENTS = 8  # licences that one robots.txt may name
 
@@ -122,12 +123,16 @@ async def ask_site(origin: str, ask: Ask, signals: Sequence[str]) -> SiteRecord:
         if files["robots"].status is None:
             names = []
         if "rsl" in signals:
-            named = [url for _, url in Robots(files["robots"], "").licences()][:_MOST_DOCUMENTS]
-            licences = [joined(origin + ROBOTS, url) for url in named]
-            documents = await asyncio.gather(*(ask(url) for url in dict.fromkeys(licences)))
+            documents = await asyncio.gather(*(ask(url) for url in _licences(files["robots"])))
             files |= {document.url: document for document in documents}
     files |= dict(zip(names, await asyncio.gather(*(ask(origin + PATHS[name]) for name in names)), strict=True))
     return SiteRecord(origin=origin, asked_at=now(), files=files)
+
+
+def _licences(robots: SiteFile) -> list[str]:
+    """URLs of the RSL documents of a robots.txt that are read."""
+    named = dict.fromkeys(joined(robots.url, url) for _, url in Robots(robots, "").licences())
+    return list(named)[:_MOST_DOCUMENTS]
 
 
 class Sites:
@@ -148,6 +153,8 @@ class Sites:
     async def of(self, origin: str) -> SiteRecord:
         """The record of a site (`https://example.org`)."""
         if origin not in self._known:
+            if len(self._known) >= _SITES_KEPT:
+                self._known.pop(next(iter(self._known)))
             self._known[origin] = asyncio.ensure_future(self._find(origin))
         return await asyncio.shield(self._known[origin])
 
@@ -181,6 +188,8 @@ class Sites:
             return None
         wanted = {name for name in PATHS if name in self._signals}
         wanted |= {"robots"} if _IN_ROBOTS & set(self._signals) else set()
+        if "rsl" in self._signals and "robots" in record.files:  # the job that wrote it may not have read them
+            wanted |= set(_licences(record.files["robots"]))
         fresh = record.origin == origin and now() - record.asked_at < self._max_age
         return record if fresh and wanted <= record.files.keys() else None
 

@@ -49,9 +49,14 @@ class Site:
         self._ai_txt = AiTxt(files["ai_txt"], product) if "ai_txt" in files and "ai_txt" in wanted else None
         self._said: dict[str, list[Observation]] = {}  # a URL is asked about before it is fetched, and once more after
         self._documents: list[Rsl] = []
+        self._unread: list[Observation] = []  # RSL documents that are named and were not asked for
         if "rsl" in wanted and self._robots is not None:
-            named = [joined(files["robots"].url, url) for _, url in self._robots.licences()]
-            self._documents = [Rsl(files[url]) for url in dict.fromkeys(named) if url in files]
+            robots = files["robots"]
+            named = dict.fromkeys(joined(robots.url, url) for _, url in self._robots.licences())
+            self._documents = [Rsl(files[url]) for url in named if url in files]
+            if len(named) > len(self._documents):
+                told = f"{len(named)} licences are named, {len(self._documents)} were read"
+                self._unread = [Observation(rsl.SIGNAL, told, robots.url, Verdict.ERROR, robots.observed_at)]
         self.unreachable = files["robots"].detail if "robots" in files and not _answered(files["robots"]) else None
 
     def observe(self, url: str) -> list[Observation]:
@@ -76,7 +81,7 @@ class Site:
             found += self._ai_txt.observe(url)
         for document in self._documents:
             found += document.observe(url)
-        return found
+        return found + self._unread
 
     def tdmrep(self, url: str) -> list[Observation]:
         """What the site's tdmrep.json says about a URL."""

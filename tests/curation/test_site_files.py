@@ -15,6 +15,8 @@ from curation.fetch import FetchConfig, Fetcher, FetchError
 from curation.manifest import Verdict, now
 from curation.rights.config import SIGNALS, RightsConfig
 from curation.rights.evidence import BODY_LIMIT, SiteFile
+from curation.rights.statements import Site
+from curation.rights.verdict import verdict
 from curation.site_files import Sites, ask_file
 from curation.site_rights import SiteRights, own_records
 from tests.curation.hosts import Answer, Hosts
@@ -170,3 +172,54 @@ def test_an_rsl_document_that_a_header_links_to_is_read_once(hosts: Hosts) -> No
         client.close()
     host = site.removeprefix("http://").partition(":")[0]
     assert hosts.asked[host, "/licence"] == 1
+
+
+def rsl(usage: str) -> bytes:
+    return (
+        f'<rsl xmlns="https://rslstandard.org/rsl"><content url="/"><license><{usage} type="usage">ai-all</{usage}>'
+        "</license></content></rsl>"
+    ).encode()
+
+
+def test_a_record_of_a_job_that_read_no_licences_is_none_for_one_that_does(tmp_path: Path) -> None:
+    origin = "https://a.example"
+
+    async def ask(url: str) -> SiteFile:
+        bodies = {f"{origin}/robots.txt": b"License: /licence.xml\n", f"{origin}/licence.xml": rsl("prohibits")}
+        return SiteFile(url=url, status=200 if url in bodies else 404, body=bodies.get(url, b""), observed_at=now())
+
+    def denied(*signals: Any) -> bool:
+        record = asyncio.run(Sites(ask, signals, str(tmp_path), DAY).of(origin))
+        found = Site(record.files, RightsConfig(signals=signals), "cleanplate").observe(f"{origin}/a.png")
+        return any(o.verdict == Verdict.DENY for o in found)
+
+    assert not denied("robots")
+    assert denied("robots", "rsl")
+
+
+def test_licences_beyond_those_that_are_read_are_an_error_and_not_silence() -> None:
+    origin, many = "https://a.example", 9
+
+    async def ask(url: str) -> SiteFile:
+        if url.endswith(".xml"):
+            return SiteFile(url=url, status=200, body=rsl("permits"), observed_at=now())
+        body = "".join(f"License: /{i}.xml\n" for i in range(many)).encode()
+        return SiteFile(url=url, status=200 if url.endswith("robots.txt") else 404, body=body, observed_at=now())
+
+    record = asyncio.run(Sites(ask, SIGNALS, None, DAY).of(origin))
+    found = Site(record.files, RightsConfig(), "cleanplate").observe(f"{origin}/a.png")
+    assert verdict(found) == Verdict.ERROR
+    assert [o.value for o in found if o.verdict == Verdict.ERROR] == ["9 licences are named, 8 were read"]
+
+
+def test_a_list_of_millions_of_sites_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curation.site_files._SITES_KEPT", 2)
+    ask = Asked()
+
+    async def all_of_them() -> int:
+        sites = Sites(ask, ("ai_txt",), None, DAY)
+        for i in range(5):
+            await sites.of(f"https://{i}.example")
+        return len(sites._known)
+
+    assert asyncio.run(all_of_them()) == 2
