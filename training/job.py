@@ -269,5 +269,6 @@ _LATER: dict[str, Any] = {
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "compile", "gradient_checkpointing", "checkpoint_every",
-    "keep_checkpoints", "keep_best_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures", "sample",
+    "keep_checkpoints", "keep_best_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures",
+    "sample",
 }  # fmt: skip

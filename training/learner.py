@@ -74,9 +74,9 @@ class Learner:
         self.unet.to(place.device, memory_format=torch.channels_last).train()
         if job.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
+        self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
         if job.compile:
             self.unet.compile()  # in place, so that what is saved has plain names
-        self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
         self._optimizer = torch.optim.AdamW(

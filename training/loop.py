@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from curation import storage
-from training import checkpoint, retraining
+from training import averages, checkpoint, retraining
 from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
@@ -83,6 +83,7 @@ def train(
         return loop.run()
     finally:
         loop.writer.close()
+        loop.snapshots.close()
 
 
 class _Loop:
@@ -125,10 +126,12 @@ class _Loop:
             "accumulation": -(-job.batch_size // (place.world_size * job.micro_batch)),
             "resident_captions": int(self._learner.resident_captions),
             "gpus": int(place.device.type == "cuda"),
+            **({"compiled": 1} if job.compile else {}),
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
         self.writer = Writer(self._checkpoints, keep=job.keep_checkpoints, keep_best=job.keep_best_checkpoints)
+        self.snapshots = Writer(averages.folder_of(folder), keep=1)
         self._saved = 0  # images seen at the newest checkpoint
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
@@ -146,6 +149,7 @@ class _Loop:
             loss, norm = learner.step(seen)
             loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
             before, seen = seen, seen + job.batch_size
+            self._snapshot(before, seen)
             milestone = job.milestones is not None and self._due(job.milestones, before, seen)
             saves = milestone or self._due(job.checkpoint_every, before, seen)
             draws = self._due(job.sample.every, before, seen)
@@ -162,6 +166,7 @@ class _Loop:
             if self._notice.take():
                 self._save_in_time(seen)
         self.writer.flush()
+        self.snapshots.flush()
         sha256 = state_sha256(learner.state())
         bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
@@ -215,6 +220,7 @@ class _Loop:
         """Images seen at the checkpoint that the run continues from; 0 for a fresh run."""
         if self._place.rank == 0:
             checkpoint.sweep(self._checkpoints)
+            checkpoint.sweep(averages.folder_of(self._folder))
         path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
         if path is not None:
             info, state = checkpoint.load(path, self._identity)
@@ -223,6 +229,8 @@ class _Loop:
             path = self._job.resume_from
             info, state = retraining.take_up(path, self._identity, self._topology, self._data, self._seen)
             points = tuple(point for point in info.points if point.grid is None)  # pictures stay with their run
+            if self._place.rank == 0 and self._job.ema.profiles:
+                averages.take_over(path, self._folder, self._identity, retraining.Seen(self._job, self._data))
         else:
             return 0
         self._learner.restore(state)
@@ -248,8 +256,26 @@ class _Loop:
         torch.distributed.broadcast_object_list(choice, src=0)
         return choice[0]
 
+    def _snapshot(self, before: int, seen: int) -> None:
+        """Stores the averages by profile if they are due; they are milestones, which are never removed."""
+        times = self._job.ema.snapshots
+        due = seen * times // self._budget > before * times // self._budget
+        if due and self._job.ema.profiles and self._place.rank == 0:
+            info = CheckpointInfo(
+                images_seen=seen,
+                identity=self._identity,
+                topology=self._topology,
+                legs=self._legs,
+                libraries=_libraries(),
+                points=(),
+                milestone=True,
+                seen_sha256=self._seen.upto(seen),
+            )
+            self.snapshots.save(self._learner.averages(), info)
+
     def _save(self, seen: int, milestone: bool) -> None:
         if self._place.rank == 0:
+            self.snapshots.flush()  # a run that goes on from here never comes by them again
             since = [p.values["loss"] for p in self._points if p.images > self._saved and "loss" in p.values]
             info = CheckpointInfo(
                 images_seen=seen,

@@ -23,6 +23,7 @@ from training.data import TrainingSet
 from training.job import ElasticWorkers, TrainJob
 from training.roster import Roster
 
+_PARTS = ("workers", "accumulation", "gpus", "compiled")  # of a topology, as told in words
 _CHUNK = 1 << 20  # samples that are hashed at once
 
 
@@ -144,9 +145,9 @@ def _of_run(path: str, roster: Roster, job: TrainJob) -> CheckpointInfo | None:
 def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     """In words, no stronger than what the tests show."""
     kept = "if the base set, captions and pictures stay what they were, which the job checks before it starts"
-    now = _place(job.most_workers, job.accumulation, job.gpus_per_worker)
+    now = _place(job.most_workers, job.accumulation, job.gpus_per_worker, int(job.compile))
     legs = [leg.topology for leg in info.legs] or [info.topology]
-    then = [_place(*(topology.get(part, 0) for part in ("workers", "accumulation", "gpus"))) for topology in legs]
+    then = [_place(*(topology.get(part, 0) for part in _PARTS)) for topology in legs]
     if isinstance(job.workers, ElasticWorkers) or set(then) != {now}:
         return (
             f"the same samples in the same order, with the same draws, {kept}; not the same bits, since the "
@@ -165,5 +166,6 @@ def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     )
 
 
-def _place(workers: int, accumulation: int, gpus: int) -> str:
-    return f"{workers} {'GPU' if gpus else 'CPU'} worker(s) with accumulation {accumulation}"
+def _place(workers: int, accumulation: int, gpus: int, compiled: int) -> str:
+    kind = f"{'compiled ' if compiled else ''}{'GPU' if gpus else 'CPU'}"
+    return f"{workers} {kind} worker(s) with accumulation {accumulation}"

@@ -230,3 +230,13 @@ def test_the_best_checkpoints_are_those_of_lowest_loss(
     best = sorted(passing, key=lambda images: losses[images] + losses[images - 8])[:2]
     kept = [int(path[-12:]) for path in checkpoint.paths(f"{tmp_path}/checkpoints")]
     assert kept == sorted({*best, 64, 128, 160})
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_is_saved_under_plain_names(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder
+) -> None:
+    plain, compiled = (Learner(make_job(compile=compile), data, text, Place()) for compile in (False, True))
+    for seen in (0, 8, 16):
+        torch.testing.assert_close(compiled.step(seen), plain.step(seen), rtol=1e-4, atol=0)
+    assert compiled.state()["weights"].keys() == plain.state()["weights"].keys()
