@@ -40,7 +40,7 @@ from curation.rights.config import RightsConfig
 from curation.rights.statements import of_file
 from curation.rights.verdict import Observation
 from curation.site_desk import records
-from curation.site_rights import SiteRights, own_records
+from curation.site_rights import Shown, SiteRights, own_records
 from curation.sources import INPUTS
 from curation.sources.inputs import without_password
 from curation.units import embedding_array
@@ -199,18 +199,17 @@ class Look:
         own = own_records(lambda: self._fetcher.web, config.rights, config.sites)
         return SiteRights(config.rights, config.fetch.product, records(config.desks, own), self._fetcher.soon)
 
-    def _pages(self, locations: Sequence[str], columns: Columns, rows: Sequence[int]) -> dict[int, tuple[str, Fetched]]:
-        """The pages of pictures from the web that have one, by row; each is fetched once."""
+    def _pages(self, locations: Sequence[str], columns: Columns, rows: Sequence[int]) -> dict[int, Shown]:
+        """The pages of pictures from the web that have one, by row; each is fetched and read once, and not held."""
         if not self._config.rights.pages:
             return {}
         urls = {row: columns["page_url"][row] for row in rows if columns["page_url"][row] and is_url(locations[row])}
         distinct = sorted(set(urls.values()))
-        found = dict(zip(distinct, self._fetcher(distinct), strict=True))
-        return {row: (url, found[url]) for row, url in urls.items()}
+        fetched = zip(distinct, self._fetcher(distinct), strict=True)
+        found = {url: self._rights.read(url, page) for url, page in fetched}
+        return {row: found[url] for row, url in urls.items()}
 
-    def _sightings(
-        self, location: str, fetched: Fetched, page: tuple[str, Fetched] | None
-    ) -> list[dict[str, object]] | None:
+    def _sightings(self, location: str, fetched: Fetched, page: Shown | None) -> list[dict[str, object]] | None:
         found: list[Observation] = []
         if is_url(location):
             url = without_password(location)
@@ -302,7 +301,7 @@ def _stated_page(metadata: Mapping[str, str]) -> str | None:
 
 def _stated_url(metadata: Mapping[str, str]) -> str | None:
     """The URL that a row's metadata says the picture is from: under one of the usual names, else any that is one."""
-    urls = {name.lower(): text.strip() for name, text in metadata.items() if is_url(text.strip())}
+    urls = {name.lower(): without_password(text.strip()) for name, text in metadata.items() if is_url(text.strip())}
     return next((urls[name] for name in _URL_NAMES if name in urls), min(urls.values(), default=None))
 
 

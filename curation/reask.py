@@ -51,12 +51,11 @@ class Asker:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Observation]]]:
         """What is said of each row (`uri`, `page_url`) from the web: its uri and the observations."""
         pages = sorted({row["page_url"] for row in rows if row["page_url"] and self._pages})
-        read = dict(zip(pages, self._fetcher(pages), strict=True))
+        read = {url: self._rights.read(url, fetched) for url, fetched in zip(pages, self._fetcher(pages), strict=True)}
         registered = self._rights.registered([row["uri"] for row in rows])
         answers = self._fetcher.web.fetch([row["uri"] for row in rows], heads=True)
         for row, fetched in zip(rows, answers, strict=True):
-            page = (row["page_url"], read[row["page_url"]]) if row["page_url"] in read else None
-            found = self._rights.observe(row["uri"], fetched, page)
+            found = self._rights.observe(row["uri"], fetched, read.get(row["page_url"]))
             listed = [registered[row["uri"]]] if row["uri"] in registered else []
             yield row["uri"], [*found, *listed, *self._of_itself(row["uri"], fetched)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from curation.fetch import Fetched, FetchError
 from curation.manifest import Reason, Verdict
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 _MOST_LICENCES = 8  # that an answer and its page may link to
 _SITES_KEPT = 10_000  # parsed, in one worker
+
+
+class Shown(NamedTuple):
+    """What a page that shows a picture says, read once for all of its pictures."""
+
+    stated: Stated | None  # None where it did not come
+    said: list[Observation]  # in its headers, or why it did not come
 
 
 class Records(Protocol):
@@ -94,20 +101,20 @@ class SiteRights:
         """What the job's registry says about URLs, by URL; nothing where the job has none."""
         return {} if self._registry is None or not urls else self._registry.observe(urls)
 
-    def observe(self, asked: str, fetched: Fetched, page: tuple[str, Fetched] | None = None) -> list[Observation]:
+    def observe(self, asked: str, fetched: Fetched, page: Shown | None = None) -> list[Observation]:
         """What was said on the way to a picture: by every site, every answer, and the page that shows it.
 
         Args:
             asked: the URL, without what is secret in it.
             fetched: what came of it.
-            page: the URL of its page and what came of that; None where none is known.
+            page: of `read`; None where none is known.
         """
         # What an error page says is said of no picture.
         answers = {answer.url: answer.headers if answer.status < 400 else {} for answer in fetched.answers}
-        stated, found = None, list[Observation]()
-        if page is not None:
-            stated, found = self._page(*page)
         hops = list(dict.fromkeys([*answers, *fetched.redirects])) or [asked]
+        stated, found = page or (None, [])
+        if stated is not None and stated.url in hops:  # it is the page itself that was asked for
+            found = []
         for url in hops:
             on_page = stated if url == hops[-1] else None
             place, headers = origin(url), answers.get(url, {})
@@ -133,15 +140,26 @@ class SiteRights:
     def _linked(self, links: Sequence[str]) -> dict[str, SiteFile]:
         return {link: self._run(self._records.document(link)).result() for link in links}
 
-    def _page(self, url: str, fetched: Fetched) -> tuple[Stated | None, list[Observation]]:
+    def read(self, url: str, fetched: Fetched) -> Shown:
+        """What a page says. Its headers' permissions are for the page and not for the pictures on it.
+
+        Args:
+            url: of the page, as a row names it.
+            fetched: what came of it.
+        """
         if fetched.data is None:
             reason = f"{fetched.reason}: {fetched.detail or ''}"[:200]
-            return None, [Observation("page", reason, url, Verdict.ERROR, fetched.at)]
-        where = fetched.final_uri or url
-        found = list[Observation]()
+            return Shown(None, [Observation("page", reason, url, Verdict.ERROR, fetched.at)])
+        where, found = fetched.final_uri or url, list[Observation]()
         for answer in fetched.answers[-1:]:
+            where = answer.url
             found += of_answer(where, answer.headers, self._config, self._product)
-        return Stated(where, Page(fetched.data, fetched.headers.get("content-type"))), found
+        stated = Stated(where, Page(fetched.data, fetched.headers.get("content-type")))
+        return Shown(stated, [_of_page_alone(o) if o.verdict == Verdict.ALLOW else o for o in found])
+
+
+def _of_page_alone(observation: Observation) -> Observation:
+    return observation._replace(value=f"of the page alone: {observation.value or ''}", verdict=Verdict.UNKNOWN)
 
 
 def _at(observation: Observation, at: datetime | None) -> Observation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,11 @@ def run(subject: str, *, job: str | None = None, ledger: str | None = None, allo
         UserError: a file that is not there, a URL that is none, a job or a ledger that cannot be read.
     """
     from curation.places import is_url, origin
+    from curation.policy import Policy
     from curation.rights.lists import OptOuts
     from curation.rights.verdict import verdict
+    from curation.safety import Limits
+    from curation.sources.inputs import without_password
     from curation.takedowns import Ledger, location, of_place
 
     chosen = _job(job, allow_private)
@@ -60,8 +64,12 @@ def run(subject: str, *, job: str | None = None, ledger: str | None = None, allo
     if is_url(subject) and origin(subject) is None:
         raise UserError(f"{subject!r} is no URL", field="URL", remedy="give http(s)://host/path, or a file's path")
     found = _of_url(subject, chosen, optouts) if is_url(subject) else _of_file(subject, chosen, optouts)
-    decided = verdict(o for o in found if o.signal not in chosen.rights.advisory)
-    return Checked(subject=subject, verdict=decided.value, observations=[Seen.model_validate(o.row()) for o in found])
+    decided = verdict(Policy(chosen, optouts, Limits({})).deciding(found))
+    return Checked(
+        subject=without_password(subject),
+        verdict=decided.value,
+        observations=[Seen.model_validate(o.row()) for o in found],
+    )
 
 
 def _job(path: str | None, allow_private: bool) -> CurateJob:
@@ -77,14 +85,25 @@ def _job(path: str | None, allow_private: bool) -> CurateJob:
     return job.model_copy(update={"fetch": job.fetch.model_copy(update={"allow_private": True})})
 
 
-def _of_url(url: str, job: CurateJob, optouts: Any) -> list[Observation]:
-    from curation.fetch import Fetcher
+def _of_url(asked: str, job: CurateJob, optouts: Any) -> list[Observation]:
+    from curation.fetch import Fetcher, FetchError
     from curation.manifest import Reason, Verdict
     from curation.places import host_and_domain, origin
     from curation.rights.verdict import Observation
     from curation.site_rights import SiteRights, own_records
+    from curation.sources.inputs import without_password
 
-    fetcher = Fetcher(job.fetch)
+    url = without_password(asked)
+
+    def refused(said: Sequence[Observation]) -> bool:
+        advisory = job.rights.advisory
+        return any(o.signal == "robots" and o.verdict == Verdict.DENY and o.signal not in advisory for o in said)
+
+    async def admit(hop: str) -> None:
+        if refused((await rights.site(origin(hop) or "")).observe(hop)):
+            raise FetchError(Reason.SITE_REFUSES, hop)
+
+    fetcher = Fetcher(job.fetch, admit)
     records = own_records(lambda: fetcher.web, job.rights, None)
     rights = SiteRights(job.rights, job.fetch.product, records, fetcher.soon)
     try:
@@ -96,11 +115,11 @@ def _of_url(url: str, job: CurateJob, optouts: Any) -> list[Observation]:
                 remedy="add --allow-private if it is yours to ask",
             )
         said = site.observe(url)
-        if any(o.signal == "robots" and o.verdict == Verdict.DENY for o in said):
+        if refused(said):
             # Who may not be asked for is not asked for, also not to see what else would be said.
             return [*_listed(url, {}, job, optouts), *said, *site.tdmrep(url)]
-        (fetched,) = fetcher([url])
-        page = (url, fetched) if _is_page(fetched) else None
+        (fetched,) = fetcher([asked])
+        page = rights.read(url, fetched) if _is_page(fetched) else None
         seen = [*rights.observe(url, fetched, page), *rights.registered([url]).values()]
     finally:
         fetcher.close()

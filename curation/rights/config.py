@@ -39,4 +39,6 @@ class RightsConfig(BaseModel):
     def _somebody_is_trusted(self) -> RightsConfig:
         if self.trusted_only and not self.anchors:
             raise ValueError("trusted_only without anchors trusts nobody: give the roots' PEM text in anchors")
+        if self.anchors and "-----BEGIN CERTIFICATE-----" not in self.anchors:
+            raise ValueError("anchors is no PEM text: give what stands in the file, not its path")
         return self

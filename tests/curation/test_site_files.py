@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from curation.fetch import FetchConfig, Fetcher, FetchError
 from curation.manifest import Verdict, now
@@ -223,3 +224,37 @@ def test_a_list_of_millions_of_sites_does_not_fill_the_memory(monkeypatch: pytes
         return len(sites._known)
 
     assert asyncio.run(all_of_them()) == 2
+
+
+def test_what_a_page_permits_is_for_the_page_and_what_it_refuses_for_its_pictures(hosts: Hosts) -> None:
+    allows = [("Content-Usage", "train-ai=y"), ("tdm-reservation", "0"), ("Content-Type", "text/html")]
+    site = hosts.add(allows=Answer(b"<p>", headers=allows))
+    hosts.put(f"{site}/refuses", Answer(b"<meta name=robots content=noai>", headers=[("X-Robots-Tag", "noml")]))
+    url = hosts.put(f"{site}/a.png", Answer(encoded(noise(1))))
+    client = Fetcher(FetchConfig(allow_private=True, retries=0))
+    try:
+        rights = rights_of(client)
+        picture, *pages = client([url, f"{site}/allows", f"{site}/refuses", f"{site}/gone"])
+        permissive, refusing, gone = (
+            rights.read(f"{site}/{name}", page) for name, page in zip(("allows", "refuses", "gone"), pages, strict=True)
+        )
+        said = {name: verdict(rights.observe(url, picture, page)) for name, page in (
+            ("none", None), ("permissive", permissive), ("refusing", refusing), ("gone", gone)
+        )}  # fmt: skip
+        assert said == {
+            "none": Verdict.UNKNOWN,
+            "permissive": Verdict.UNKNOWN,
+            "refusing": Verdict.DENY,
+            "gone": Verdict.ERROR,
+        }
+        assert verdict(rights.observe(f"{site}/allows", pages[0], permissive)) == Verdict.ALLOW, "of itself it counts"
+        heard = {o.signal for o in rights.observe(url, picture, refusing) if o.verdict == Verdict.DENY}
+        assert heard == {"x_robots_tag", "meta_robots"}
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("anchors", ["/etc/ssl/roots.pem", "-----BEGIN PUBLIC KEY-----"])
+def test_anchors_are_certificates_and_not_their_path(anchors: str) -> None:
+    with pytest.raises(ValidationError, match="anchors is no PEM text"):
+        RightsConfig(anchors=anchors)

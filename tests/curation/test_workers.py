@@ -114,7 +114,7 @@ def test_the_funnel_adds_up() -> None:
 
 @pytest.mark.parametrize("name", ["url", "image_url", "Source_URL", "somewhere"])
 def test_where_a_picture_in_a_container_came_from_is_found_under_any_name(tmp_path: Path, name: str) -> None:
-    table = pa.table({"image": pa.array([encoded(noise(1))]), name: ["  HTTPS://a.example/x.jpg "]})
+    table = pa.table({"image": pa.array([encoded(noise(1))]), name: ["  HTTPS://user:s3cret@a.example/x.jpg "]})
     pq.write_table(table, tmp_path / "pictures.parquet")
     found = listed(tmp_path, source={"kind": "parquet", "path": str(tmp_path / "pictures.parquet")})
     work(found)
