@@ -43,7 +43,6 @@ Admit = Callable[[str], Awaitable[None]]
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BUSY = {429, 503}
-_NO_HEAD = {405, 501}
 _PIECE = 64 * 1024
 _LEAD = 8  # URLs begun beyond the one that the caller waits for, for each connection
 _NAME_THREADS = 32
@@ -87,8 +86,8 @@ class Web:
     def fetch(self, urls: Sequence[str], *, heads: bool = False) -> Generator[Fetched]:
         """What came of each URL, in order. Closing the iterator stops what is on its way.
 
-        With `heads`, only what the answers say is asked for (HEAD, or GET where a server knows no HEAD), and their data
-        is empty.
+        With `heads`, only what the answers say is asked for (HEAD, and GET where that is answered by an error), and
+        their data is empty.
 
         At most `bytes_in_flight` of bodies are held, those that wait for the caller and the one it works on included;
         only the body that the caller waits for is taken in also where it does not fit, lest everything stop.
@@ -245,7 +244,8 @@ class _Visit:
                         host.failures = 0
                     if response.status in _REDIRECTS and "Location" in response.headers:
                         return response.headers["Location"]
-                    if self._method == "HEAD" and response.status in _NO_HEAD:
+                    if self._method == "HEAD" and response.status >= 400 and response.status not in _BUSY:
+                        # Servers that know no HEAD answer it with anything; a picture is gone when GET says so.
                         self._method = "GET"
                         self._answers.pop()
                         return None

@@ -12,11 +12,15 @@ from types import TracebackType
 
 @dataclass(frozen=True)
 class Answer:
-    """What a path is answered with; several values of a header are several lines."""
+    """What a path is answered with; several values of a header are several lines.
+
+    `head` is the status of the answer to HEAD where it is another, which then has no headers.
+    """
 
     body: bytes = b""
     status: int = 200
     headers: Sequence[tuple[str, str]] = ()
+    head: int | None = None
 
 
 @dataclass
@@ -72,6 +76,8 @@ class Hosts:
                 hosts.asked[host, self.path] += 1
                 hosts.agents.add(self.headers["User-Agent"])
                 answer = hosts._paths.get((host, self.path), Answer(status=404))
+                if not with_body and answer.head is not None:
+                    answer = Answer(status=answer.head)
                 self.send_response(answer.status)
                 for name, value in answer.headers:
                     self.send_header(name, value)

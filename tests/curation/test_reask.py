@@ -103,3 +103,19 @@ def test_every_row_is_answered_for_by_its_own_place() -> None:
             asker.close()
     denied = {url: [o.signal for o in found if o.verdict == Verdict.DENY] for url, found in answers.items()}
     assert denied == {urls[0]: [], urls[1]: ["x_robots_tag"]}
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 500, 501])
+def test_what_a_server_without_head_says_is_heard(status: int) -> None:
+    refusing = [("X-Robots-Tag", "noai")]
+    with Hosts() as hosts:
+        site = hosts.add()
+        there = hosts.put(f"{site}/a.png", Answer(encoded(noise(1)), headers=refusing, head=status))
+        gone = hosts.put(f"{site}/b.png", Answer(status=410, head=status))
+        asker = Asker(FetchConfig(allow_private=True, retries=0), RightsConfig())
+        try:
+            answers = dict(asker([{"uri": url, "page_url": None} for url in (there, gone)]))
+        finally:
+            asker.close()
+    assert [(o.signal, o.verdict) for o in answers[there]][1:] == [("x_robots_tag", Verdict.DENY)]
+    assert [(o.signal, o.verdict) for o in answers[gone]][1:] == [("recheck", Verdict.UNKNOWN)]
