@@ -104,13 +104,24 @@ def add(
     requested_at: str | None,
     chosen: Sequence[Selector],
 ) -> Shown:
-    """Adds an entry; the same request with the same reference is the same entry."""
+    """Adds an entry; the same request with the same reference is the same entry.
+
+    Raises:
+        UserError: what is missing or cannot be read; a request that was withdrawn, which is not in force again.
+    """
     opened = open_ledger(ledger)
     _check_text(("--by", by), ("--ground", ground), ("--reference", reference or ""))
     entry = opened.append_entry(
         requester=by, ground=ground, selectors=chosen, requested_at=time_of(requested_at), reference=reference
     )
-    return _shown(opened, entry.id)
+    found = _shown(opened, entry.id)
+    if found.entry.withdrawn is not None:
+        raise UserError(
+            f"this very request is entry {entry.id[:12]}, withdrawn on {found.entry.withdrawn.recorded_at:%Y-%m-%d}",
+            field="--reference",
+            remedy="give another reference: then it is a new request",
+        )
+    return found
 
 
 def entries(ledger: str | None, *, all_: bool) -> Listed:

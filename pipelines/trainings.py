@@ -128,7 +128,7 @@ class Registry:
 
 def without_password(uri: str) -> str:
     """An address as it may be shown and written down."""
-    return re.sub(r"//[^@/]*@", "//", uri)
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", uri)
 
 
 def is_missing(uri: str) -> bool:

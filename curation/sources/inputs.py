@@ -49,7 +49,7 @@ def without_password(url: str) -> str:
     return re.sub(_PASSWORD, r"\1", url)
 
 
-_PASSWORD = r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@"  # of RE2, too
+_PASSWORD = r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@"  # of RE2, too
 
 
 def without_passwords(urls: pa.Array) -> pa.Array:

@@ -101,12 +101,12 @@ def test_a_table_keeps_its_order_and_its_repeats(tmp_path: Path) -> None:
 
 
 def test_names_are_text_and_passwords_stay_out_of_uris(tmp_path: Path) -> None:
-    text = "url,creator,title\nhttps://me:secret@a.example/x.png,NA,null\n"
+    text = "url,creator,title\nhttps://me:sec@ret@a.example/x.png,NA,null\n"
     (tmp_path / "t.csv").write_text(text)
     (row,) = TableSource(path=str(tmp_path / "t.csv")).inputs().to_pylist()
     assert (row["creator"], row["title"]) == ("NA", "null")
     assert row["uri"] == "https://a.example/x.png"
-    assert "secret" in row["location"]
+    assert "sec@ret" in row["location"]
 
 
 def test_a_folder_that_cannot_be_listed_stops_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

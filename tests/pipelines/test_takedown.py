@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from curation.errors import UserError
 from curation.manifest import LedgerInfo, Manifest
 from curation.takedowns import Ledger, Selector
 from curation.takedowns.pictures import of_bytes
+from pipelines import takedown
+from pipelines.trainings import without_password
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
 from tests.pipelines.test_cli import Cleanplate, cleanplate
@@ -86,8 +89,7 @@ def test_json_everywhere(cleanplate: Cleanplate, ledger: Ledger) -> None:
     assert len(ends("list", "--all")["entries"]) == 1
     assert ends("pack")["removed"] == 2
     again = cleanplate("takedown", "add", *WHO, "--creator", "jane", "--reference", "T-1")
-    assert "was withdrawn on" in again.stdout
-    assert "next:" not in again.stdout
+    assert (again.returncode, again.stdout) == (2, ""), "whoever only looks at the exit must not take it for in force"
 
 
 def test_the_list_is_a_table_that_takes_no_markup_from_strangers(cleanplate: Cleanplate, ledger: Ledger) -> None:
@@ -163,3 +165,25 @@ def test_a_damaged_ledger_is_not_an_empty_one(cleanplate: Cleanplate, ledger: Le
     done = cleanplate("takedown", "list")
     assert done.returncode == 2
     assert str(file) in done.stderr
+
+
+def test_a_request_that_was_withdrawn_is_not_said_to_be_in_force_again(ledger: Ledger) -> None:
+    def add(reference: str) -> str:
+        chosen = takedown.selectors({"creator": ["Jane"]})
+        done = takedown.add(None, by="Jane", ground="mine", reference=reference, requested_at=None, chosen=chosen)
+        return done.entry.id
+
+    first = add("T-1")
+    assert add("T-1") == first
+    takedown.withdraw(None, first, by="Jane", why="a mistake")
+    with pytest.raises(UserError, match=rf"this very request is entry {first[:12]}, withdrawn on") as caught:
+        add("T-1")
+    assert caught.value.field == "--reference"
+    second = add("T-2")
+    assert [entry.id for entry in ledger.read().in_force] == [second]
+
+
+@pytest.mark.parametrize("secret", ["user:s3cret", "user:s3@cret", "s3cret"])
+def test_a_tracking_server_is_shown_without_its_password(secret: str) -> None:
+    assert without_password(f"postgresql://{secret}@db.example/mlflow") == "postgresql://db.example/mlflow"
+    assert without_password("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
