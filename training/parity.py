@@ -130,7 +130,11 @@ def likeness(
     Args:
         reference: uint8 (N, H, W, 3), the model's own of the same prompts, seeds and parameters.
     """
-    pictures = sample(with_unet(model, AsUnet(denoiser)), prompts, seeds, params)
+    return compare(sample(with_unet(model, AsUnet(denoiser)), prompts, seeds, params), reference, params)
+
+
+def compare(pictures: np.ndarray, reference: np.ndarray, params: SamplingParams) -> Likeness:
+    """uint8 pictures (N, H, W, 3) against those that they should be."""
     psnr = [_psnr(one, other) for one, other in zip(pictures, reference, strict=True)]
     spread = reference - reference.mean(axis=0, dtype=np.float64)
     error = _rms(pictures.astype(np.float64) - reference) / max(_rms(spread), 1e-12)
