@@ -1,11 +1,20 @@
-"""The exponential moving average of the weights, which is the model that is kept."""
+"""Moving averages of the weights: the exponential one is the model that is kept.
+
+Averages by a power function (Karras et al. 2024, arXiv 2312.02696, section 3.2) have a length in proportion to the run,
+sigma_rel: the standard deviation of their profile, the weight of each step, over the length of the run. Two of them,
+stored now and then, are enough to make one of any length afterwards (`training.averages`).
+"""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+PREFIX = "ema_"
 
 
 class Ema:
@@ -33,3 +42,43 @@ class Ema:
     def update(self, step: int) -> None:
         """Moves the average towards the network's weights after the given step, counted from 1."""
         torch._foreach_lerp_(self._average, self._current, 1 - self.decay(step))
+
+
+class PowerEma:
+    """The average whose weight of step k after n steps is (k^e - (k - 1)^e) / n^e, e = gamma + 1: that of a power
+    function. The initial weights have none. Every rank computes the same average; nothing is exchanged.
+
+    Attributes:
+        weights: the averaged parameters, by name.
+    """
+
+    def __init__(self, model: Any, sigma_rel: float) -> None:
+        self.weights: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+        self._exponent = exponent(sigma_rel)
+        self._average = list(self.weights.values())
+        self._current = list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the network's weights after the given step, counted from 1."""
+        torch._foreach_lerp_(self._average, self._current, 1 - (1 - 1 / step) ** self._exponent)
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Takes the place of the average that `weights` are of."""
+        for name, average in self.weights.items():
+            average.copy_(weights[name])
+
+
+def part(sigma_rel: float) -> str:
+    """The name of a power average in checkpoints and snapshots."""
+    return f"{PREFIX}{sigma_rel:g}"
+
+
+def exponent(sigma_rel: float) -> float:
+    """gamma + 1 of the profile of that length (Karras et al. 2024, algorithm 2): the real root of
+    (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2."""
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()) + 1

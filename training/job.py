@@ -58,6 +58,19 @@ class EmaConfig(_Config):
 
     decay: float = Field(0.995, ge=0, lt=1, description="how much of the average is kept at each step")
     warmup: bool = Field(True, description="begin with a short memory: decay is at most (1 + step) / (10 + step)")
+    profiles: tuple[Annotated[float, Field(ge=0.01, le=0.25)], ...] = Field(
+        (),
+        description="lengths, as shares of the run, of averages that are stored beside it, e.g. [0.05, 0.1]: from two "
+        "of them an average of any length near theirs can be made afterwards (Karras et al. 2024)",
+    )
+    snapshots: int = Field(16, ge=1, le=1000, description="times in the run at which the profiles are stored")
+
+    @field_validator("profiles")
+    @classmethod
+    def _profiles_differ(cls, profiles: tuple[float, ...]) -> tuple[float, ...]:
+        if len({f"{profile:g}" for profile in profiles}) < len(profiles):
+            raise ValueError("two are the same")
+        return profiles
 
 
 class ElasticWorkers(_Config):
@@ -246,6 +259,7 @@ class TrainJob(_Config):
         told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         if self.caption_mix is None:
             del told["caption_mix"]  # a run begun before there was a mix is still the same run
+        del told["ema"]["snapshots"]  # how often is stored what is there anyway
         for name, default in _LATER.items():
             *above, last = name.split(".")
             place = told[above[0]] if above else told
@@ -265,6 +279,7 @@ _LATER: dict[str, Any] = {
     "timestep_sampling": UniformTimesteps().model_dump(mode="json"),
     "schedule.zero_terminal_snr": False,
     "loss.soft_min_snr_gamma": None,
+    "ema.profiles": [],
 }
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {

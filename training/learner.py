@@ -13,7 +13,7 @@ from torch import Tensor
 from training import objective, randomness, timesteps
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.data import TrainingSet
-from training.ema import Ema
+from training.ema import Ema, PowerEma, part
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
@@ -77,6 +77,7 @@ class Learner:
         self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
         if job.compile:
             self.unet.compile()  # in place, so that what is saved has plain names
+        self._profiles = {part(length): PowerEma(self.unet, length) for length in job.ema.profiles}
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
         self._optimizer = torch.optim.AdamW(
@@ -113,7 +114,10 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.ema.update(images_seen // job.batch_size + 1)
+        step = images_seen // job.batch_size + 1
+        self.ema.update(step)
+        for average in self._profiles.values():
+            average.update(step)
         return loss, norm
 
     def settle(self, images_seen: int) -> None:
@@ -174,8 +178,10 @@ class Learner:
         return t, self._abar[t]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """All that a checkpoint stores: parts `weights`, `ema` and `optimizer`, by plain parameter names."""
+        """All that a checkpoint stores: parts `weights`, `ema` and `optimizer`, and `averages`, by plain parameter
+        names."""
         return {
+            **self.averages(),
             "weights": dict(self.unet.state_dict()),
             "ema": dict(self.ema.model.state_dict()),
             "optimizer": {
@@ -185,11 +191,17 @@ class Learner:
             },
         }
 
+    def averages(self) -> dict[str, dict[str, Tensor]]:
+        """A part `ema_<sigma_rel>` for each of the job's `ema.profiles`."""
+        return {name: average.weights for name, average in self._profiles.items()}
+
     @torch.no_grad()
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Takes the place of the run that `state` was taken from."""
         self.unet.load_state_dict(state["weights"])
         self.ema.model.load_state_dict(state["ema"])
+        for name, average in self._profiles.items():
+            average.restore(state[name])
         moments = state["optimizer"]
         for name, parameter in self._named:
             # in the layout of the parameter (channels last): the fused kernel walks both in order of memory

@@ -41,6 +41,8 @@ def test_the_defaults_are_the_recipe() -> None:
         ({"caption_mix": {"coca": 0.0}}, "above 0"),
         ({"caption_mix": {"coca": float("nan")}}, "above 0"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "below 1"),
+        ({"ema": {"profiles": [0.05, 0.05]}}, "two are the same"),
+        ({"ema": {"profiles": [0.5]}}, "less than or equal to 0.25"),
     ],
 )
 def test_mistakes_are_refused(change: dict[str, object], message: str) -> None:
@@ -67,6 +69,8 @@ def test_a_run_from_before_a_field_is_still_the_same_run() -> None:
     told = job().identity()
     assert told["schedule"] == {"kind": "cosine", "timesteps": 1000, "offset": 0.008}
     assert told["loss"] == {"min_snr_gamma": None}
+    assert told["ema"] == {"decay": 0.995, "warmup": True}
+    assert job(ema={"profiles": [0.1]}).config_sha256("id") != job().config_sha256("id")
     assert "timestep_sampling" not in told
     changed = {"schedule": {"kind": "cosine", "zero_terminal_snr": True}}, {"loss": {"soft_min_snr_gamma": 4}}
     for other in (*changed, {"timestep_sampling": {"kind": "uniform", "stratified": True}}):
