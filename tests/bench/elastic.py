@@ -17,12 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import training.launch
 from training import checkpoint
 from training.checkpoint import CheckpointInfo
 from training.job import TrainJob
+from training.launch import _worker as the_runs_own
 from training.launch import launch
 from training.prepare import TrainResult, prepare
-from training.progress import Progress
+from training.progress import Point, Progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,29 +39,76 @@ def drive(job: TrainJob, tower: str, limit_s: float = 600) -> TrainResult:
     return TrainResult.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def _change_the_cluster(cluster: Any, folder: str, every: int, running: Future[TrainResult]) -> None:
-    """Adds a node, has Ray tell that it will be taken away, and takes it once the state was saved for that."""
+class _Gate:
+    """Stands before the mailbox of a run, on a worker: a point passes once `Limits` allows it for so many workers."""
 
-    def until(found: Callable[[str, CheckpointInfo], bool]) -> bool:
+    def __init__(self, mailbox: Any, folder: str) -> None:
+        self._mailbox = mailbox
+        self._limits = Limits(folder)
+        self.put, self.finish = self, mailbox.finish
+
+    def remote(self, point: Point) -> None:
+        import ray.train
+
+        while point.images > self._limits.of(ray.train.get_context().get_world_size()):
+            time.sleep(0.05)
+        self._mailbox.put.remote(point)
+
+
+def worker(config: dict[str, Any]) -> None:
+    """The run's own worker, which waits at a gate. Must stay importable by name: it is shipped by reference."""
+    the_runs_own(config | {"mailbox": _Gate(config["mailbox"], config["folder"])})
+
+
+class Limits:
+    """How far so many workers may train, in images; a file beside the run's, so that its pace is that of the events."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    def of(self, workers: int) -> float:
+        try:
+            return float((self._folder / f"limit-{workers}").read_text())
+        except FileNotFoundError:
+            return 0
+
+    def set(self, workers: int, images: float) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = self._folder / f".limit-{workers}"
+        new.write_text(str(images))
+        new.replace(self._folder / f"limit-{workers}")
+
+
+def _change_the_cluster(cluster: Any, folder: str, job: TrainJob, running: Future[TrainResult]) -> None:
+    """Adds a node, has Ray tell that it will be taken away, and takes it once the state was saved for that."""
+    limits, every = Limits(folder), job.checkpoint_every
+    first = 2 * every + job.batch_size  # where one worker waits for another
+    limits.set(1, first)
+    limits.set(2, second := first + 2 * every)
+
+    def until(found: Callable[[CheckpointInfo], bool]) -> bool:
         while not running.done():
-            newest = checkpoint.latest(folder)
-            if newest is not None and found(newest, checkpoint.read_info(newest)):
+            newest = checkpoint.latest(f"{folder}/checkpoints")
+            if newest is not None and found(checkpoint.read_info(newest)):
                 return True
             time.sleep(0.2)
         return False
 
-    def workers(expected: list[int]) -> Callable[[str, CheckpointInfo], bool]:
-        return lambda path, info: [leg.topology["workers"] for leg in info.legs] == expected
+    def in_time(info: CheckpointInfo) -> bool:
+        nonlocal second
+        limits.set(2, second := second + job.batch_size)  # a step at a time, until the notice has come
+        return info.images_seen % every != 0
 
-    if until(workers([1])):
+    if until(lambda info: info.images_seen >= 2 * every):
         node = cluster.add_node(num_cpus=1)
         print("a node joined", file=sys.stderr, flush=True)
-        if until(workers([1, 2])):
+        if until(lambda info: [leg.topology["workers"] for leg in info.legs] == [1, 2]):
             _drain(cluster.address, node.node_id)
             print("a node is about to be lost", file=sys.stderr, flush=True)
-            if until(lambda path, info: info.images_seen % every != 0):
+            if until(in_time):
                 cluster.remove_node(node, allow_graceful=False)
                 print("a node was lost, after its state was saved", file=sys.stderr, flush=True)
+                limits.set(1, job.steps * job.batch_size)
 
 
 def _drain(address: str, node_id: str) -> None:
@@ -79,11 +128,15 @@ def main() -> None:
     os.environ |= {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a lost node is asked for until Ray Train looks anew
         "RAY_health_check_period_ms": "1000",
     }
+    # one thread in each worker, however many there are: with two each on two cores, steps take many times as long
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import ray
     from ray.cluster_utils import Cluster
 
+    training.launch._worker = worker
     job, tower = TrainJob.model_validate(json.loads(sys.argv[1])), sys.argv[2]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     os.environ["RAY_ADDRESS"] = cluster.address  # a cluster that can grow
@@ -96,7 +149,7 @@ def main() -> None:
     # nodes can only be added by the main thread
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(launch, job, text_encoder=tower, on_progress=tell)
-        _change_the_cluster(cluster, f"{prepare(job).folder}/checkpoints", job.checkpoint_every, running)
+        _change_the_cluster(cluster, prepare(job).folder, job, running)
         result = running.result()
     ray.shutdown()
     cluster.shutdown()

@@ -3,9 +3,12 @@
 The platform side is `training.loop.train` itself: rows of a manifest, text states, counter-based randomness, caption
 dropout, EMA, clipping, the learning rate, a point told after every step. The bare side is what a researcher writes in
 ten lines: resident data, torch's generator, no EMA, no logging. It runs inside the callback that takes the points, so
-both sides alternate step by step in one process, on one thread, and a busy machine slows both alike.
+both sides alternate step by step in one process, on one thread, and a busy machine slows both alike. So do the loader
+and the step that consumes its batch (`loader_over_demand`), a checkpoint written in place and one written beside
+training (`checkpoint_stall_ms`, no ratio), and the loop under torchrun and in Ray Train (`tests.bench.orchestration`).
 
-Last line: {"ratios": {"over_bare_loop": platform / bare}}, of the medians.
+Last line: {"ratios": {"over_bare_loop", "ray_over_torchrun", "loader_over_demand", "over_diffusers_script"}}, of the
+medians; the last is null: diffusers' example scripts are not installed.
 """
 
 from __future__ import annotations
@@ -19,16 +22,19 @@ from pathlib import Path
 
 import torch
 
+from tests.bench import orchestration
 from tests.training.conftest import shapes, write_manifest, write_tower
-from training import objective
+from training import checkpoint, objective
+from training.checkpoint import CheckpointInfo, Identity
 from training.data import TrainingSet, load
 from training.job import TrainJob
-from training.learner import Place
+from training.learner import Learner, Place
 from training.loop import train
 from training.progress import Point
 from training.schedules import alphas_cumprod
 from training.text import TextEncoder
 from training.unet import build_unet, to_patches
+from training.writer import Writer
 
 STEPS = 70  # of each side
 WARM_UP = 10  # of these, not counted
@@ -63,33 +69,90 @@ def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[
     return step
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def over_bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder, folder: Path) -> float:
+    """Steps per second of the platform over those of the bare loop."""
     seconds: dict[str, list[float]] = {"bare": [], "platform": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        data = load(write_manifest(root / "manifests", shapes(32)))
-        text = TextEncoder(write_tower(root / "text_encoder"))
-        job = TrainJob(manifest="-", output="-", images=STEPS * 32, batch_size=32)
-        bare = bare_loop(job, data, text)
+    bare = bare_loop(job, data, text)
+    returned = time.perf_counter()
+
+    def take(point: Point) -> None:
+        nonlocal returned
+        if point.grid is None:
+            arrived = time.perf_counter()
+            bare()
+            seconds["platform"].append(arrived - returned)
+            seconds["bare"].append(time.perf_counter() - arrived)
         returned = time.perf_counter()
 
-        def take(point: Point) -> None:
-            nonlocal returned
-            if point.grid is None:
-                arrived = time.perf_counter()
-                bare()
-                seconds["platform"].append(arrived - returned)
-                seconds["bare"].append(time.perf_counter() - arrived)
-            returned = time.perf_counter()
-
-        train(job, folder=str(root / "run"), data=data, text=text, place=Place(), report=take)
-    print(f"{'loop':10} {'images/s (median)':>18} {'images/s (best)':>16}")
+    train(job, folder=str(folder), data=data, text=text, place=Place(), report=take)
     for name, values in seconds.items():
         median, best = statistics.median(values[WARM_UP:]), min(values[WARM_UP:])
         print(f"{name:10} {job.batch_size / median:18.1f} {job.batch_size / best:16.1f}")
-    ratio = statistics.median(seconds["bare"][WARM_UP:]) / statistics.median(seconds["platform"][WARM_UP:])
-    print(json.dumps({"ratios": {"over_bare_loop": round(ratio, 3)}}))
+    return statistics.median(seconds["bare"][WARM_UP:]) / statistics.median(seconds["platform"][WARM_UP:])
+
+
+def loader_over_demand(learner: Learner, job: TrainJob) -> float:
+    """Batches per second that can be made of the set, over those that the steps take."""
+    made, taken = [], []
+    for seen in range(0, 30 * job.batch_size, job.batch_size):
+        began = time.perf_counter()
+        learner.batch(torch.arange(seen, seen + job.batch_size))
+        between = time.perf_counter()
+        learner.step(seen)
+        made.append(between - began)
+        taken.append(time.perf_counter() - between)
+    print(f"{'loader':10} {job.batch_size / statistics.median(made):18.1f} {job.batch_size / min(made):16.1f}")
+    return statistics.median(taken) / statistics.median(made)
+
+
+def checkpoint_stall(learner: Learner, folder: Path) -> dict[str, float]:
+    """Milliseconds that a checkpoint keeps training waiting, written in place and beside it, and its megabytes."""
+    info = CheckpointInfo(
+        images_seen=0,
+        identity=Identity(manifest_id="", training_set_digest="", text_encoder_sha256="", config={}),
+        topology={},
+        libraries={},
+        points=(),
+    )
+    waited: dict[str, list[float]] = {"in_place": [], "beside": []}
+    writer = Writer(str(folder / "beside"), keep=2)
+    for images in range(10):
+        told = info.model_copy(update={"images_seen": images})
+        for name in waited:
+            began = time.perf_counter()
+            if name == "beside":
+                writer.save(learner.state(), told)
+            else:
+                checkpoint.save(str(folder / "in_place"), learner.state(), told, keep=2)
+            waited[name].append(1000 * (time.perf_counter() - began))
+        writer.flush()  # long before the next one is due
+    writer.close()
+    size = sum(tensor.nbytes for part in learner.state().values() for tensor in part.values()) / 1e6
+    return {name: round(statistics.median(values), 1) for name, values in waited.items()} | {
+        "megabytes": round(size, 1)
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        manifest = write_manifest(root / "manifests", shapes(32))
+        data = load(manifest)
+        tower = write_tower(root / "text_encoder")
+        text = TextEncoder(tower)
+        job = TrainJob(manifest=manifest.uri, output="-", images=STEPS * 32, batch_size=32)
+        print(f"{'loop':10} {'images/s (median)':>18} {'images/s (best)':>16}")
+        ratios: dict[str, float | None] = {"over_bare_loop": over_bare_loop(job, data, text, root / "run")}
+        learner = Learner(job, data, text, Place())
+        ratios["loader_over_demand"] = loader_over_demand(learner, job)
+        stall = checkpoint_stall(learner, root)
+        print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
+        several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})
+        ratios["ray_over_torchrun"] = orchestration.compare(several, tower, root / "turns")
+        ratios["over_diffusers_script"] = None
+    rounded = {name: None if value is None else round(value, 3) for name, value in ratios.items()}
+    print(json.dumps({"ratios": rounded, "checkpoint_stall_ms": stall["beside"]}))
 
 
 if __name__ == "__main__":

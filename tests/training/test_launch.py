@@ -20,6 +20,7 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from curation.takedowns import Ledger
+from tests.bench import elastic
 from tests.curation.seaweed import seaweed
 from tests.training.conftest import many, opt_out, row_id, write_manifest
 from training import merkle, randomness
@@ -30,6 +31,7 @@ from training.job import TrainJob
 from training.launch import launch
 from training.learner import Place
 from training.loop import train
+from training.notice import Terminated
 from training.prepare import TrainResult, plan, prepare, run_folder
 from training.progress import Point, Progress
 from training.retraining import earliest
@@ -165,6 +167,24 @@ def test_a_missing_tower_is_named_and_the_run_marked_failed(
     assert mlflow.MlflowClient(tracking_uri).get_run(run_id).info.status == "FAILED"
 
 
+def test_sigterm_saves_the_state_and_ends_the_process(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.follow._POLL_SECONDS", 0.01)
+    settings: dict[str, Any] = {
+        "workers": 0, "images": 1600, "checkpoint_every": 10_000, "tracking": {"uri": tracking_uri, "experiment": "ray"}
+    }  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    job = make_job(**settings)
+    with pytest.raises(Terminated):
+        launch(job, text_encoder=str(tower), on_progress=lambda progress: os.kill(os.getpid(), signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = launch(job, text_encoder=str(tower))
+    assert 0 < resumed.resumed_from < 1600
+    straight = launch(make_job(**settings, output=str(tmp_path / "straight")), text_encoder=str(tower))
+    assert (straight.resumed_from, straight.state_sha256) == (0, resumed.state_sha256)
+
+
 @pytest.mark.slow
 def test_a_run_on_s3_is_interrupted_resumed_and_registered(
     make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -289,3 +309,25 @@ def test_a_killed_driver_resumes_to_the_same_bits(
     assert resumed.state_sha256 == straight.state_sha256
     history = mlflow.MlflowClient(tracking_uri).get_metric_history(resumed.run_id, "loss")
     assert [point.step for point in history] == list(range(8, 641, 8))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_with_more_workers_and_with_fewer(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "images": 32 * 60, "batch_size": 32, "checkpoint_every": 32 * 4, "max_failures": 5,
+        "tracking": {"uri": tracking_uri, "experiment": "elastic"},
+    }  # fmt: skip
+    job = make_job(**settings, workers={"min": 1, "max": 2, "check_seconds": 2})
+    changed = elastic.drive(job, str(tower))
+    assert [leg.topology["workers"] for leg in changed.legs] == [1, 2, 1]
+    assert [leg.topology["accumulation"] for leg in changed.legs] == [2, 1, 2]
+    assert changed.legs[2].images % (32 * 4) != 0  # saved in time, when the node was about to be lost
+    straight = launch(make_job(**settings, workers=0, output=str(tmp_path / "one")), text_encoder=str(tower))
+    client = mlflow.MlflowClient(tracking_uri)
+    ours, theirs = (client.get_metric_history(run.run_id, "loss") for run in (changed, straight))
+    assert [point.step for point in ours] == [point.step for point in theirs] == list(range(32, 32 * 60 + 1, 32))
+    assert [point.value for point in ours] == pytest.approx([point.value for point in theirs], rel=1e-5)
