@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,7 +21,8 @@ from curation.takedowns import Ledger
 if TYPE_CHECKING:
     from training.tracking import ModelVersion
 
-EXPORT_TAG = "export.onnx.parity"
+_PARITY = re.compile(r"export\.([a-z0-9_]+)\.parity")
+"""Of a version's tag by `training.exported`; its value begins with `passed` or `failed`."""
 Action = Literal["refuse", "warn"]
 
 
@@ -58,7 +60,7 @@ class RightsGate(_Gate):
 
 
 class ExportGate(_Gate):
-    """An export answers as the model does."""
+    """Every export that is attached answers as the model does."""
 
     required: bool = Field(False, description="false: a version without an export passes")
 
@@ -214,11 +216,15 @@ def _rights(job: PromoteJob, version: ModelVersion) -> Outcome:
 
 
 def _export(limit: ExportGate, version: ModelVersion) -> Outcome:
-    told = version.tags.get(EXPORT_TAG)
-    if told is None:
+    told = {match[1]: value for tag, value in version.tags.items() if (match := _PARITY.fullmatch(tag))}
+    if not told:
         return _outcome("export parity", "no export is attached" if limit.required else None, "no export", limit.action)
-    good = told.split(maxsplit=1)[0].rstrip(":;,").lower() == "passed" if told.strip() else False
-    return _outcome("export parity", None if good else f"the export differs: {told}", told, limit.action)
+    differ = [f"{kind} {value or 'failed'}" for kind, value in sorted(told.items()) if not _passed(value)]
+    return _outcome("export parity", "; ".join(differ) or None, f"{', '.join(sorted(told))} passed", limit.action)
+
+
+def _passed(told: str) -> bool:
+    return re.match(r"passed\b", told) is not None
 
 
 def _ledgers(job: PromoteJob, version: ModelVersion) -> list[str]:

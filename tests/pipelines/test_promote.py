@@ -116,18 +116,28 @@ def test_memorisation_refuses_or_warns(world: World) -> None:
     assert outcome(gates(world), "memorisation") == "failed"
 
 
-def test_an_export_that_differs(world: World) -> None:
+def test_exports_that_differ(world: World) -> None:
     measured(world)
     assert outcome(gates(world, export={"required": True}), "export parity") == "failed"
+
+    def attached(kind: str, told: str) -> None:
+        tracking.tag_version("drawings", "1", {f"export.{kind}.parity": told}, tracking_uri=world.tracking_uri)
+
     for told, expected in (
         ("passed: 2e-6", "passed"),
         ("failed: 0.3", "failed"),
         ("", "failed"),
         ("unpassed", "failed"),
     ):
-        tracking.tag_version("drawings", "1", {promote.EXPORT_TAG: told}, tracking_uri=world.tracking_uri)
+        attached("onnx", told)
         assert outcome(gates(world, export={"required": True}), "export parity") == expected
-    tracking.tag_version("drawings", "1", {promote.EXPORT_TAG: "passed"}, tracking_uri=world.tracking_uri)
+        assert outcome(gates(world), "export parity") == expected
+    attached("onnx", "passed: 2e-6")
+    attached("int8", "failed: 31 dB")
+    both = gates(world)
+    assert [(gate.gate, gate.detail) for gate in both.failed] == [("export parity", "int8 failed: 31 dB")]
+    attached("int8", "passed: 48 dB")
+    assert gates(world).moved
 
 
 def test_a_move_is_recorded(world: World) -> None:
