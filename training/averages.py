@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from curation import storage
 from curation.errors import UserError
 from training import checkpoint
+from training.bundle import BundleInfo, load_bundle, write_bundle
 from training.checkpoint import Identity
 from training.ema import PREFIX, exponent
 from training.retraining import Seen
@@ -104,6 +106,21 @@ def reconstruct(stored: Sequence[Snapshot], sigma_rel: float, *, step: int | Non
         for name, tensor in _read(snapshot).items():
             total[name] = total.get(name, 0) + factor * tensor.double()
     return {name: tensor.float() for name, tensor in total.items()}
+
+
+def rebundle(run: str, sigma_rel: float, target: str | Path) -> BundleInfo:
+    """Writes a run's bundle again, to a local folder, with its weights averaged over another length.
+
+    Args:
+        run: the run's folder, with its bundle and the averages that it stored.
+
+    Raises:
+        UserError: no bundle, no averages, or a length that cannot be made from them.
+    """
+    weights = reconstruct(snapshots(run), sigma_rel)
+    model = load_bundle(storage.join(run, "bundle"))
+    model.unet.load_state_dict(weights)
+    return write_bundle(target, model, model.info.model_copy(update={"ema_sigma_rel": sigma_rel}))
 
 
 def _read(snapshot: Snapshot) -> dict[str, Tensor]:

@@ -88,6 +88,10 @@ class BundleInfo(BaseModel):
     distilled_from: str | None = Field(
         None, description="sha256 of the `cleanplate.json` of the teacher, whose training set it depends on, too"
     )
+    ema_sigma_rel: float | None = Field(
+        None,
+        description="length of the average that the weights are, where it was made afterwards (`training.averages`)",
+    )
     self_test: SelfTest | None = None
     parameters: int
     libraries: dict[str, str]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from curation.errors import UserError
 from tests.training.conftest import derive, row_id, shapes, write_manifest
-from training.averages import coefficients, reconstruct, snapshots, take_over
+from training.averages import coefficients, rebundle, reconstruct, snapshots, take_over
+from training.bundle import load_bundle
 from training.checkpoint import read_info
 from training.data import TrainingSet, load
 from training.ema import PowerEma, exponent
@@ -156,6 +157,12 @@ def test_a_run_stores_its_averages_and_others_are_made_of_them(
         for key, weights in {"made": made, "0.1": direct[0.1].weights, "0.15": direct[0.15].weights}.items()
     }
     assert (flat["made"] - flat["0.15"]).norm() < 0.05 * (flat["0.1"] - flat["0.15"]).norm()
+    rebundle(str(tmp_path / "run"), 0.15, tmp_path / "longer")
+    longer = load_bundle(tmp_path / "longer")
+    assert longer.info.ema_sigma_rel == 0.15
+    assert longer.self_test()
+    for name, weights in longer.unet.state_dict().items():
+        assert torch.equal(weights, made[name])
     early = reconstruct(stored, 0.1, step=20)
     assert any(not torch.equal(early[name], made[name]) for name in made)
 
