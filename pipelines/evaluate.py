@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from curation import storage
 from curation.clip import EMBEDDED, Clip, ClipConfig
@@ -66,6 +66,13 @@ class EvaluateJob(BaseModel):
     tracking_uri: str | None = Field(
         None, description="MLflow; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
     )
+
+    @field_validator("output")
+    @classmethod
+    def _is_local(cls, output: str) -> str:
+        if storage.is_remote(output):
+            raise ValueError("must be a folder on this machine; a registered version's run has the files, too")
+        return output
 
 
 class StoredMetric(BaseModel):

@@ -212,7 +212,10 @@ def _rights(job: PromoteJob, version: ModelVersion) -> Outcome:
             consent.check_age(manifest, job.rights.consent_max_age_days)
         except UserError as error:
             problems.append(error.message)
-    return _outcome("rights", "; ".join(problems) or None, "no takedown reaches it", job.rights.action)
+    asked = (
+        "no takedown reaches it" if _ledgers(job, version) else "no ledger is named: only the version's tags were asked"
+    )
+    return _outcome("rights", "; ".join(problems) or None, asked, job.rights.action)
 
 
 def _export(limit: ExportGate, version: ModelVersion) -> Outcome:

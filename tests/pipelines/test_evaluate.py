@@ -171,3 +171,8 @@ def test_cmmd_takes_weights_by_path(world: World) -> None:
     with pytest.raises(UserError, match="by path") as caught:
         evaluate.run(asked)
     assert caught.value.field == "cmmd.weights"
+
+
+def test_reports_are_written_to_this_machine() -> None:
+    with pytest.raises(ValueError, match="on this machine"):
+        EvaluateJob(model="models:/drawings/1", output="s3://bucket/evaluations")

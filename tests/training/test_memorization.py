@@ -78,6 +78,18 @@ def test_a_planted_picture_is_caught(gate: Gate, held_out: np.ndarray, planted: 
     assert found.weighted == pytest.approx(10 / 200 * (1 + np.log2(PLANTED)), abs=0.02)
 
 
+def test_copies_that_differ_a_little_are_one_picture(planted: Training, held_out: np.ndarray) -> None:
+    """As often happens: the same picture compressed anew, in two hundred files."""
+    pictures = planted.pictures.copy()
+    pictures[:PLANTED] = noisy(pictures[0], PLANTED, 11)
+    samples = draw(200, 2)
+    samples[:10] = noisy(planted.pictures[0], 10, 3)
+    found, _ = Gate(replace(planted, pictures=pictures), embed).judge(samples, held_out, CONFIG)
+    assert found.verdict == "over"
+    assert found.copied[0].drawn == 10
+    assert found.copied[0].copies == PLANTED
+
+
 def test_a_sampler_that_draws_from_the_distribution_passes(gate: Gate, held_out: np.ndarray) -> None:
     found, _ = gate.judge(draw(200, 4), held_out, CONFIG)
     assert found.verdict == "passed"
