@@ -57,7 +57,7 @@ class CurateJob(BaseModel):
     rights: RightsConfig = Field(RightsConfig(), description="signals that are asked for, and what their silence means")
     optout: tuple[OptOutList, ...] = Field((), description="lists of what must not be used")
     ledger: str | None = Field(
-        None, description="takedown ledger, a folder; null: $CLEANPLATE_LEDGER, else `takedowns` below the output"
+        None, description="takedown ledger, or a manifest's folder; null: $CLEANPLATE_LEDGER, else output's `takedowns`"
     )
     clip: ClipConfig | None = Field(
         ClipConfig(), description="the CLIP model of embeddings and scores; null for none, and then nothing to train on"

@@ -32,7 +32,7 @@ from curation.quality import MEASURES
 from curation.rights.lists import OptOuts
 from curation.rights.registry import Registry
 from curation.rights.verdict import IN_FILE
-from curation.takedowns import Ledger, location, refuse_vanished
+from curation.takedowns import Ledger, location, of_place, refuse_vanished
 from curation.units import Stage, Unit, cut, fingerprint, unit_key
 
 # Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
@@ -129,7 +129,7 @@ def listing(job: CurateJob) -> Listing:
         UserError: naming the field and the remedy.
     """
     _check(job)
-    ledger = Ledger.open(location(job.ledger, beside=job.output))
+    ledger = Ledger.open(of_place(location(job.ledger, beside=job.output)))
     requests = ledger.read()
     optouts = OptOuts.read(job.optout, requests.in_force)
     storage.filesystem(job.output)

@@ -32,16 +32,20 @@ def run(manifest: str, out: str, *, show_unsafe: bool = False) -> ReportResult:
         show_unsafe: whether to show pictures that reach a safety threshold.
 
     Raises:
-        UserError: when there is no whole manifest, its takedown ledger cannot be read, or the page cannot be written.
+        UserError: when there is no whole manifest, its takedown ledger cannot be read or is gone, or the page cannot be
+            written.
     """
     from curation.report.page import render
-    from curation.takedowns import Ledger, of_place
+    from curation.takedowns import Ledger, of_place, refuse_vanished
     from curation.takedowns.revocation import Revocations
 
     if not storage.is_remote(out) and Path(out).is_dir():
         raise UserError(f"{out} is a folder", field="--out", remedy="name a file, such as report.html")
     found = Manifest.open(manifest)
-    revoked = Revocations(Ledger.open(of_place(found.uri)).read().in_force).of_manifest(found)
+    ledger = Ledger.open(of_place(found.uri))
+    requests = ledger.read()
+    refuse_vanished(ledger.uri, requests, (found,))
+    revoked = Revocations(requests.in_force).of_manifest(found)
     try:
         page = render(found, show_unsafe=show_unsafe, revoked=revoked)
     except FileNotFoundError as error:

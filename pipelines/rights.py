@@ -59,7 +59,7 @@ def run(subject: str, *, job: str | None = None, ledger: str | None = None, allo
     if ledger is not None:
         requests = Ledger.open(of_place(ledger)).read()
     elif job is not None:
-        requests = Ledger.open(location(chosen.ledger, beside=chosen.output)).read()
+        requests = Ledger.open(of_place(location(chosen.ledger, beside=chosen.output))).read()
     optouts = OptOuts.read(chosen.optout, () if requests is None else requests.in_force)
     if is_url(subject) and origin(subject) is None:
         raise UserError(f"{subject!r} is no URL", field="URL", remedy="give http(s)://host/path, or a file's path")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel
 from curation.errors import UserError
 from curation.takedowns import Action, Entry, Ledger, Selector, location, of_place
 from curation.takedowns.events import Kind
+from curation.takedowns.ledger import VARIABLE
 
 _MANY_LOOSE = 1000
 _REMEDY_REQUESTED = "write a date or a time in ISO 8601, such as 2026-03-01 or 2026-03-01T12:00:00Z"
@@ -184,8 +187,12 @@ def summary(result: Shown | Packed) -> list[str]:
         return [f"{_many(result.removed, 'file', 'files')} packed away; {held} in {result.ledger}"]
     lines = [_sentence(result)]
     if result.state == "open":
-        lines.append(f"next: cleanplate trace {result.entry.id}")
-        lines.append(f"      cleanplate takedown plan {result.entry.id}")
+        # What is printed is there to be run: it names the ledger unless the environment does.
+        named = os.environ.get(VARIABLE)
+        known = named is not None and open_ledger(named).uri == result.ledger
+        where = "" if known else f" --ledger {shlex.quote(result.ledger)}"
+        lines.append(f"next: cleanplate trace {result.entry.id}{where}")
+        lines.append(f"      cleanplate takedown plan {result.entry.id}{where}")
     if result.loose > _MANY_LOOSE:
         lines.append(f"{result.loose:,} events lie in files of their own: cleanplate takedown pack makes them one")
     return lines

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Literal
 
 from curation.errors import UserError
-from curation.takedowns import Ledger, LedgerState
+from curation.takedowns import Ledger, LedgerState, of_place
 from serving.api import TakedownStanding
 from serving.job import ServeJob
 from training.bundle import read_info
@@ -76,7 +76,7 @@ def standing(tags: Mapping[str, str], ledgers: Sequence[str], trained_under: Seq
     problems = []
     for uri in ledgers:
         try:
-            state = Ledger.open(uri).read()
+            state = Ledger.open(of_place(uri)).read()
         except UserError as error:
             problems.append(error.message)
             continue
@@ -152,7 +152,7 @@ def _record(ledger: str, version: ModelVersion, found: TakedownStanding) -> None
     """Adds the refusal to a ledger's audit record, where it can be written to."""
     subject = f"models:/{version.name}/{version.version}"
     with suppress(UserError):
-        opened = Ledger.open(ledger)
+        opened = Ledger.open(of_place(ledger))
         known = {entry.id[:DIGITS]: entry.id for entry in opened.read().entries}
         for short in (*found.affected, *found.unexamined):
             if short in known:

@@ -12,7 +12,7 @@ from curation.errors import UserError
 from curation.manifest import LedgerInfo, Manifest
 from curation.takedowns import Ledger, Selector
 from curation.takedowns.pictures import of_bytes
-from pipelines import takedown
+from pipelines import report, takedown
 from pipelines.trainings import without_password
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
@@ -187,3 +187,23 @@ def test_a_request_that_was_withdrawn_is_not_said_to_be_in_force_again(ledger: L
 def test_a_tracking_server_is_shown_without_its_password(secret: str) -> None:
     assert without_password(f"postgresql://{secret}@db.example/mlflow") == "postgresql://db.example/mlflow"
     assert without_password("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
+
+
+def test_what_is_to_be_run_next_names_a_ledger_that_nothing_else_names(ledger: Ledger, tmp_path: Path) -> None:
+    other = str(tmp_path / "other place")
+    chosen = takedown.selectors({"creator": ["Jane"]})
+    for given, where in ((None, ""), (ledger.uri, ""), (other, f" --ledger '{other}'")):
+        done = takedown.add(given, by="Jane", ground="mine", reference="T-1", requested_at=None, chosen=chosen)
+        id_ = done.entry.id
+        lines = [line.removeprefix("next:").strip() for line in takedown.summary(done)[1:]]
+        assert lines == [f"cleanplate trace {id_}{where}", f"cleanplate takedown plan {id_}{where}"]
+
+
+def test_a_report_shows_nothing_where_the_ledger_is_gone(tmp_path: Path) -> None:
+    ledger = Ledger.open(str(tmp_path / "ledger"))
+    ledger.append_entry(requester="A", ground="B", selectors=[Selector.of("creator", "c")])
+    heeded = published(tmp_path / "m", [row_of(PICTURE, "a.png")], ledger=ledger.read().info(ledger.uri))
+    Path(ledger.uri).rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="has no entries"):
+        report.run(heeded.uri, str(tmp_path / "report.html"))
+    assert not (tmp_path / "report.html").exists()

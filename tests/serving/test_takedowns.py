@@ -18,6 +18,8 @@ from curation.takedowns import Entry, Ledger, LedgerState, Selector
 from serving.generator import load
 from serving.job import ServeJob
 from serving.takedowns import check, heed, standing
+from tests.curation.pictures import encoded, noise
+from tests.curation.takedowns.manifests import published, row_of
 from training.bundle import INFO_FILE
 from training.tracking import ModelVersion
 
@@ -198,3 +200,14 @@ def test_the_policy_holds_where_a_model_is_loaded(versions: Versions, ledger: Le
     assert entry.takedowns is not None
     assert entry.takedowns.unexamined == (newer.id[:12],)
     assert load(ServeJob(**settings, takedowns="ignore")).card.entry().takedowns is None
+
+
+def test_a_manifest_that_names_its_ledger_may_stand_for_it(versions: Versions, ledger: Ledger, tmp_path: Path) -> None:
+    version = versions(ledger)
+    named = published(tmp_path / "m", [row_of(encoded(noise(1)), "a.png")], ledger=ledger.read().info(ledger.uri))
+    ask(ledger, "a.example")
+    found = heed(job("warn", ledger=named.uri), version)
+    assert found is not None
+    assert len(found.unexamined) == 1
+    refused(version, ledger=named.uri)
+    assert [action.what for action in ledger.read().actions] == ["version_refused"]

@@ -323,7 +323,8 @@ def test_a_job_whose_ledger_has_lost_its_entries_is_refused(tmp_path: Path) -> N
     again = CurateJob.model_validate(fields | {"output": str(tmp_path / "out")})
     elsewhere = CurateJob.model_validate(fields | {"output": str(tmp_path / "new"), "parent": before.uri})
     assert listing(again).ledger == said
-    assert listing(elsewhere.model_copy(update={"ledger": ledger.uri})).ledger == said
+    for named in (ledger.uri, before.uri, str(tmp_path / "out")):  # itself, or what names it
+        assert listing(elsewhere.model_copy(update={"ledger": named})).ledger == said
     with pytest.raises(UserError, match="has no entries"):
         listing(elsewhere)  # beside its own output there is none
     Path(ledger.uri).rename(tmp_path / "moved")
