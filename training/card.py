@@ -54,7 +54,7 @@ from training.sampling import sample
 pictures = sample(load_bundle("."), ["{_example(info)}"], [0], load_bundle(".").info.sampling)   # uint8 (1, H, W, 3)
 ```
 
-`UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` and `DDIMScheduler.from_pretrained(folder,
+`UNet2DConditionModel.from_pretrained(folder, subfolder="unet")` and `{_scheduler(info)}.from_pretrained(folder,
 subfolder="scheduler")` of diffusers load it without our code. The U-Net works on `pixel_unshuffle(picture,
 {info.patch_size})` of pictures in [-1, 1] and attends to the token states of `text_encoder/` with their mask.
 
@@ -76,9 +76,14 @@ def _ledger(info: BundleInfo) -> str:
     return f"`{info.takedown_ledger_version}`; {info.excluded_rows} pictures of the manifest were left out by it"
 
 
+def _scheduler(info: BundleInfo) -> str:
+    return "FlowMatchEulerDiscreteScheduler" if info.prediction == "flow" else "DDIMScheduler"
+
+
 def _weights(info: BundleInfo) -> str:
     if info.distilled_from is None:
-        return "the weights are a moving average"
+        length = "" if info.ema_sigma_rel is None else f" over {info.ema_sigma_rel:.3g} of the run"
+        return f"the weights are a moving average{length}"
     return (
         f"distilled to draw in {info.sampling.steps} steps of one evaluation, with guidance built in.\nIt learned "
         "from a teacher, and depends on what that was trained on, too"

@@ -160,6 +160,7 @@ def test_a_run_stores_its_averages_and_others_are_made_of_them(
     rebundle(str(tmp_path / "run"), 0.15, tmp_path / "longer")
     longer = load_bundle(tmp_path / "longer")
     assert longer.info.ema_sigma_rel == 0.15
+    assert "a moving average over 0.15 of the run" in (tmp_path / "longer" / "README.md").read_text()
     assert longer.self_test()
     for name, weights in longer.unet.state_dict().items():
         assert torch.equal(weights, made[name])

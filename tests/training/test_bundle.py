@@ -84,6 +84,7 @@ def test_a_flow_makes_the_round_trip_and_diffusers_draws_with_it(model: Diffusio
     assert loaded.self_test()
 
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "flow", subfolder="unet")
+    assert "FlowMatchEulerDiscreteScheduler" in (tmp_path / "flow" / "README.md").read_text()
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "flow", subfolder="scheduler")
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 5, 5).tolist())
     told = loaded.text.encode(["a red circle"])
