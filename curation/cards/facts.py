@@ -172,7 +172,9 @@ def _grouped(
 
 
 def _add_places(facts: Facts, kept: pa.RecordBatch) -> None:
-    keys = {"dataset": pc.fill_null(_named(kept["dataset"]), UNNAMED), "domain": _named(kept["domain"])}
+    # What came in a container was not fetched from where it says it is from.
+    fetched = pc.if_else(pc.is_valid(kept["source_url"]), pa.scalar(None, pa.string()), _named(kept["domain"]))
+    keys = {"dataset": pc.fill_null(_named(kept["dataset"]), UNNAMED), "domain": fetched}
     for (dataset, domain), amount, first, last in _grouped(kept, keys, "fetched_at"):
         facts.places.setdefault((dataset, domain), Place()).add(Place(amount, first, last))
 

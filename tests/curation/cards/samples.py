@@ -56,7 +56,7 @@ def _seen(signal: str, verdict: str) -> dict[str, Any]:
 
 def file(i: int, **more: Any) -> dict[str, Any]:
     """A kept row of a local file."""
-    return row(f"stamps/{i}.png", domain=None, host=None, dataset="stamps", bytes=500, **more)
+    return row(f"stamps/{i}.png", **{"domain": None, "host": None, "dataset": "stamps", "bytes": 500, **more})
 
 
 def others() -> list[dict[str, Any]]:

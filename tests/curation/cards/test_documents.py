@@ -12,7 +12,7 @@ import pytest
 
 from curation.cards import ab2013, datasheet, eu, model_card
 from curation.cards.difference import compare
-from curation.cards.disclosed import Disclosed
+from curation.cards.disclosed import UNCLASSED, Disclosed
 from curation.cards.document import Answer, Document, cell, size
 from curation.manifest import Manifest
 from curation.report import words
@@ -268,6 +268,16 @@ def test_limits_name_what_is_not_in_the_figures(tmp_path: Path) -> None:
     assert "The size of 1 kept picture is not stated" in said
     assert "2 kept pictures came from files" in said
     assert "On the rights of 1 kept picture (25.0%) no signal speaks" in said
+
+
+def test_what_came_in_a_container_was_not_crawled_from_where_it_says_it_is_from(tmp_path: Path) -> None:
+    # as curation writes such a row: its domain is that of the address, for opt-outs to find
+    rows = [file(i, source_url="https://a.example/", domain="a.example", host="a.example") for i in range(3)]
+    of = disclosed(manifest(tmp_path, rows))
+    assert of.collected().amount.rows == 0
+    assert of.domains() == {}
+    assert set(of.by_section()) == {UNCLASSED}
+    assert "3 kept pictures came from files" in " ".join(answer(datasheet.sheet(of), _LIMITS).text)
 
 
 _LIMITS = "Is anything missing, are there errors or noise?"
