@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from curation import storage
-from training import averages, checkpoint, retraining
-from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
+from training import averages, checkpoint, finish, retraining
+from training.bundle import DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
-from training.folders import upload
 from training.grid import grid
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
 from training.notice import Notice, Terminated
 from training.progress import Leg, Point, Report
-from training.sampling import SamplingParams
 from training.text import TextEncoder, digest
 from training.writer import Writer
 
@@ -168,7 +163,7 @@ class _Loop:
         self.writer.flush()
         self.snapshots.flush()
         sha256 = state_sha256(learner.state())
-        bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
+        bundle = self._finish(seen, sha256) if self._place.rank == 0 else None
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
 
     def _due(self, every: int | None, before: int, seen: int) -> bool:
@@ -266,7 +261,7 @@ class _Loop:
                 identity=self._identity,
                 topology=self._topology,
                 legs=self._legs,
-                libraries=_libraries(),
+                libraries=finish.libraries(),
                 points=(),
                 milestone=True,
                 seen_sha256=self._seen.upto(seen),
@@ -282,7 +277,7 @@ class _Loop:
                 identity=self._identity,
                 topology=self._topology,
                 legs=self._legs,
-                libraries=_libraries(),
+                libraries=finish.libraries(),
                 points=tuple(self._points),
                 milestone=milestone,
                 loss=sum(since) / len(since) if since else None,
@@ -293,12 +288,7 @@ class _Loop:
             self.writer.save(self._learner.state(), info)
             self._saved = seen
 
-    # --- pictures and the bundle ---
-
-    @property
-    def _sampling(self) -> SamplingParams:
-        config = self._job.sample
-        return SamplingParams(steps=config.steps, guidance_scale=config.guidance_scale, sampler=config.sampler)
+    # --- what is left for others ---
 
     def _draw_grid(self, seen: int) -> None:
         """One column per prompt, one row per seed, as a PNG in the run's folder."""
@@ -307,51 +297,17 @@ class _Loop:
         distinct = self._data.texts
         prompts = list(self._job.sample.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
         path = storage.join(self._folder, "samples", f"{seen:012d}.png")
-        storage.write_bytes(path, grid(self._model, prompts, self._sampling))
+        storage.write_bytes(path, grid(self._model, prompts, finish.sampling_of(self._job)))
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
-    def _write_bundle(self, seen: int, sha256: str) -> str:
-        data, job, trained_on = self._data, self._job, self._data.roster.info
-        mean, std = data.channel_stats()
-        info = BundleInfo(
-            name=job.name,
-            manifest_id=trained_on.manifest_id,
-            manifest_uri=trained_on.manifest_uri,
-            training_set_digest=trained_on.digest,
-            training_set_digest_kind="merkle",
-            training_rows=len(data),
-            base_rows=trained_on.base_rows,
-            excluded_rows=trained_on.excluded_rows,
-            ledger_uri=trained_on.ledger_uri,
-            takedown_ledger_version=trained_on.ledger_version,
-            licences=data.licences,
-            config_sha256=job.config_sha256(trained_on.manifest_id),
-            job=job.public(),
+    def _finish(self, seen: int, sha256: str) -> str:
+        info = finish.describe(
+            self._job,
+            self._data,
+            self._text,
+            self._model,
             images_seen=seen,
             state_sha256=sha256,
             metrics=self._metrics,
-            image_size=data.image_size,
-            patch_size=job.patch_size,
-            prediction=job.prediction,
-            channel_mean=mean,
-            channel_std=std,
-            text_encoder=self._text.name,
-            captions=[text for text in data.texts if text][:CAPTION_CAP],
-            sampling=self._sampling,
-            parameters=sum(p.numel() for p in self._learner.unet.parameters()),
-            libraries=_libraries(),
         )
-        target = storage.join(self._folder, "bundle")
-        if not storage.is_remote(target):
-            write_bundle(storage.filesystem(target)[1], self._model, info)
-            return target
-        with tempfile.TemporaryDirectory() as scratch:
-            write_bundle(Path(scratch) / "bundle", self._model, info)
-            upload(Path(scratch) / "bundle", target, last=INFO_FILE)
-        return target
-
-
-def _libraries() -> dict[str, str]:
-    import diffusers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+        return finish.write(storage.join(self._folder, "bundle"), self._model, info)

@@ -231,8 +231,8 @@ def main() -> None:
             "tracking": {"uri": f"sqlite:///{root}/mlflow.db"},
         }
         tower = str(write_tower(root / "text_encoder"))
-        error = across_workers(root, settings, tower)
         share = identical(options, root, settings, tower)
+        error = across_workers(root, settings, tower)
     told = {"bit_identical_share": round(share, 3), "elastic_loss_relative_error": float(f"{error:.2g}")}
     print(json.dumps({"ratios": told}))
 
