@@ -72,6 +72,8 @@ class Policy:
         seen = (*map(of_row, row["sightings"] or ()), *inside)
         rights = (*listed, *seen, licence)
         deciding = self.deciding(seen)
+        if row["failed_reason"] in _NOWHERE:
+            deciding = [o for o in deciding if o.signal != "robots"]
         denied = next((o for o in (*listed, *deciding) if o.verdict == Verdict.DENY), None)
         if row["failed_reason"] in _UNREACHABLE:
             ruling = Ruling(Decision.FAILED, "rights", row["failed_reason"], "rights.robots", rights=rights)
@@ -162,5 +164,7 @@ def rule_of(denied: Observation) -> str:
 _ACTIONS = {"hold": Decision.HELD, "drop": Decision.DROPPED}
 # Not asked for, since its site could not be asked whether it may be.
 _UNREACHABLE = frozenset({Reason.SITE_UNREACHABLE})
+# There is no site that could refuse: a host that is gone has opted out of nothing.
+_NOWHERE = frozenset({Reason.DNS, Reason.REFUSED_ADDRESS})
 _FAILED_RULES = {Reason.TOO_LARGE: "fetch.max_bytes", Reason.TOO_MANY_PIXELS: "images.max_pixels"}
 _PASSED = Ruling(Decision.KEPT, "decide", Reason.PASSED)

@@ -17,6 +17,7 @@ from curation.manifest import CAPTIONS, Decision, Manifest, Reason, Verdict
 from curation.measure import forget, schema
 from curation.policy import MEASURED, Policy
 from curation.rights.lists import OptOuts
+from curation.rights.verdict import Observation
 
 DIM = 4
 
@@ -329,3 +330,20 @@ def test_an_older_manifest_refuses_and_keeps_the_same_bytes_under_other_names(tm
         Reason.DUPLICATE_PERCEPTUAL,
     ]
     assert found[2]["duplicate_of"] == row("kept")["id"]
+
+
+def test_a_host_that_is_gone_has_opted_out_of_nothing(tmp_path: Path) -> None:
+    """Its robots.txt cannot be had, which denies; but nobody refused, and the row says what happened."""
+    url = "http://a.example/x.jpg"
+    unreachable = Observation("robots", "unreachable: dns", "http://a.example/robots.txt", Verdict.DENY).row()
+    refused = Observation("x_robots_tag", "noai", url, Verdict.DENY).row()
+    for reason, seen, optout, outcome in (
+        (Reason.DNS, [unreachable], "uri\n", (Decision.FAILED, "fetch", "dns")),
+        (Reason.REFUSED_ADDRESS, [unreachable], "uri\n", (Decision.FAILED, "fetch", "refused_address")),
+        (Reason.SITE_UNREACHABLE, [unreachable], "uri\n", (Decision.FAILED, "rights", "site_unreachable")),
+        (Reason.SITE_REFUSES, [unreachable], "uri\n", (Decision.DROPPED, "rights", "opted_out")),
+        (Reason.DNS, [unreachable, refused], "uri\n", (Decision.DROPPED, "rights", "opted_out")),
+        (Reason.DNS, [unreachable], f"uri\n{url}\n", (Decision.DROPPED, "rights", "opted_out")),
+    ):
+        (found,) = decided(policy(tmp_path, optout), failed(url, reason, failed_stage="fetch", sightings=seen))
+        assert (found["decision"], found["stage"], found["reason"]) == outcome
