@@ -6,6 +6,7 @@ Every mistake is found here, before anything starts, and told with the field's n
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,10 @@ def _message(problem: Any) -> str:
         return "this field is required"
     text = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
-    return text if isinstance(value, dict | list) or repr(value) in text else f"{text}, not {value!r}"
+    if isinstance(value, dict | list) or repr(value) in text:
+        return text
+    shown = re.sub(r"://[^/?#]*@", "://", value) if isinstance(value, str) else value  # no password of a URL
+    return f"{text}, not {shown!r}"
 
 
 def _remedy(problem: Any, model: type[BaseModel], path: list[str]) -> str:

@@ -205,4 +205,7 @@ def show(found: Checked) -> None:
         "allow": "expressly permitted, and nobody refuses",
         "unknown": "nobody says anything that decides",
     }
+    denying = [seen for seen in found.observations if seen.verdict == "deny"]
+    if denying and all(seen.signal == "robots" and (seen.value or "").startswith("unreachable") for seen in denying):
+        words["deny"] = "its site cannot be asked whether it may be fetched, which refuses until it can"
     console.print(Text(f"{found.verdict}: {words[found.verdict]}", style=_STYLES[found.verdict]))

@@ -100,3 +100,11 @@ def test_what_is_no_job_file_is_refused(tmp_path: Path, text: str) -> None:
         config.load_job(str(tmp_path / "job.yaml"), kind="curate")
     with pytest.raises(UserError, match="no job file"):
         config.load_job(str(tmp_path / "absent.yaml"), kind="curate")
+
+
+def test_a_mistake_is_told_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load_job(write(tmp_path, CURATE), ["rights.registry.url=http://me:s3@cret@r.example/a@b"], kind="curate")
+    assert caught.value.field == "rights.registry.url"
+    assert "'http://r.example/a@b'" in caught.value.message
+    assert "cret" not in caught.value.message

@@ -100,3 +100,11 @@ def test_what_cannot_be_checked_is_a_user_s_mistake(subject: str) -> None:
         rights.run(subject)
     assert caught.value.field in ("URL", "FILE")
     assert caught.value.remedy
+
+
+def test_a_site_that_is_ill_is_not_said_to_refuse(hosts: Hosts, capsys: pytest.CaptureFixture[str]) -> None:
+    site = hosts.add(robots__txt=Answer(status=500))
+    found = rights.run(f"{site}/a.png", allow_private=True)
+    assert found.verdict == "deny"
+    rights.show(found)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("deny: its site cannot be asked")
