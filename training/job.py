@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from curation.manifest import Name
 from training import pairs
@@ -178,7 +178,10 @@ class TrainJob(_Config):
         description="another run's checkpoint to start from, of the same configuration and base set, from before "
         "anything was seen that is left out now",
     )
-    workers: Annotated[int, Field(ge=0, le=4096)] | ElasticWorkers = Field(
+    workers: Annotated[
+        Annotated[int, Field(ge=0, le=4096), Tag("number")] | Annotated[ElasticWorkers, Tag("range")],
+        Discriminator(lambda given: "range" if isinstance(given, Mapping | ElasticWorkers) else "number"),
+    ] = Field(
         1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray"
     )
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")

@@ -33,6 +33,9 @@ def test_the_defaults_are_the_recipe() -> None:
         ({"prediction": "score"}, "epsilon"),
         ({"batch_size": 10, "workers": 4}, "use batch_size 12"),
         ({"batch_size": 8, "workers": 2, "accumulation": 8}, "use batch_size 16"),
+        ({"workers": {"min": 3, "max": 2}}, "1 validation error for TrainJob\nworkers.range\n.*min 3 is above max 2"),
+        ({"workers": {"max": 3}}, "use batch_size 33"),
+        ({"workers": -1}, "1 validation error for TrainJob\nworkers.number\n.*greater than or equal to 0"),
         ({"caption_dropout": 1.5}, "less than or equal to 1"),
         ({"name": "Two Words"}, "lower-case"),
         ({"consent_max_age_days": 0}, "greater than 0"),
@@ -56,6 +59,7 @@ def test_the_hash_covers_what_the_weights_depend_on() -> None:
         {"workers": 2}, {"accumulation": 2}, {"output": "elsewhere"}, {"manifest": "moved"}, {"checkpoint_every": 7},
         {"tracking": {"experiment": "x"}}, {"sample": {"steps": 7}}, {"gradient_checkpointing": True},
         {"ledger": "l"}, {"consent_max_age_days": None}, {"milestones": 5}, {"resume_from": "c"},
+        {"workers": {"min": 1, "max": 4}}, {"labels": {"zone": "a"}}, {"compile": True}, {"keep_best_checkpoints": 3},
     ):  # fmt: skip
         assert job(**same).config_sha256("id") == base, same
     for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}},
