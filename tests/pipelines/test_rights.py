@@ -107,4 +107,4 @@ def test_a_site_that_is_ill_is_not_said_to_refuse(hosts: Hosts, capsys: pytest.C
     found = rights.run(f"{site}/a.png", allow_private=True)
     assert found.verdict == "deny"
     rights.show(found)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("deny: its site cannot be asked")
+    assert "deny: its site cannot be asked" in " ".join(capsys.readouterr().out.split())
