@@ -43,12 +43,15 @@ from training.unet import UnetConfig, build_unet
 CAPTIONS = ["a red circle", "a blue square", "a green circle"]
 
 
-def build(tower: Path, prediction: Prediction = "sample") -> DiffusionModel:
-    """An untrained network with every kind of layer: two resolutions, attention, several channels a patch."""
+def build(
+    tower: Path, prediction: Prediction = "sample", cross_attention: tuple[bool, ...] = (False, True)
+) -> DiffusionModel:
+    """An untrained network, by default with every kind of layer; its middle always attends."""
     torch.manual_seed(1)
     text = TextEncoder(tower)
+    channels = (32,) * len(cross_attention)
     shape = UnetConfig(
-        block_out_channels=(32, 32), layers_per_block=1, attention_heads=2, cross_attention=(False, True)
+        block_out_channels=channels, layers_per_block=1, attention_heads=2, cross_attention=cross_attention
     )
     unet = build_unet(shape, image_size=16, patch_size=2, text_width=text.width).eval()
     return DiffusionModel(
