@@ -181,9 +181,7 @@ class TrainJob(_Config):
     workers: Annotated[
         Annotated[int, Field(ge=0, le=4096), Tag("number")] | Annotated[ElasticWorkers, Tag("range")],
         Discriminator(lambda given: "range" if isinstance(given, Mapping | ElasticWorkers) else "number"),
-    ] = Field(
-        1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray"
-    )
+    ] = Field(1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray")
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
     labels: dict[str, str] = Field({}, description="node labels that workers are placed by, as Ray's label_selector")
     max_failures: int = Field(
