@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from pipelines.progress import progress
@@ -19,12 +20,20 @@ def plan(job: DistillJob) -> dict[str, Any]:
 
 
 def run(job: DistillJob) -> DistillResult:
-    """Distils in this process, resuming what an earlier run of the same job left."""
+    """Distils, resuming what an earlier run of the same job left."""
+    from pipelines.cluster import connect
     from training import distillation
 
-    with progress("images") as report:
+    prepared = distillation.prepare(job)
+    distillation.plan(job, prepared)
+    with ExitStack() as stack:
+        if job.workers:
+            stack.enter_context(connect(cpus=job.workers, gpus=job.gpus_per_worker))
+        report = stack.enter_context(progress("images"))
         return distillation.launch(
-            job, on_progress=lambda p: report("distill", p.images_seen, p.images_total, f"loss {p.loss:.4f}")
+            job,
+            prepared=prepared,
+            on_progress=lambda p: report("distill", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
         )
 
 

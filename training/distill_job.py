@@ -74,12 +74,21 @@ class DistillJob(_Config):
     )
     caption_dropout: float = Field(0.05, ge=0, le=1, description="share of samples distilled without their caption")
     optimizer: StudentOptimizerConfig = Field(StudentOptimizerConfig(), description="AdamW and its learning rate")
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of the global batch")
-    batch_size: int = Field(32, ge=1, description="samples of one step over all workers together")
-    accumulation: int = Field(1, ge=1, description="parts that a worker's share of a batch is computed in")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of a batch")
+    batch_size: int = Field(32, ge=1, description="samples of one step")
+    accumulation: int = Field(1, ge=1, description="parts that a batch is computed in, to save memory")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast; weights and optimizer stay fp32")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    workers: int = Field(0, ge=0, le=1, description="1 distils in a Ray task; 0 in this process, without Ray")
+    gpus_per_worker: int = Field(
+        0, ge=0, le=1, description="of the Ray task; without Ray a GPU is used if there is one"
+    )
+    max_failures: int = Field(
+        1,
+        ge=-1,
+        description="deaths of the Ray task's process that it goes on after, from the last checkpoint; -1: all",
+    )
     prompts: tuple[str, ...] = Field((), max_length=64, description="of the grids; none: eight training captions")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, levels, noise, captions and flips")
@@ -139,5 +148,6 @@ class DistillJob(_Config):
 
 _PLACES = {"teacher", "manifest", "output", "tracking", "ledger"}
 _NOT_IDENTITY = _PLACES | {
-    "kind", "name", "consent_max_age_days", "accumulation", "checkpoint_every", "keep_checkpoints", "prompts",
+    "kind", "name", "consent_max_age_days", "accumulation", "checkpoint_every", "keep_checkpoints", "workers",
+    "gpus_per_worker", "max_failures", "prompts",
 }  # fmt: skip

@@ -6,7 +6,6 @@ middle of a halving, and ends in the same bits however often it was interrupted.
 
 from __future__ import annotations
 
-import io
 import logging
 import platform
 import tempfile
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from curation import storage
 from training import checkpoint
@@ -25,16 +23,15 @@ from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
 from training.distill_job import DistillJob
 from training.folders import upload
-from training.learner import Place
+from training.grid import grid
 from training.progress import Point, Report
-from training.sampling import SamplingParams, sample
+from training.sampling import SamplingParams
 from training.student import Student
 from training.text import digest
 
 logger = logging.getLogger(__name__)
 
 _POINTS = 400  # measured over a whole run, whatever its length
-_GRID_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -53,43 +50,40 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished distillation came to. Only the first worker's has a bundle."""
+    """What a finished distillation came to."""
 
     images_seen: int
     resumed_from: int
     state_sha256: str
     metrics: dict[str, float]
-    bundle: str | None
+    bundle: str
 
 
 def distill(
-    job: DistillJob, *, folder: str, teacher: Teacher, data: TrainingSet, place: Place, report: Report | None = None
+    job: DistillJob, *, folder: str, teacher: Teacher, data: TrainingSet, report: Report | None = None
 ) -> Outcome:
-    """Distils to the end of the job's budget and writes `<folder>/bundle`.
+    """Distils on the teacher's device to the end of the job's budget and writes `<folder>/bundle`.
 
     Args:
         folder: the run's own folder, local or S3; its checkpoints are resumed from.
-        report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
+        report: called with every point; a resumed run first tells those of its checkpoint again.
 
     Raises:
         UserError: a checkpoint in the folder belongs to another manifest, teacher or configuration.
     """
-    if place.device.type == "cuda":
+    if teacher.model.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return _Loop(job, folder, teacher, data, place, report or (lambda point: None)).run()
+    return _Loop(job, folder, teacher, data, report or (lambda point: None)).run()
 
 
 class _Loop:
-    def __init__(
-        self, job: DistillJob, folder: str, teacher: Teacher, data: TrainingSet, place: Place, report: Report
-    ) -> None:
+    def __init__(self, job: DistillJob, folder: str, teacher: Teacher, data: TrainingSet, report: Report) -> None:
         self._job = job
         self._folder = folder
         self._teacher = teacher
         self._data = data
-        self._place = place
         self._report = report
-        self._student = Student(job, teacher.model, data, place, guidance_scale=teacher.guidance_scale)
+        self._student = Student(job, teacher.model, data, guidance_scale=teacher.guidance_scale)
         model = teacher.model
         self._model = DiffusionModel(  # the student as serving will see it; its weights change as it learns
             unet=self._student.unet,
@@ -98,7 +92,7 @@ class _Loop:
             prediction=model.prediction,
             image_size=model.image_size,
             patch_size=model.patch_size,
-            device=place.device,
+            device=model.device,
         )
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,
@@ -107,10 +101,10 @@ class _Loop:
             config={**job.identity(teacher.sha256), "guidance_scale": teacher.guidance_scale},
         )
         self._topology = {
-            "workers": place.world_size,
+            "workers": 1,
             "accumulation": job.accumulation,
             "resident_captions": int(self._student.resident_captions),
-            "gpus": int(place.device.type == "cuda"),
+            "gpus": int(model.device.type == "cuda"),
         }
         self._point_every = max(1, job.budget // job.batch_size // _POINTS) * job.batch_size
         self._points: list[Point] = []  # of the whole run; they travel in checkpoints
@@ -119,9 +113,7 @@ class _Loop:
     def run(self) -> Outcome:
         job, student = self._job, self._student
         seen = resumed_from = self._resume()
-        if seen < job.budget:
-            student.settle(seen)
-        loss_sum = norm_sum = torch.zeros((), device=self._place.device)
+        loss_sum = norm_sum = torch.zeros((), device=self._teacher.model.device)
         window, began = seen, time.monotonic()
         while seen < job.budget:
             loss, norm = student.step(seen)
@@ -132,23 +124,15 @@ class _Loop:
             if saves or seen // self._point_every > before // self._point_every:
                 steps = (seen - window) // job.batch_size
                 rate = (seen - window) / max(time.monotonic() - began, 1e-9)
-                self._measure(seen, float(self._mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
+                self._measure(seen, float(loss_sum) / steps, float(norm_sum) / steps, rate)
                 if stage_ends:
                     self._draw_grid(seen)
                 if saves:
                     self._save(seen)
-                loss_sum = norm_sum = torch.zeros((), device=self._place.device)
+                loss_sum = norm_sum = torch.zeros((), device=self._teacher.model.device)
                 window, began = seen, time.monotonic()
         sha256 = state_sha256(student.state())
-        bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
-        return Outcome(seen, resumed_from, sha256, self._metrics, bundle)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        """The mean over the workers, on every worker."""
-        if self._place.world_size > 1:
-            torch.distributed.all_reduce(value)
-            value = value / self._place.world_size
-        return value
+        return Outcome(seen, resumed_from, sha256, self._metrics, self._write_bundle(seen, sha256))
 
     def _measure(self, seen: int, loss: float, norm: float, rate: float) -> None:
         if not np.isfinite(loss):
@@ -166,8 +150,7 @@ class _Loop:
 
     def _tell(self, point: Point) -> None:
         self._points.append(point)
-        if self._place.rank == 0:
-            self._report(point)
+        self._report(point)
 
     # --- checkpoints ---
 
@@ -177,14 +160,8 @@ class _Loop:
 
     def _resume(self) -> int:
         """Images seen at the checkpoint that the run continues from; 0 for a fresh run."""
-        path = None
-        if self._place.rank == 0:
-            checkpoint.sweep(self._checkpoints)
-            path = checkpoint.latest(self._checkpoints)
-        if self._place.world_size > 1:
-            choice = [path]
-            torch.distributed.broadcast_object_list(choice, src=0)
-            path = choice[0]
+        checkpoint.sweep(self._checkpoints)
+        path = checkpoint.latest(self._checkpoints)
         if path is None:
             return 0
         info, state = checkpoint.load(path, self._identity)
@@ -197,17 +174,16 @@ class _Loop:
         return info.images_seen
 
     def _save(self, seen: int) -> None:
-        if self._place.rank == 0:
-            info = CheckpointInfo(
-                images_seen=seen,
-                identity=self._identity,
-                topology=self._topology,
-                libraries=_libraries(),
-                points=self._points,
-                base_digest=self._data.roster.info.base_digest,
-                removed_digest=self._data.roster.info.removed_digest,
-            )
-            checkpoint.save(self._checkpoints, self._student.state(), info, keep=self._job.keep_checkpoints)
+        info = CheckpointInfo(
+            images_seen=seen,
+            identity=self._identity,
+            topology=self._topology,
+            libraries=_libraries(),
+            points=tuple(self._points),
+            base_digest=self._data.roster.info.base_digest,
+            removed_digest=self._data.roster.info.removed_digest,
+        )
+        checkpoint.save(self._checkpoints, self._student.state(), info, keep=self._job.keep_checkpoints)
 
     # --- pictures and the bundle ---
 
@@ -217,24 +193,14 @@ class _Loop:
 
     def _draw_grid(self, seen: int) -> None:
         """One column per prompt, one row per seed, as a PNG in the run's folder."""
-        if self._place.rank != 0:
-            return
-        from PIL import Image
-
         distinct = self._data.texts
         prompts = list(self._job.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
-        seeds = [row for row in range(_GRID_ROWS) for _ in prompts]
         steps = self._job.student_steps(seen // self._job.stage_images - 1)
         self._student.unet.eval()
-        pictures = sample(self._model, prompts * _GRID_ROWS, seeds, self._sampling(steps), exact=False)
+        drawn = grid(self._model, prompts, self._sampling(steps))
         self._student.unet.train()
-        rows = [
-            np.concatenate(list(pictures[i : i + len(prompts)]), axis=1) for i in range(0, len(seeds), len(prompts))
-        ]
-        buffer = io.BytesIO()
-        Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
         path = storage.join(self._folder, "samples", f"{seen:012d}.png")
-        storage.write_bytes(path, buffer.getvalue())
+        storage.write_bytes(path, drawn)
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
     def _write_bundle(self, seen: int, sha256: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,9 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
+from training.bundle import INFO_FILE
 from training.distill_job import DistillJob, ProgressiveConfig
+from training.folders import upload
 from training.follow import Follower, Mailbox, OnProgress
 from training.prepare import RESULT_FILE
+from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
 
@@ -129,8 +134,6 @@ def _check_teacher(job: DistillJob, teacher: BundleInfo) -> None:
 
 def finished(folder: str) -> DistillResult | None:
     """The result of a run that came to its end in a folder; None where none did."""
-    from training.bundle import INFO_FILE
-
     try:
         result = DistillResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
     except (FileNotFoundError, ValidationError):
@@ -158,9 +161,9 @@ def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
         )
     check_mix(manifest, teacher.job.get("caption_mix"))
     return {
-        "workers": 0,
+        "workers": job.workers,
         "cpus": 1,
-        "gpus": 0,
+        "gpus": job.workers * job.gpus_per_worker,
         "teacher": prepared.teacher_name,
         "teacher_evaluations": _evaluations(teacher.sampling.steps, teacher.sampling.guidance_scale),
         "evaluations": job.steps,
@@ -188,13 +191,13 @@ def _evaluations(steps: int, guidance_scale: float) -> int:
 def launch(
     job: DistillJob, *, on_progress: OnProgress | None = None, prepared: Prepared | None = None
 ) -> DistillResult:
-    """Distils in this process to the job's end, from where an earlier attempt was interrupted.
-
-    A finished run is not repeated.
+    """Distils to the job's end, from where an earlier attempt was interrupted; a finished run is not repeated.
 
     Args:
         on_progress: called in a thread of this process, about once a second while there is news.
         prepared: what `prepare` found for the job.
+
+    Ray must be connected already, unless `workers` is 0: then the loop runs in this process, without Ray.
 
     Raises:
         UserError: the teacher, the manifest, the ledger or an older checkpoint do not fit the job.
@@ -206,12 +209,18 @@ def launch(
         return done
     plan(job, prepared)
     storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())
+    # the teacher may lie in this machine's cache, and a worker may be elsewhere
+    upload(Path(prepared.version.bundle), storage.join(folder, "teacher"), last=INFO_FILE)
     run = _start_run(job, prepared, folder)
-    mailbox = Mailbox()
     follower = Follower(run, job.budget, on_progress)
+    task = (job, folder, storage.absolute(prepared.manifest.uri), prepared.teacher_sha256, prepared.guidance_scale)
     try:
-        with follower.following(mailbox.drain):
-            outcome = _distill_here(job, prepared, folder, mailbox)
+        if job.workers == 0:
+            mailbox = Mailbox()
+            with follower.following(mailbox.drain):
+                outcome = _distill_at(*task, mailbox.put)
+        else:
+            outcome = _distill_on_ray(*task, follower)
     except BaseException:
         run.finish("FAILED")
         raise
@@ -259,24 +268,54 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
     return run
 
 
-def _distill_here(job: DistillJob, prepared: Prepared, folder: str, mailbox: Mailbox) -> dict[str, Any]:
+def _distill_at(
+    job: DistillJob, folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, report: Report
+) -> dict[str, Any]:
     import torch
 
     from training.bundle import load_bundle
     from training.data import load
     from training.distill_loop import Teacher, distill
-    from training.learner import Place
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mix = prepared.teacher.job.get("caption_mix")
+    model = load_bundle(storage.join(folder, "teacher"), "cuda" if torch.cuda.is_available() else "cpu")
+    where = storage.join(folder, ROSTER_FILE)
+    roster = Roster.from_parquet(storage.read_bytes(where), where)
     outcome = distill(
         job,
         folder=folder,
-        teacher=Teacher(
-            load_bundle(prepared.version.bundle, str(device)), prepared.teacher_sha256, prepared.guidance_scale
-        ),
-        data=load(prepared.manifest, prepared.teacher.image_size, mix, prepared.roster),
-        place=Place(device=device),
-        report=mailbox.put,
+        teacher=Teacher(model, teacher_sha256, guidance_scale),
+        data=load(Manifest.open(manifest), model.image_size, model.info.job.get("caption_mix"), roster),
+        report=report,
     )
     return dataclasses.asdict(outcome)
+
+
+def _distill_on_ray(
+    job: DistillJob, folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, follower: Follower
+) -> dict[str, Any]:
+    """A task, which Ray starts again where its process died; it goes on from its own checkpoints."""
+    import ray
+
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+    task: Any = ray.remote(_task).options(
+        num_cpus=1, num_gpus=job.gpus_per_worker, max_retries=job.max_failures, retry_exceptions=False
+    )
+    with follower.following(lambda: ray.get(mailbox.drain.remote())):
+        outcome: dict[str, Any] = ray.get(
+            task.remote(job.model_dump(mode="json"), folder, manifest, teacher_sha256, guidance_scale, mailbox)
+        )
+    return outcome
+
+
+def _task(
+    job: dict[str, Any], folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, mailbox: Any
+) -> dict[str, Any]:
+    """What the Ray task does. Must stay importable by name: it is shipped by reference."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic matrix products on a GPU
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    checked = DistillJob.model_validate(job)
+    return _distill_at(
+        checked, folder, manifest, teacher_sha256, guidance_scale, lambda point: mailbox.put.remote(point)
+    )

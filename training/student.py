@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import Any
 
@@ -15,7 +14,6 @@ from training.captions import CaptionChoice, CaptionStates
 from training.data import TrainingSet
 from training.distill import Denoise, Grid
 from training.distill_job import ConsistencyConfig, DistillJob
-from training.learner import Place
 from training.randomness import Purpose
 from training.text import Conditioning
 from training.unet import to_patches
@@ -31,24 +29,22 @@ class Student:
     any other.
 
     Attributes:
-        unet: the student's network, never wrapped.
+        unet: the student's network.
     """
 
-    def __init__(
-        self, job: DistillJob, model: DiffusionModel, data: TrainingSet, place: Place, *, guidance_scale: float
-    ) -> None:
+    def __init__(self, job: DistillJob, model: DiffusionModel, data: TrainingSet, *, guidance_scale: float) -> None:
         """Args:
-        model: the teacher; it is not changed.
+        model: the teacher, on the device to distil on; it is not changed.
         guidance_scale: that the teacher is guided by in the first stage.
         """
         self._job = job
         self._model = model
         self._data = data
-        self._place = place
+        self._device = model.device
         self._guidance = guidance_scale
         self._captions = CaptionStates(model.text, CaptionChoice(data.options))
         self._flip = bool(model.info.job.get("flip", False))
-        self.unet = copy.deepcopy(model.unet).to(place.device, memory_format=torch.channels_last)
+        self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=torch.channels_last)
         self.unet.requires_grad_(True).train()
         self._teacher = copy.deepcopy(self.unet).eval().requires_grad_(False)
         # the moving average of a consistency model, which sets its target
@@ -56,11 +52,6 @@ class Student:
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
         self._optimizer = self._new_optimizer()
-        self._forward: Any = self.unet
-        if place.world_size > 1:
-            self._forward = torch.nn.parallel.DistributedDataParallel(
-                self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
 
     @property
     def resident_captions(self) -> bool:
@@ -68,10 +59,10 @@ class Student:
         return self._captions.resident
 
     def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
-        """One optimizer step on the global batch that follows `images_seen`.
+        """One optimizer step on the batch that follows `images_seen`.
 
         Returns:
-            This worker's mean loss and the global gradient's norm before clipping, both scalars on the device.
+            The mean loss and the gradient's norm before clipping, both scalars on the device.
         """
         job = self._job
         stage, done = divmod(images_seen, job.stage_images)
@@ -93,12 +84,6 @@ class Student:
         """The learning rate at a number of images seen: in each stage a straight line to 0."""
         return self._job.optimizer.lr * (1 - images % self._job.stage_images / self._job.stage_images)
 
-    def settle(self, images_seen: int) -> None:
-        """Lets DDP arrange its buckets by a backward pass that is thrown away (see `Learner.settle`)."""
-        if self._place.world_size > 1:
-            self._gradients(images_seen, images_seen // self._job.stage_images)
-            self._optimizer.zero_grad(set_to_none=True)
-
     def _new_optimizer(self) -> torch.optim.AdamW:
         config = self._job.optimizer
         return torch.optim.AdamW(
@@ -106,21 +91,17 @@ class Student:
         )
 
     def _gradients(self, images_seen: int, stage: int) -> Tensor:
-        share = self._job.batch_size // self._place.world_size
-        first = images_seen + self._place.rank * share
-        parts = torch.arange(first, first + share).chunk(self._job.accumulation)
-        total = torch.zeros((), device=self._place.device)
-        for number, index in enumerate(parts):
-            last = number == len(parts) - 1
-            with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
-                loss = self._loss(index, stage) * (len(index) / share)
-                loss.backward()
+        size = self._job.batch_size
+        total = torch.zeros((), device=self._device)
+        for index in torch.arange(images_seen, images_seen + size).chunk(self._job.accumulation):
+            loss = self._loss(index, stage) * (len(index) / size)
+            loss.backward()
             total += loss.detach()
         return total
 
     def _loss(self, index: Tensor, stage: int) -> Tensor:
         """The loss of the samples with these global indices (N,)."""
-        job, device = self._job, self._place.device
+        job, device = self._job, self._device
         x0, told, untold = self._samples(index)
         index = index.to(device)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
@@ -140,7 +121,7 @@ class Student:
                 target = distill.consistency_target(teacher, average, grid, xt, level)
             else:
                 target = distill.two_steps(teacher, grid, xt, level)
-        answer = self._x0(self._forward, grid, xt, level, told)
+        answer = self._x0(grid, xt, level, told)
         if isinstance(job.method, ConsistencyConfig):
             answer = distill.consistent(answer, xt, grid.timesteps[level])
             return distill.pseudo_huber(answer, target, job.method.huber_c)
@@ -158,7 +139,7 @@ class Student:
         draw = randomness.uniform(seed, Purpose.CAPTION, index)
         told = self._captions.lookup(rows, dropped, draw)
         untold = self._captions.lookup(rows, torch.ones_like(dropped), draw)
-        x0 = to_patches(pictures.to(self._place.device).float() / 127.5 - 1, self._model.patch_size)
+        x0 = to_patches(pictures.to(self._device).float() / 127.5 - 1, self._model.patch_size)
         return x0, told, untold
 
     def _denoise(self, unet: Any, grid: Grid, told: Conditioning, untold: Conditioning | None = None) -> Denoise:
@@ -173,13 +154,13 @@ class Student:
 
         return denoise
 
-    def _x0(self, forward: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
-        output = self._output(forward, grid, xt, level, told)
+    def _x0(self, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
+        output = self._output(self.unet, grid, xt, level, told)
         return objective.to_x0(self._model.prediction, output, xt, grid.abar[level])
 
-    def _output(self, forward: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
-        with torch.autocast(self._place.device.type, torch.bfloat16, enabled=self._job.precision == "bf16"):
-            output: Tensor = forward(
+    def _output(self, unet: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._job.precision == "bf16"):
+            output: Tensor = unet(
                 xt,
                 grid.timesteps[level],
                 told.states,

@@ -4,7 +4,7 @@ Trains a small teacher on drawings rendered at 32 x 32, distils it to 8, 4, 2 an
 teacher), and draws the same prompts with the same seeds by all of them. Everything is kept in `--out`, so that a bench
 that was interrupted goes on, and a larger one is a matter of options:
 
-    python -m tests.bench.distill --pictures 150 --images 44000 --stage-images 16000 --out runs/bench-distill
+    python -m tests.bench.distill --pictures 150 --preset tiny --images 44000 --stage-images 16000 --out runs/distill
 
 - retrieval: share of the pictures whose own prompt the embedded CLIP ranks first among all; of the real ones, too.
 - FD: Fréchet distance to the training pictures in that CLIP's image embeddings. It is not FID.
@@ -50,12 +50,13 @@ STUDENTS = (8, 4, 2, 1)
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=40, help="drawings in the set, from the demo's list")
-    parser.add_argument("--images", type=int, default=16_000, help="the teacher's budget in images seen")
-    parser.add_argument("--stage-images", type=int, default=6_000, help="of each halving; there are five")
+    parser.add_argument("--pictures", type=int, default=24, help="drawings in the set, from the demo's list")
+    parser.add_argument("--images", type=int, default=12_000, help="the teacher's budget in images seen")
+    parser.add_argument("--stage-images", type=int, default=3_000, help="of each halving; there are five")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate that each halving begins with")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--preset", help="a U-Net of that name behind patches of 2; else a smaller one, patches of 4")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--teacher", help="a bundle or models:/NAME@alias instead; then also --manifest")
     parser.add_argument("--manifest", help="the teacher's")
     parser.add_argument("--out", help="folder to keep everything in; a temporary one when not given")
@@ -77,15 +78,21 @@ def _drawings(root: Path, count: int) -> str:
     return write_manifest(root / "manifests", made).uri
 
 
-def _teacher(root: Path, data: TrainingSet, images: int) -> str:
-    """The demo's recipe, with the budget given."""
+def _teacher(root: Path, data: TrainingSet, images: int, preset: str | None) -> str:
+    """The demo's recipe, with the budget given; by default with a network that learns in a minute."""
     tower = root / "text_encoder"
     if not (tower / CONFIG_FILE).is_file():
         tower.mkdir(parents=True, exist_ok=True)
         ClipConfig().build().export_text_tower(tower)
+    unet = (
+        {"unet": {"block_out_channels": (32, 64, 64)}, "patch_size": 4}
+        if preset is None
+        else {"unet": {"preset": preset}}
+    )
     job = TrainJob.model_validate(
         {
-            "name": "teacher", "manifest": "-", "output": "-", "images": images, "prediction": "sample",
+            **unet, "precision": "fp32", "name": "teacher", "manifest": "-", "output": "-", "images": images,
+            "prediction": "sample",
             "checkpoint_every": 2000, "sample": {"steps": 50, "guidance_scale": GUIDANCE},
         }
     )  # fmt: skip
@@ -103,12 +110,12 @@ def _students(root: Path, teacher: str, data: TrainingSet, images: int, lr: floa
         job = DistillJob.model_validate(
             {
                 "teacher": "-", "output": "-", "method": method, "steps": steps, "optimizer": {"lr": lr},
-                "checkpoint_every": 2000,
+                "precision": "fp32", "checkpoint_every": 2000,
             }
         )  # fmt: skip
         begun = time.process_time()
         wise = Teacher(load_bundle(teacher), resolve(teacher).tags["bundle_sha256"], guidance)
-        outcome = distill(job, folder=str(root / f"student-{steps}"), teacher=wise, data=data, place=Place())
+        outcome = distill(job, folder=str(root / f"student-{steps}"), teacher=wise, data=data)
         assert outcome.bundle is not None
         print(f"student of {steps} steps: {job.budget:,} images, {time.process_time() - begun:.0f} CPU s", flush=True)
         bundles[steps] = teacher = outcome.bundle
@@ -192,7 +199,7 @@ def _run(options: argparse.Namespace, root: Path) -> None:
     data = load(Manifest.open(options.manifest or kept.read_text()))
     begun = time.process_time()
     teacher = options.teacher and resolve(options.teacher).bundle
-    teacher = teacher or _teacher(root, data, options.images)
+    teacher = teacher or _teacher(root, data, options.images, options.preset)
     print(f"teacher: {len(data)} drawings, {time.process_time() - begun:.0f} CPU s", flush=True)
     bundles = _students(root, teacher, data, options.stage_images, options.lr)
     prompts = sorted(set(data.captions)) * options.seeds

@@ -170,3 +170,13 @@ def test_the_verb(story: Story, result: DistillResult) -> None:
     assert DistillResult.model_validate_json(done.stdout.splitlines()[-1]) == result
     planned = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
     assert "student_steps" in planned.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_task_makes_the_same_student(story: Story, result: DistillResult) -> None:
+    found = distill.run(story.job(workers=1, name="elsewhere"))
+    assert found.metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-3)
+    student = load_bundle(found.bundle)
+    assert student.info.distilled_from == story.teacher.tags["bundle_sha256"]
+    assert (found.images_seen, student.info.sampling.steps) == (32, 2)
