@@ -123,7 +123,7 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
     settled = settle(policy, facts)
     output = output or storage.absolute(base.uri).rpartition("/")[0]
     staging = storage.join(output, ".work", f"staging-{uuid.uuid4().hex[:16]}")
-    counts, reasons, changes = Counter[str](), Counter[str](), Counter[str]()
+    counts, reasons, changes, rules = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     changed: list[dict[str, Any]] = []
     parts, digests, times, start = [], [], [], 0
     try:
@@ -140,6 +140,7 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
             reasons.update(rows["reason"].to_pylist())
             left = rows.filter(pc.equal(rows["was_kept"], True)).select(_TOLD).to_pylist()
             changes.update(row["reason"] for row in left)
+            rules.update(row["rule"] for row in left)
             changed += left[: max(0, 100 - len(changed))]
             start = end
         info = ManifestInfo(
@@ -178,7 +179,7 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
         changes=dict(changes),
         changed=changed,
         asked=0 if seen is None else len(seen),
-        entries=_by_entry(found, rulings),
+        entries={e.id: n for e in found.state.in_force if (n := rules[f"takedown {e.id[:12]}"])},
     )
 
 
@@ -196,11 +197,6 @@ def record(found: Sources, result: Rechecked, by: str) -> None:
             detail={"manifest": result.manifest, "base": result.base_id, "rows": n},
             once=True,
         )
-
-
-def _by_entry(found: Sources, rulings: Sequence[Ruling | None]) -> dict[str, int]:
-    named = Counter(r.rule for r in rulings if r is not None and r.rule is not None)
-    return {e.id: named[f"takedown {e.id[:12]}"] for e in found.state.in_force if named[f"takedown {e.id[:12]}"]}
 
 
 def _read(base: Manifest, part: str, dim: int | None) -> pa.Table:

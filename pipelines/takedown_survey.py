@@ -90,19 +90,27 @@ def survey(
 def _places(ledger: Ledger, state: LedgerState, entry: Entry, known: Registry, manifests: Sequence[str]) -> list[str]:
     """Where manifests may lie; of a folder of manifests its newest."""
     from curation import storage
-    from curation.manifest import LATEST_FILE
 
     derived = [json.loads(a.detail).get("manifest") for a in state.actions_of(entry.id) if a.what == "manifest_derived"]
     places = [*manifests, *known.manifests, *(place for place in derived if place)]
     folders = [storage.absolute(place).rstrip("/").rpartition("/")[0] for place in places]
     folders.append(ledger.uri.rpartition("/")[0])
-    newest = [folder for folder in dict.fromkeys(folders) if storage.exists(storage.join(folder, LATEST_FILE))]
-    return [*places, *newest]
+    return [*places, *filter(_has_manifests, dict.fromkeys(folders))]
+
+
+def _has_manifests(folder: str) -> bool:
+    """Whether manifests were published in a folder; also where that cannot be told, to be named as unreadable."""
+    from curation import storage
+    from curation.manifest import LATEST_FILE
+
+    try:
+        return storage.exists(storage.join(folder, LATEST_FILE))
+    except (OSError, UserError):
+        return True
 
 
 def _families(places: Sequence[str], entry: Entry, sightings: Sightings) -> tuple[list[Family], dict[str, str]]:
-    from curation import storage
-    from curation.manifest import LATEST_FILE, Decision
+    from curation.manifest import Decision
 
     members: dict[str, dict[str, tuple[Manifest, list[Found]]]] = {}
     unreadable: dict[str, str] = {}
@@ -120,7 +128,7 @@ def _families(places: Sequence[str], entry: Entry, sightings: Sightings) -> tupl
         look(place)
     for base_id, found in list(members.items()):  # what was derived for this entry, by its plan
         folder = Family(base_id, list(found.values())).folder_for(entry.id)
-        if storage.exists(storage.join(folder, LATEST_FILE)):
+        if _has_manifests(folder):
             look(folder)
     families = [
         Family(base_id, sorted(found.values(), key=lambda member: member[0].info.created_at))

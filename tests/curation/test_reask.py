@@ -119,3 +119,15 @@ def test_what_a_server_without_head_says_is_heard(status: int) -> None:
             asker.close()
     assert [(o.signal, o.verdict) for o in answers[there]][1:] == [("x_robots_tag", Verdict.DENY)]
     assert [(o.signal, o.verdict) for o in answers[gone]][1:] == [("recheck", Verdict.UNKNOWN)]
+
+
+def test_an_entry_is_said_to_have_removed_what_was_there(tmp_path: Path) -> None:
+    rows = [row_of(encoded(noise(i)), f"{i}.png", creator="Jane") for i in range(3)]
+    rows[2] |= {"decision": "dropped", "reason": "too_small"}
+    base = manifest(tmp_path, *rows, row_of(encoded(noise(9)), "9.png"))
+    entry = Ledger.open(str(tmp_path / "takedowns")).append_entry(
+        requester="Jane", ground="B", selectors=[Selector.of("creator", "jane")]
+    )
+    result = derive(sources(base), None)
+    assert result.entries == {entry.id: 2}
+    assert result.changes == {"opted_out": 2}

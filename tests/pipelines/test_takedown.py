@@ -13,6 +13,7 @@ from curation.manifest import LedgerInfo, Manifest
 from curation.takedowns import Ledger, Selector
 from curation.takedowns.pictures import of_bytes
 from pipelines import report, takedown
+from pipelines.takedown_survey import survey
 from pipelines.trainings import without_password
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
@@ -207,3 +208,15 @@ def test_a_report_shows_nothing_where_the_ledger_is_gone(tmp_path: Path) -> None
     with pytest.raises(UserError, match="has no entries"):
         report.run(heeded.uri, str(tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_manifest_in_a_place_that_cannot_be_reached_is_told_and_stops_no_survey(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    entry = ledger.append_entry(requester="A", ground="B", selectors=[Selector.of("uri", "a.png")])
+    there = published(tmp_path / "m", [row_of(PICTURE, "a.png")])
+    lost = "nowhere://bucket/m-1"  # as a bucket that is gone: asking for it is an error
+    tracking = f"sqlite:///{tmp_path}/none.db"
+    found = survey(entry.id, None, tracking, [lost, there.uri])
+    assert set(found.unreadable) == {lost, "nowhere://bucket"}
+    assert [manifest.id for family in found.families for manifest, _ in family.members] == [there.id]
