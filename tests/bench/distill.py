@@ -116,7 +116,6 @@ def _students(root: Path, teacher: str, data: TrainingSet, images: int, lr: floa
         begun = time.process_time()
         wise = Teacher(load_bundle(teacher), resolve(teacher).tags["bundle_sha256"], guidance)
         outcome = distill(job, folder=str(root / f"student-{steps}"), teacher=wise, data=data)
-        assert outcome.bundle is not None
         print(f"student of {steps} steps: {job.budget:,} images, {time.process_time() - begun:.0f} CPU s", flush=True)
         bundles[steps] = teacher = outcome.bundle
         before, guidance = steps, 1.0
