@@ -214,10 +214,15 @@ def test_a_flow_takes_as_many_steps_as_it_is_told(sampler: Sampler, steps: int) 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++", "ddpm"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("timesteps", [1000, 10_000])
-def test_sampling_begins_at_zero_terminal_snr(sampler: Sampler, steps: int, timesteps: int) -> None:
-    betas = CosineSchedule(timesteps=timesteps, zero_terminal_snr=True).betas()
-    assert timestep_grid(betas, sampler, steps)[-1] == timesteps - 1
+@pytest.mark.parametrize(
+    "schedule",
+    # the linear one's last level but one has less signal than what diffusers takes for none
+    [ZERO, CosineSchedule(timesteps=10_000, zero_terminal_snr=True), LinearSchedule(zero_terminal_snr=True)],
+    ids=lambda s: f"{s.kind} {s.timesteps}",
+)
+def test_sampling_begins_at_zero_terminal_snr(sampler: Sampler, steps: int, schedule: Schedule) -> None:
+    betas = schedule.betas()
+    assert timestep_grid(betas, sampler, steps)[-1] == schedule.timesteps - 1
     x = integrate(
         oracle(betas, "v_prediction"), range(4), (3, 4, 4), betas=betas, prediction="v_prediction", sampler=sampler,
         steps=steps,
