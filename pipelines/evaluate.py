@@ -176,7 +176,7 @@ def _evaluate(
         sets.held_out,
         judge=judge,
         extractors={extractor.name: extractor for extractor in extractors},
-        cmmd=None if job.cmmd is None else _embedder(_cmmd(job.cmmd, device)),
+        cmmd=None if job.cmmd is None else embedder(_cmmd(job.cmmd, device)),
         seed=job.seed,
     )
     some = [
@@ -234,10 +234,12 @@ def _judge(manifest: Manifest, device: str) -> tuple[Judge, list[str]]:
         )
     clip = config.build()
     notes = [] if said else ["the manifest was made without a CLIP: the embedded one judges"]
-    return Judge(clip.name, _embedder(clip), clip.embed_texts), notes
+    return Judge(clip.name, embedder(clip), clip.embed_texts), notes
 
 
-def _embedder(clip: Clip) -> Embed:
+def embedder(clip: Clip) -> Embed:
+    """A CLIP as training takes it: pictures of any size to unit vectors."""
+
     def embed(pictures: np.ndarray) -> np.ndarray:
         parts = [np.zeros((0, clip.dim), np.float32)]
         for start in range(0, len(pictures), 256):
