@@ -116,6 +116,9 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
     Args:
         seen: what the web says today, by uri (`reask.ask_again`); None keeps what was seen before.
         output: where to publish it; beside the base when not given.
+
+    Raises:
+        UserError: when the base cannot be read any more, or the output not written.
     """
     base, policy, at = found.base, found.policy, now()
     dim = None if base.info.clip is None else base.info.clip.dim
@@ -166,9 +169,15 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
             work=base.info.work,
         )
         child = publish(staging, output, info)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             storage.remove_tree(staging)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{base.uri} cannot be read, or {output} written: {error}",
+                field="--out",
+                remedy="make room or give access, or name another folder",
+            ) from error
         raise
     return Rechecked(
         manifest=child.uri,

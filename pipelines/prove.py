@@ -34,7 +34,7 @@ def run(sha256: str, *, model: str | None, version: str | None, out: str) -> Pro
         out: the JSON file to write.
 
     Raises:
-        UserError: no such model or version, or one whose training set was not kept.
+        UserError: no such model or version, or one whose training set was not kept; a file that cannot be written.
     """
     from training import merkle, tracking
 
@@ -48,7 +48,12 @@ def run(sha256: str, *, model: str | None, version: str | None, out: str) -> Pro
     digest = found.tags["training_set_digest"]
     if not merkle.verify(proof, digest):
         raise AssertionError("our own proof does not hold")
-    Path(out).write_text(proof.model_dump_json(indent=1) + "\n")
+    try:
+        Path(out).write_text(proof.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error}", field="--out", remedy="name a file that can be written"
+        ) from None
     return Proven(
         kind=proof.kind,
         id=id_,

@@ -61,7 +61,12 @@ def _write(plan: Plan, jobs: dict[str, TrainJob | RegisterJob]) -> None:
     script = "\n".join(["#!/bin/sh", "set -eu", *plan.commands, ""])
     files = {"plan.json": plan.model_dump_json(indent=1) + "\n", "plan.md": page(plan), "plan.sh": script}
     for name, text in {**files, **{name: to_yaml(job) for name, job in jobs.items()}}.items():
-        storage.write_bytes(storage.join(plan.folder, name), text.encode())
+        try:
+            storage.write_bytes(storage.join(plan.folder, name), text.encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {plan.folder}: {error}", field="--out", remedy="name a folder that can be written"
+            ) from None
 
 
 def _record(found: Survey, plan: Plan) -> None:

@@ -131,3 +131,11 @@ def test_an_entry_is_said_to_have_removed_what_was_there(tmp_path: Path) -> None
     result = derive(sources(base), None)
     assert result.entries == {entry.id: 2}
     assert result.changes == {"opted_out": 2}
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_s_mistake(tmp_path: Path) -> None:
+    base = manifest(tmp_path, row_of(encoded(noise(1)), "1.png"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be read, or") as caught:
+        derive(sources(base), None, str(tmp_path / "file" / "below"))
+    assert caught.value.field == "--out"
