@@ -28,7 +28,7 @@ from training.bundle import load_bundle
 from training.data import load
 from training.folders import upload
 from training.job import TrainJob
-from training.launch import launch
+from training.launch import _scaling, launch
 from training.learner import Place
 from training.loop import train
 from training.notice import Terminated
@@ -51,6 +51,18 @@ def test_a_plan_says_what_will_be_asked_for(make_job: MakeJob, manifest: Manifes
     assert (planned["training_rows"], planned["image_size"], planned["epochs"]) == (8, 8, 8.0)
     assert planned["run_folder"] == run_folder(job, manifest.id, planned["training_set_digest"])
     assert planned["parameters"] > 100_000
+
+
+def test_what_ray_train_is_asked_for(make_job: MakeJob) -> None:
+    fixed = _scaling(make_job(workers=2, gpus_per_worker=1, labels={"zone": "a"}))
+    assert fixed == {
+        "num_workers": 2, "use_gpu": True, "resources_per_worker": {"CPU": 1, "GPU": 1}, "label_selector": {"zone": "a"}
+    }  # fmt: skip
+    changing = _scaling(make_job(workers={"max": 4, "check_seconds": 9}))
+    assert (changing["num_workers"], changing["elastic_resize_monitor_interval_s"]) == ((1, 4), 9)
+    assert (changing["resources_per_worker"], changing["label_selector"]) == ({"CPU": 1}, None)
+    planned = plan(make_job(workers={"max": 4}))
+    assert (planned["workers"], planned["cpus"], planned["micro_batch"]) == (4, 4, 2)
 
 
 def test_mistakes_are_found_before_anything_starts(make_job: MakeJob, tmp_path: Path) -> None:
