@@ -7,6 +7,7 @@ a refusal that was taken back, or a site that could not be asked last time, is t
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from curation.reask import SIGNAL, is_from_web
 from curation.rights.lists import LISTED, REQUESTED, OptOutList, OptOuts
 from curation.rights.verdict import Observation, of_row, verdict
 from curation.takedowns import Ledger, LedgerState, of_place, refuse_vanished
+from curation.takedowns.ledger import VARIABLE
 
 _ASKED_ANEW = frozenset({LISTED, REQUESTED, "licence", "optout_near_copy"})
 
@@ -77,11 +79,11 @@ def sources(manifest: Manifest, *, optout: Sequence[str] | None = None, ledger: 
 
     Args:
         optout: paths of opt-out lists; None: those that the manifest was decided by.
-        ledger: takedown ledger, or a manifest that names one; None: the manifest's own.
+        ledger: takedown ledger, or a manifest that names one; None: $CLEANPLATE_LEDGER's, else the manifest's own.
 
     Raises:
         UserError: a manifest without a job that this version knows, lists or a ledger that cannot be read, a ledger
-            that has lost its entries.
+            that lacks requests which the manifest heeded.
     """
     base = manifest
     if manifest.info.base_uri is not None:
@@ -103,7 +105,7 @@ def sources(manifest: Manifest, *, optout: Sequence[str] | None = None, ledger: 
         ) from None
     if optout is not None:
         job = job.model_copy(update={"optout": tuple(OptOutList(path=path) for path in optout)})
-    opened = Ledger.open(of_place(ledger or manifest.uri))
+    opened = Ledger.open(of_place(ledger or os.environ.get(VARIABLE) or manifest.uri))
     state = opened.read()
     refuse_vanished(opened.uri, state, (manifest, base))
     policy = Policy(job, OptOuts.read(job.optout, state.in_force), job.safety.limits(job.clip))

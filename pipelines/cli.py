@@ -182,7 +182,7 @@ def recheck(
     manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
     optout: Annotated[list[str], typer.Option(help="opt-out list; may be repeated; else those of its job")] = [],  # noqa: B006
     ledger: Annotated[
-        str | None, typer.Option(help="takedown ledger, or a manifest that names one; else its own")
+        str | None, typer.Option(help="its folder, or a manifest's; else $CLEANPLATE_LEDGER or its own")
     ] = None,
     out: Annotated[str | None, typer.Option(help="folder to publish in; beside the manifest when not given")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="ask lists and ledger only, not the web")] = False,

@@ -29,7 +29,7 @@ def run(
     Args:
         manifest: its folder, or a folder of manifests (its newest).
         optout: opt-out lists; empty: those that the manifest was decided by.
-        ledger: takedown ledger, or a manifest that names one; None: the manifest's own.
+        ledger: takedown ledger, or a manifest that names one; None: $CLEANPLATE_LEDGER's, else its own.
         out: folder to publish in; None: beside the manifest.
         offline: ask lists and ledger only; what was seen on the web stays as it was, and as old.
         workers: that ask at a time; None: as many as curated it.

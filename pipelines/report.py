@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -37,12 +38,13 @@ def run(manifest: str, out: str, *, show_unsafe: bool = False) -> ReportResult:
     """
     from curation.report.page import render
     from curation.takedowns import Ledger, of_place, refuse_vanished
+    from curation.takedowns.ledger import VARIABLE
     from curation.takedowns.revocation import Revocations
 
     if not storage.is_remote(out) and Path(out).is_dir():
         raise UserError(f"{out} is a folder", field="--out", remedy="name a file, such as report.html")
     found = Manifest.open(manifest)
-    ledger = Ledger.open(of_place(found.uri))
+    ledger = Ledger.open(of_place(os.environ.get(VARIABLE) or found.uri))
     requests = ledger.read()
     refuse_vanished(ledger.uri, requests, (found,))
     revoked = Revocations(requests.in_force).of_manifest(found)

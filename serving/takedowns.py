@@ -11,12 +11,14 @@ from __future__ import annotations
 import bisect
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
 from curation.errors import UserError
 from curation.takedowns import Ledger, LedgerState, of_place
+from curation.takedowns.ledger import VARIABLE
 from serving.api import TakedownStanding
 from serving.job import ServeJob
 from training.bundle import read_info
@@ -49,7 +51,9 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
     if job.takedowns == "ignore":
         return None
     info = read_info(version.bundle)
-    ledgers = [job.ledger] if job.ledger else _listed(info.ledger_uri)
+    # Requests that came since may lie where the environment says by now.
+    now = [os.environ[VARIABLE]] if os.environ.get(VARIABLE) else []
+    ledgers = [job.ledger] if job.ledger else list(dict.fromkeys([*_listed(info.ledger_uri), *now]))
     found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version))
     if found.clear:
         return found

@@ -93,25 +93,33 @@ def of_place(uri: str) -> str:
 
 
 def refuse_vanished(uri: str, state: LedgerState, manifests: Iterable[Manifest]) -> None:
-    """Refuses a ledger without entries where manifests heeded one that had some: an absent one reads as an empty one.
+    """Refuses a ledger that lacks requests which manifests heeded: it was lost or moved, or another one is meant.
 
     Args:
-        uri: of the ledger that was read.
+        uri: of the ledger that was read. An absent one reads as an empty one.
         state: what it holds.
         manifests: those that are decided anew, or that this job's is to follow.
 
     Raises:
-        UserError: it was lost or moved, or another one is meant.
+        UserError: it has no entries, and theirs had; or theirs is another one, with requests that are not in it.
     """
-    if state.entries:
-        return
-    for manifest in manifests:
-        known = manifest.info.ledger
-        if known is not None and known.version != state.version:
+    known = [(manifest, manifest.info.ledger) for manifest in manifests if manifest.info.ledger is not None]
+    have = {entry.id for entry in state.entries}
+    for manifest, heeded in known:
+        if not have and heeded.version != state.version:
             raise UserError(
-                f"the takedown ledger at {uri} has no entries, but {manifest.uri} heeded some of {known.uri}",
+                f"the takedown ledger at {uri} has no entries, but {manifest.uri} heeded some of {heeded.uri}",
                 field="ledger",
                 remedy="restore it, or say where it lies now: nothing goes on without it",
+            )
+    for other in dict.fromkeys(heeded.uri for _, heeded in known if heeded.uri != uri):
+        lacking = [entry.id[:12] for entry in Ledger.open(other).read().in_force if entry.id not in have]
+        if lacking:
+            raise UserError(
+                f"the takedown ledger at {uri} lacks {len(lacking):,} requests that are in force in {other}, such as "
+                f"{lacking[0]}",
+                field="ledger",
+                remedy=f"name {other}, or copy its events (files in {other}/events) into this one",
             )
 
 

@@ -139,3 +139,18 @@ def test_a_folder_that_cannot_be_written_is_a_user_s_mistake(tmp_path: Path) -> 
     with pytest.raises(UserError, match="cannot be read, or") as caught:
         derive(sources(base), None, str(tmp_path / "file" / "below"))
     assert caught.value.field == "--out"
+
+
+def test_another_ledger_counts_if_it_has_all_that_was_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = manifest(tmp_path / "m", row_of(encoded(noise(1)), HERE), row_of(encoded(noise(2)), OTHER))
+    own, other = Ledger.open(str(tmp_path / "m" / "takedowns")), Ledger.open(str(tmp_path / "other"))
+    child = Manifest.open(derive(sources(base), None).manifest)  # it names its own, which is empty
+    other.append_entry(requester="A", ground="B", selectors=[Selector.of("uri", OTHER)])
+    monkeypatch.setenv("CLEANPLATE_LEDGER", other.uri)
+    assert kept(derive(sources(child), None).manifest) == {HERE}, "where requests go is where they are read"
+    own.append_entry(requester="A", ground="B", selectors=[Selector.of("uri", HERE)])
+    with pytest.raises(UserError, match=r"lacks 1 requests that are in force in .*/m/takedowns"):
+        sources(child)
+    for file in (Path(own.uri) / "events").iterdir():
+        (Path(other.uri) / "events" / file.name).write_bytes(file.read_bytes())
+    assert kept(derive(sources(child), None).manifest) == set()

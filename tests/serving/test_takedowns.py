@@ -211,3 +211,12 @@ def test_a_manifest_that_names_its_ledger_may_stand_for_it(versions: Versions, l
     assert len(found.unexamined) == 1
     refused(version, ledger=named.uri)
     assert [action.what for action in ledger.read().actions] == ["version_refused"]
+
+
+def test_requests_that_go_where_the_environment_says_are_heeded(
+    versions: Versions, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = versions(ledger)
+    monkeypatch.setenv("CLEANPLATE_LEDGER", str(tmp_path / "other"))
+    newer = ask(Ledger.open(str(tmp_path / "other")), "a.example")
+    assert newer.id[:12] in refused(version).message
