@@ -18,6 +18,8 @@ _OF_AI = frozenset({"noai", "noimageai", "noml"})
 _OF_INDEXING = frozenset({"noindex", "noimageindex", "none"})
 # Rules that have a value, which is not to be taken for an agent's.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+# A refusal with a value that no grammar has, `noai: true`, is one all the same, and no agent's name.
+_RULES = _OF_AI | _OF_INDEXING
 _BEFORE_COLON = re.compile(r"\s*([A-Za-z*_][^\s:,]*)\s*:")
 
 
@@ -67,7 +69,7 @@ def _words_for(product: str, line: str) -> Iterator[str]:
     ours = True
     for part in line.split(","):
         name = _BEFORE_COLON.match(part)
-        if name and name[1].lower() not in _VALUED:
+        if name and name[1].lower() not in _VALUED | _RULES:
             ours = name[1].partition("/")[0].lower() in ("*", product.lower())
             part = part[name.end() :]
         if ours:
@@ -75,7 +77,10 @@ def _words_for(product: str, line: str) -> Iterator[str]:
 
 
 def _words(rules: str) -> Iterator[str]:
-    """The single rules of a list; those that have a value are left out with it."""
+    """The single rules of a list; those that have a value are left out with it, unless they refuse."""
     for rule in rules.split(","):
-        if ":" not in rule:
-            yield from rule.lower().replace(";", " ").split()
+        name, valued, _ = rule.lower().partition(":")
+        if not valued:
+            yield from name.replace(";", " ").split()
+        elif name.strip() in _RULES:
+            yield name.strip()
