@@ -172,8 +172,6 @@ def test_a_consistency_target_follows_the_teacher_one_step() -> None:
 
 # --- the loop ---
 
-MakeStudent = Callable[..., DistillJob]
-
 
 def trained(images: int, data: TrainingSet, tower: Path, folder: Path) -> str:
     """The bundle of a model of the shapes."""
@@ -241,8 +239,6 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     resumed = run(job, tmp_path / "cut", teacher, data)
     assert 0 < resumed.resumed_from <= at
     assert resumed.state_sha256 == whole.state_sha256
-    assert resumed.bundle is not None
-    assert whole.bundle is not None
     ours, theirs = load_bundle(resumed.bundle), load_bundle(whole.bundle)
     assert ours.info.self_test == theirs.info.self_test
     assert resumed.images_seen == whole.images_seen == 64
