@@ -19,6 +19,7 @@ from training.learner import Learner, Place, shares
 from training.loop import Outcome, train
 from training.notice import Notice, Terminated
 from training.progress import Point
+from training.schedules import alphas_cumprod
 from training.text import TextEncoder
 
 MakeJob = Callable[..., TrainJob]
@@ -109,6 +110,20 @@ def test_another_configuration_is_refused(
     with pytest.raises(UserError) as caught:
         run(make_job(seed=1), tmp_path, data, text)
     assert caught.value.field == "seed"
+
+
+def test_the_network_is_told_levels_as_samplers_tell_it(
+    make_job: MakeJob, data: TrainingSet, text: TextEncoder
+) -> None:
+    index = torch.arange(32)
+    flow = Learner(make_job(**{**FLOW, "schedule": {"kind": "flow", "timesteps": 500}}), data, text, Place())
+    told, time = flow._levels(index)
+    assert ((time > 0) & (time < 1)).all()
+    assert torch.equal(told, (time * 500).float())  # sampling tells t times T
+    job = make_job(schedule={"kind": "cosine", "timesteps": 500})
+    told, abar = Learner(job, data, text, Place())._levels(index)
+    assert told.dtype == torch.int64
+    assert torch.equal(abar, torch.from_numpy(alphas_cumprod(job.schedule.betas()))[told])
 
 
 @pytest.mark.parametrize("changes", [{}, FLOW], ids=["", "flow"])
