@@ -40,7 +40,9 @@ class SamplingDefaults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     steps: int = Field(20, ge=1, le=1_000, description="denoising steps")
     guidance_scale: float = Field(2.5, ge=0, le=50, description="classifier-free guidance; at 1 and below it is off")
-    sampler: SamplerName = Field("ddim", description="ddim, pndm and dpmsolver++ are deterministic, ddpm adds noise")
+    sampler: SamplerName = Field(
+        "ddim", description="ddim, pndm and dpmsolver++ are deterministic, ddpm adds noise; euler and heun draw flows"
+    )
 
 
 class ModelCard(BaseModel):
@@ -55,6 +57,8 @@ class ModelCard(BaseModel):
     """Height and width in pixels."""
     noise_levels: int
     """How many steps any of the samplers can take at most."""
+    samplers: tuple[SamplerName, ...]
+    """Those that can draw with this model."""
     defaults: SamplingDefaults
     loaded_at: int
     """Unix time, seconds."""
@@ -126,6 +130,8 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
     steps = _given(request.num_inference_steps, card.defaults.steps)
     if steps > min(limits.max_steps, card.noise_levels):
         raise _over("num_inference_steps", f"at most {min(limits.max_steps, card.noise_levels)}")
+    if request.sampler is not None and request.sampler not in card.samplers:
+        raise _unsupported("sampler", f"this model is drawn with {', '.join(card.samplers)}")
     guidance = _given(request.guidance_scale, card.defaults.guidance_scale)
     if guidance > limits.max_guidance_scale:
         raise _over("guidance_scale", f"at most {limits.max_guidance_scale:g}")

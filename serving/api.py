@@ -20,7 +20,7 @@ from curation.errors import UserError
 MAX_SEED = 2**53 - 10
 """The largest seed of a request: image k of at most ten has seed + k, and JSON's numbers are exact up to 2^53."""
 
-SamplerName = Literal["ddim", "pndm", "dpmsolver++", "ddpm"]
+SamplerName = Literal["ddim", "pndm", "dpmsolver++", "ddpm", "euler", "heun"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 FinishReason = Literal["stop", "content_filtered"]
 

@@ -12,12 +12,13 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from curation import torchvision_ops
+from curation.errors import UserError
 from serving import guard, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import (
@@ -26,13 +27,15 @@ from serving.api import (
     GenerationResponse,
     ImageDatum,
     ImageFormat,
+    SamplerName,
     TakedownStanding,
     Timings,
 )
 from serving.guard import Guard, Verdict
 from serving.job import ServeJob
 from training.bundle import DiffusionModel, load_bundle
-from training.sampling import SAMPLERS, SamplingParams, sample, timestep_grid
+from training.pairs import refuse_sampler
+from training.sampling import SamplingParams, sample, timestep_grid
 from training.tracking import ModelVersion, resolve
 
 
@@ -104,8 +107,15 @@ class Generator:
         self._model = model
         self._guard = guard
         self._limits = limits
-        levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in SAMPLERS)
+        samplers = _samplers(model)
+        levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in samplers)
         silent = defaults or SamplingDefaults.model_validate(model.info.sampling.model_dump())
+        if silent.sampler not in samplers:
+            raise UserError(
+                f"sampler {silent.sampler} cannot draw with this model",
+                field="defaults.sampler",
+                remedy=f"use {' or '.join(samplers)}, or leave defaults out",
+            )
         # A bundle knows nothing of this server's limits; asking for nothing must not be refused.
         silent = silent.model_copy(update={"steps": min(silent.steps, limits.max_steps, levels)})
         self.card = ModelCard(
@@ -115,6 +125,7 @@ class Generator:
             manifest_id=model.info.manifest_id,
             image_size=model.image_size,
             noise_levels=levels,
+            samplers=samplers,
             defaults=silent,
             loaded_at=int(time.time()),
             takedowns=standing,
@@ -162,6 +173,19 @@ class Generator:
             encode_ms=_ms(time.perf_counter() - guarded),
         )
         return Generation(pictures, plan, self.card, timings, created=int(time.time()))
+
+
+def _samplers(model: DiffusionModel) -> tuple[SamplerName, ...]:
+    """Those that can draw with a model."""
+
+    def fits(sampler: SamplerName) -> bool:
+        try:
+            refuse_sampler(sampler, model.prediction, model.betas)
+        except UserError:
+            return False
+        return True
+
+    return tuple(filter(fits, get_args(SamplerName)))
 
 
 def load(job: ServeJob) -> Generator:

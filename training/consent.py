@@ -51,20 +51,19 @@ class Consent:
 
 
 def ask(manifest: Manifest, ledger: str | None) -> Consent:
-    """Reads the ledgers that concern a manifest: the job's and the one that the manifest names.
+    """Reads the ledgers that concern a manifest: the job's, $CLEANPLATE_LEDGER's, and the one that the manifest names.
 
-    Where neither names one it is $CLEANPLATE_LEDGER's, or that which lies beside the manifest, if there is one.
+    Where nothing names one it is that which lies beside the manifest, if there is one.
 
     Raises:
         UserError: when one cannot be read, or the manifest heeded entries that are no longer there.
     """
-    named = [of_place(ledger)] if ledger else []
+    named = [of_place(place) for place in (ledger, os.environ.get(VARIABLE)) if place]
     if manifest.info.ledger is not None:
         named.append(manifest.info.ledger.uri)
     if not named:
-        # where `cleanplate takedown` writes about a manifest that names none: $CLEANPLATE_LEDGER, or beside it
-        place = of_place(manifest.uri)
-        if os.environ.get(VARIABLE) or storage.exists(place):
+        place = of_place(manifest.uri)  # where `cleanplate takedown` writes about a manifest that names none
+        if storage.exists(place):
             named.append(place)
     uris = list(dict.fromkeys(named))
     revoked: dict[str, Revoked] = {}

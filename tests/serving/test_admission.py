@@ -18,6 +18,7 @@ CARD = ModelCard(
     manifest_id="m",
     image_size=64,
     noise_levels=900,
+    samplers=("ddim", "pndm", "dpmsolver++", "ddpm"),
     defaults=SamplingDefaults(steps=20, guidance_scale=2.5, sampler="ddim"),
     loaded_at=0,
 )
@@ -34,6 +35,12 @@ def test_a_silent_request_gets_the_models_defaults_and_a_drawn_seed() -> None:
     assert (first.output_format, first.compression, first.negative_prompt) == ("png", 100, None)
     assert len(first.seeds) == 1
     assert first.seeds != second.seeds
+
+
+def test_a_sampler_that_the_model_is_not_made_for_is_refused() -> None:
+    with pytest.raises(RequestError, match="ddim, pndm") as caught:
+        plan(sampler="euler")
+    assert (caught.value.status, caught.value.param) == (400, "sampler")
 
 
 def test_null_means_the_default() -> None:
@@ -108,7 +115,7 @@ def test_a_wrong_size_is_answered_with_the_right_one() -> None:
         {"guidance_scale": float("nan")},
         {"guidance_scale": float("inf")},
         {"guidance_scale": -1},
-        {"sampler": "euler"},
+        {"sampler": "unipc"},
         {"output_format": "gif"},
         {"output_compression": 101},
         {"steps": 4},

@@ -104,3 +104,14 @@ def test_old_evidence_is_refused(tmp_path: Path) -> None:
             consent.check_age(made, 30, at=at)
         assert caught.value.field == "consent_max_age_days"
         assert f"cleanplate recheck {made.uri}" in str(caught.value)
+
+
+def test_a_ledger_that_the_environment_names_is_asked_beside_the_manifests_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    found = manifest(tmp_path, tmp_path / "own")
+    opt_out(elsewhere, IDS[2])
+    assert not consent.ask(found, None).revoked
+    monkeypatch.setenv("CLEANPLATE_LEDGER", str(elsewhere))
+    assert set(consent.ask(found, None).revoked) == {IDS[2]}
