@@ -31,10 +31,8 @@ def connect(*, cpus: int = 1, gpus: float = 0) -> Iterator[None]:
         UserError: when a local cluster lacks the GPUs, for which Ray would wait for ever.
     """
     _quiet()
+    authenticate()
     address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
@@ -60,6 +58,13 @@ def connect(*, cpus: int = 1, gpus: float = 0) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def authenticate() -> None:
+    """Has a local cluster ask for a token; to be called before `ray.serve` is imported, which settles that for good."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager

@@ -30,14 +30,14 @@ def endpoint(job: ServeJob) -> Iterator[str]:
     Raises:
         UserError: a version that the job's policy on takedowns refuses, or as `serving.app.run`.
     """
-    from pipelines.cluster import connect
-    from serving import takedowns
+    from pipelines.cluster import authenticate, connect
+
+    authenticate()
+    from serving import app, takedowns
 
     takedowns.check(job)  # a cluster is not started for what is refused
     # Serve's controller and proxies take no logical CPU here, but Ray wants one to start them on.
     with connect(cpus=math.ceil(job.replicas * job.cpus_per_replica) + 1):
-        from serving import app  # importing ray.serve settles Ray's authentication: not before `connect` has set it
-
         url = app.run(job)
         try:
             yield url

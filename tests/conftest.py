@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipelines.cluster import authenticate
+
 os.environ["HF_HUB_OFFLINE"] = "1"
+authenticate()  # before a test's module imports ray.serve
 
 
 @pytest.fixture(scope="session")
