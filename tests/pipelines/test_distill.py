@@ -26,6 +26,8 @@ from training.job import TrainJob
 from training.launch import launch
 from training.tracking import ModelVersion, register, resolve, training_set
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 
 @dataclass(frozen=True)
 class Story:

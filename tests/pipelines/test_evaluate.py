@@ -23,6 +23,8 @@ from training.evaluate import Evaluation, Pictures
 from training.exposure import exposures
 from training.tracking import ModelVersion
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 METRICS = {"clip_score", "clip_retrieval", "fd_efficientnet_lite0", "kd_efficientnet_lite0", "precision", "recall"}
 
 

@@ -27,6 +27,8 @@ from training.exported import FILES, REPORT_FILE, load_exported, read_report
 from training.sampling import SamplingParams, sample
 from training.tracking import ModelVersion, export_of, find, register, resolve
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 __all__ = ["cleanplate"]  # a fixture
 
 LITTLE = ("comparison.batches=2", "comparison.pictures=2", "calibration.pictures=2", "limits.int8={min_psnr: 10}")

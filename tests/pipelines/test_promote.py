@@ -19,6 +19,8 @@ from pipelines.promote import PromoteJob, Promotion
 from tests.pipelines.world import World
 from training import tracking
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tower: Path, empty_store: Path) -> World:

@@ -23,6 +23,8 @@ from training import merkle, tracking
 from training.exposure import exposures
 from training.launch import launch
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 
 @pytest.fixture
 def world(tmp_path: Path, tower: Path, empty_store: Path) -> World:

@@ -27,6 +27,8 @@ from training.prepare import prepare
 from training.progress import Point
 from training.text import TextEncoder
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tower: Path, empty_store: Path) -> World:

@@ -26,6 +26,8 @@ from training.progress import Point
 from training.retraining import Seen
 from training.text import TextEncoder
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 MakeJob = Callable[..., TrainJob]
 PROFILES = {"ema": {"profiles": [0.05, 0.1], "snapshots": 4}}
 

@@ -37,6 +37,8 @@ from training.sampling import SamplingParams, integrate, sample
 from training.schedules import CosineSchedule, LinearSchedule, SigmoidSchedule
 from training.text import TextEncoder
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 BETAS = [LinearSchedule().betas(), CosineSchedule().betas(), SigmoidSchedule(timesteps=333).betas()]
 MEAN, DEVIATION = 0.3, 0.2  # of the Gaussian data
 

@@ -19,6 +19,8 @@ from training.schedules import CosineSchedule, alphas_cumprod
 from training.text import TextEncoder
 from training.unet import UnetConfig, build_unet, to_patches
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 WEIGHTS = Path(__file__).parents[2] / "curation" / "embedded" / "model.safetensors"
 

@@ -40,6 +40,8 @@ from training.schedules import SigmoidSchedule
 from training.text import TextEncoder
 from training.unet import UnetConfig, build_unet
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 CAPTIONS = ["a red circle", "a blue square", "a green circle"]
 
 

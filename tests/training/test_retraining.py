@@ -26,6 +26,8 @@ from training.retraining import RetrainingPoint, Seen, earliest
 from training.roster import Roster
 from training.text import TextEncoder
 
+pytestmark = pytest.mark.slow  # networks are trained, in seconds each
+
 MakeJob = Callable[..., TrainJob]
 ROWS = many(56)  # one epoch and a little: 64 samples
 BY_ID = {row_id(picture): caption for caption, picture in ROWS}
