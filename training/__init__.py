@@ -5,9 +5,9 @@ What is here: the job (`job`), the mathematics (`schedules`, `objective`, `times
 rows are trained on and what is told of them afterwards (`consent`, `roster`, `merkle`, `exposure`), the data in memory
 (`data`), the loop (`loop`) with its checkpoints (`checkpoint`) and how to start from another run's (`retraining`), the
 contract with serving (`bundle`, `card`), MLflow (`tracking`), and the Ray Train glue (`launch`) with what comes before
-it (`prepare`, `memory`). Then what is done with a model: `evaluate` with its `distances` and `features`, `memorization`,
-distillation (`distill` is its mathematics, `student`, `distill_loop`, `distill_job`, `distillation`), and export
-(`export_job`, `export`, `exported`, `onnx_denoiser`, `parity`, `quantize`, `tensorrt_engine`).
+it (`prepare`, `memory`). Then what is done with a model: `evaluate` with its `distances` and `features`,
+`memorization`, distillation (`distill` is its mathematics, `student`, `distill_loop`, `distill_job`, `distillation`),
+and export (`export_job`, `export`, `exported`, `onnx_denoiser`, `parity`, `quantize`, `tensorrt_engine`).
 
 May import: `curation.manifest`, `curation.takedowns`, `curation.errors`, `curation.storage`,
 `curation.torchvision_ops`, and nothing else of ours. Only `launch` knows Ray and only `tracking` knows MLflow; the
