@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,15 +54,15 @@ def run(job: RegisterJob) -> ModelVersion:
 def _run_beside(job: RegisterJob) -> str | None:
     """The run whose folder the bundle lies in. Without it nothing leads from the version to its training set."""
     from curation import storage
-    from training.launch import RUN_FILE
+    from training.run_record import known_run
     from training.tracking import knows_run
 
     folder = storage.absolute(job.bundle).rstrip("/").rpartition("/")[0]
     try:
-        run_id = str(json.loads(storage.read_bytes(storage.join(folder, RUN_FILE)))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        run_id = known_run(folder)
+    except (OSError, TypeError):
         return None
-    return run_id if knows_run(run_id, tracking_uri=job.tracking_uri) else None
+    return run_id if run_id is not None and knows_run(run_id, tracking_uri=job.tracking_uri) else None
 
 
 def summary(version: ModelVersion) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from curation import storage
 from curation.errors import UserError
@@ -19,17 +19,15 @@ from training.bundle import INFO_FILE
 from training.distill_job import DistillJob, ProgressiveConfig
 from training.folders import upload
 from training.follow import Follower, Mailbox, OnProgress
-from training.prepare import RESULT_FILE
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
+from training.run_record import RESULT_FILE, RUN_FILE, known_run, stored_result
 
 if TYPE_CHECKING:
     from training.bundle import BundleInfo
     from training.consent import Consent
     from training.tracking import ModelVersion, Run
-
-RUN_FILE = "run.json"
 
 
 class DistillResult(BaseModel):
@@ -134,12 +132,7 @@ def _check_teacher(job: DistillJob, teacher: BundleInfo) -> None:
 
 def finished(folder: str) -> DistillResult | None:
     """The result of a run that came to its end in a folder; None where none did."""
-    try:
-        result = DistillResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    bundle = storage.join(folder, "bundle")  # the folder may have been moved since
-    return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
+    return stored_result(folder, DistillResult)
 
 
 def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
@@ -244,11 +237,6 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
     """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
     from training.tracking import Run, roster_tags
 
-    record = storage.join(folder, RUN_FILE)
-    try:
-        known = str(json.loads(storage.read_bytes(record))["run_id"])
-    except (FileNotFoundError, ValueError, KeyError):
-        known = None
     manifest = prepared.manifest
     tags = {
         "config_sha256": job.config_sha256(prepared.teacher_sha256, manifest.id),
@@ -260,8 +248,10 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
     }
     if prepared.version.name != "local":
         tags["parent_version"] = prepared.teacher_name
-    run = Run.start(job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known, tags=tags)
-    storage.write_bytes(record, json.dumps({"run_id": run.run_id}).encode())
+    run = Run.start(
+        job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known_run(folder), tags=tags
+    )
+    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
     run.params(job.public())
     run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
     run.training_set(prepared.roster)

@@ -24,16 +24,16 @@ from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
 from training.notice import Notice, on_sigterm
-from training.prepare import RESULT_FILE, Prepared, TrainResult, finished, plan, prepare
+from training.prepare import Prepared, TrainResult, finished, plan, prepare
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
+from training.run_record import RESULT_FILE, RUN_FILE, known_run
 
 if TYPE_CHECKING:
     from training.learner import Place
     from training.tracking import Run
 
-RUN_FILE = "run.json"
 _PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to be taken away
 
 
@@ -87,11 +87,6 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
     from training.tracking import Run, roster_tags
 
-    record = storage.join(folder, RUN_FILE)
-    try:
-        known = str(json.loads(storage.read_bytes(record))["run_id"])
-    except (FileNotFoundError, ValueError, KeyError):
-        known = None
     manifest = prepared.manifest
     tags = {
         "config_sha256": job.config_sha256(manifest.id),
@@ -102,8 +97,10 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     }
     if job.resume_from is not None:
         tags["resume_from"] = job.resume_from
-    run = Run.start(job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known, tags=tags)
-    storage.write_bytes(record, json.dumps({"run_id": run.run_id}).encode())
+    run = Run.start(
+        job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known_run(folder), tags=tags
+    )
+    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
     run.params(job.public())
     run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
     run.training_set(prepared.roster)

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from curation import storage
 from curation.errors import UserError
@@ -16,11 +16,10 @@ from curation.manifest import Manifest
 from training.job import TrainJob
 from training.progress import Leg
 from training.roster import Roster
+from training.run_record import stored_result
 
 if TYPE_CHECKING:
     from training.consent import Consent
-
-RESULT_FILE = "result.json"
 
 
 class TrainResult(BaseModel):
@@ -74,14 +73,7 @@ def run_folder(job: TrainJob, manifest_id: str, training_set_digest: str) -> str
 
 def finished(folder: str) -> TrainResult | None:
     """The result of a run that came to its end in a folder; None where none did."""
-    from training.bundle import INFO_FILE
-
-    try:
-        result = TrainResult.model_validate_json(storage.read_bytes(storage.join(folder, RESULT_FILE)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    bundle = storage.join(folder, "bundle")  # the folder may have been moved since
-    return result.model_copy(update={"bundle": bundle}) if storage.exists(storage.join(bundle, INFO_FILE)) else None
+    return stored_result(folder, TrainResult)
 
 
 def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = False) -> dict[str, Any]:
