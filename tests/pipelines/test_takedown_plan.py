@@ -173,9 +173,10 @@ def test_status_moves_step_by_step_to_resolved(world: World) -> None:
         "moved models:/drawings@champion": False,
     }
     plan = planned(world, entry.id)
+    ray_was_up = ray.is_initialized()  # other tests may share their cluster with this process
     with pytest.raises(UserError, match="taken down"), endpoint(champion):
         pytest.fail("it is served")
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == ray_was_up
     found = status(world, entry.id)
     assert (found.state, done(found)["examined versions"]) == ("open", True)
 
