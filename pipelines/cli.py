@@ -51,6 +51,19 @@ def distill(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json
 
 
 @app.command()
+def average(
+    run_folder: Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="of a finished run with ema.profiles")],
+    sigma_rel: Annotated[float, typer.Option(min=0.01, max=0.25, help="length of the average, in parts of the run")],
+    into: Annotated[str, typer.Option(metavar="FOLDER", help="a new folder; the bundle is FOLDER/bundle")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a trained bundle again, its weights averaged over another length."""
+    from pipelines import average as verb
+
+    _end(verb.run(run_folder, sigma_rel=sigma_rel, into=into), verb, as_json)
+
+
+@app.command()
 def register(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Make a trained bundle a model version in MLflow."""
     _run_job("register", job, sets, dry_run, as_json)

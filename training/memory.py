@@ -34,7 +34,7 @@ class Memory:
         parameters: the network's weights, in fp32.
         gradients: as many.
         optimizer: AdamW's two moments, in fp32.
-        average: the moving average of the weights.
+        average: the moving average of the weights, and those of the job's `ema.profiles`.
         activations: the most that a forward and a backward pass hold besides.
     """
 
@@ -69,7 +69,8 @@ def estimate(job: TrainJob, *, image_size: int, text_width: int) -> Memory:
             parameters=weights + _bytes(unet.buffers()),
             gradients=weights,
             optimizer=2 * weights,
-            average=weights + _bytes(unet.buffers()),
+            # power averages are of the parameters alone (`ema.PowerEma`)
+            average=weights + _bytes(unet.buffers()) + len(job.ema.profiles) * weights,
             activations=peak(unet, inputs, bf16=job.precision == "bf16"),
         )
 

@@ -15,7 +15,7 @@ import yaml
 from pipelines.cli import main
 from tests.curation.pictures import encoded, noise
 
-VERBS = ("curate", "train", "distill", "register", "serve", "generate", "inspect", "prove", "submit", "demo")
+VERBS = ("curate", "train", "distill", "average", "register", "serve", "generate", "inspect", "prove", "submit", "demo")
 
 
 @dataclass

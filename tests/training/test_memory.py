@@ -57,6 +57,18 @@ def test_weights_and_states_are_what_a_learner_holds(make_job: MakeJob, data: Tr
     assert told.total == 5 * told.parameters + told.activations
 
 
+def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: TrainingSet, text: TextEncoder) -> None:
+    job = make_job(ema={"profiles": [0.05, 0.1, 0.2]})
+    learner = Learner(job, data, text, Place())
+    held = [learner.state()["ema"], *learner.averages().values()]
+    assert len(held) == 4
+    told = memory.estimate(job, image_size=data.image_size, text_width=text.width)
+    assert told.average == sum(map(allocated, held))
+    without = memory.estimate(make_job(), image_size=data.image_size, text_width=text.width)
+    parameters = sum(parameter.numel() for parameter in learner.unet.parameters())
+    assert told.total - without.total == 3 * 4 * parameters
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_within_a_fifth_of_what_a_forward_pass_keeps(precision: str) -> None:
     job = tiny(precision=precision)
