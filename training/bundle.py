@@ -67,6 +67,7 @@ class BundleInfo(BaseModel):
     training_rows: int
     base_rows: int | None = Field(None, description="slots of the order of samples, empty ones too (`training.roster`)")
     excluded_rows: int = Field(0, description="rows that the manifest keeps and the takedown ledger revokes")
+    held_out_rows: int = Field(0, description="rows of the others that were not trained on either, to measure by")
     licences: dict[str, int] = Field(description="rows trained on, by stated licence; 'unstated' where there was none")
     ledger_uri: str | None = Field(
         None, description="the takedown ledgers that were asked; 'none' where none was named"

@@ -33,14 +33,19 @@ class Consent:
     ledger_version: str
     revoked: dict[str, Revoked]
 
-    def roster(self, manifest: Manifest) -> Roster:
-        """What of the manifest may be trained on.
+    def roster(self, manifest: Manifest, *, held_out_share: float = 0.0, seed: int = 0) -> Roster:
+        """What of the manifest may be trained on, without the share of it that is held out.
 
         Raises:
             UserError: nothing.
         """
         return Roster.of_manifest(
-            manifest, self.revoked, ledger_uri=self.ledger_uri, ledger_version=self.ledger_version
+            manifest,
+            self.revoked,
+            ledger_uri=self.ledger_uri,
+            ledger_version=self.ledger_version,
+            held_out_share=held_out_share,
+            seed=seed,
         )
 
     @property

@@ -40,6 +40,7 @@ def describe(
         training_rows=len(data),
         base_rows=trained_on.base_rows,
         excluded_rows=trained_on.excluded_rows,
+        held_out_rows=trained_on.held_out_rows,
         ledger_uri=trained_on.ledger_uri,
         takedown_ledger_version=trained_on.ledger_version,
         licences=data.licences,

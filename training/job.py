@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from curation.manifest import Name
 from training import pairs
+from training.evaluation_config import EvaluationConfig, refuse_best
 from training.schedules import CosineSchedule, ScheduleConfig
 from training.timesteps import TimestepConfig, UniformTimesteps
 from training.unet import UnetConfig
@@ -167,8 +168,13 @@ class TrainJob(_Config):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    keep_best_checkpoints: int = Field(
-        0, ge=0, description="checkpoints of lowest loss since the one before that are kept beside the newest"
+    keep_best_checkpoints: int = Field(0, ge=0, description="the best checkpoints that are kept beside the newest")
+    best_by: str = Field(
+        "loss",
+        description="what makes a checkpoint the best: the mean loss since the one before, or a metric of `evaluation`",
+    )
+    bundle: Literal["last", "best"] = Field(
+        "last", description="best: the best checkpoint that is kept is written as `bundle_best`, too"
     )
     milestones: int | None = Field(
         None, ge=1, description="images between checkpoints that are kept for ever; a retraining may start from one"
@@ -188,6 +194,9 @@ class TrainJob(_Config):
         1, ge=-1, description="worker failures that are retried from the last checkpoint; -1: all"
     )
     sample: SampleConfig = Field(SampleConfig(), description="grids, and the model's default way to be drawn with")
+    evaluation: EvaluationConfig | None = Field(
+        None, description="checkpoints are evaluated while training goes on; null: none is"
+    )
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, order, timesteps, noise, dropout and flips")
 
@@ -214,6 +223,7 @@ class TrainJob(_Config):
     def _choices_go_together(self) -> TrainJob:
         pairs.refuse_objective(self.prediction, self.schedule, self.loss.weightings)
         pairs.refuse_sampler(self.sample.sampler, self.prediction, self.schedule.betas(), field="sample.sampler")
+        refuse_best(self.best_by, self.keep_best_checkpoints, self.bundle, self.evaluation)
         return self
 
     @model_validator(mode="after")
@@ -251,9 +261,25 @@ class TrainJob(_Config):
         """How many samples the conditioning is standardised over: the budget has fewer than it may ask for."""
         return min(self.conditioning_images, self.steps * self.batch_size)
 
+    @property
+    def held_out_share(self) -> float:
+        """The share of the manifest that is not trained on."""
+        return 0.0 if self.evaluation is None else self.evaluation.held_out_share
+
+    def evaluates_at(self, images: int) -> bool:
+        """Whether the checkpoint after so many images is to be evaluated."""
+        if self.evaluation is None:
+            return False
+        every = self.evaluation.every
+        due = every is not None and images // every > (images - self.batch_size) // every
+        return due or images >= self.steps * self.batch_size
+
     def public(self) -> dict[str, Any]:
         """The job as it is put on record: without places, which say nothing elsewhere and can hold a password."""
-        return self.model_dump(mode="json", exclude=_PLACES)
+        told = self.model_dump(mode="json", exclude=_PLACES)
+        if self.evaluation is not None and isinstance(self.evaluation.holdout, str):
+            del told["evaluation"]["holdout"]
+        return told
 
     def identity(self) -> dict[str, Any]:
         """What of the job the trained weights depend on: not paths, workers, how memory is saved or what is logged."""
@@ -261,6 +287,8 @@ class TrainJob(_Config):
         if self.caption_mix is None:
             del told["caption_mix"]  # a run begun before there was a mix is still the same run
         del told["ema"]["snapshots"]  # how often is stored what is there anyway
+        if self.held_out_share:
+            told["holdout"] = self.held_out_share
         for name, default in _LATER.items():
             *above, last = name.split(".")
             place = told[above[0]] if above else told
@@ -285,6 +313,7 @@ _LATER: dict[str, Any] = {
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "compile", "gradient_checkpointing", "checkpoint_every",
-    "keep_checkpoints", "keep_best_checkpoints", "milestones", "workers", "gpus_per_worker", "labels", "max_failures",
+    "keep_checkpoints", "keep_best_checkpoints", "best_by", "bundle", "evaluation", "milestones",
+    "workers", "gpus_per_worker", "labels", "max_failures",
     "sample",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation import storage
 from curation.errors import UserError
-from curation.manifest import Manifest
+from curation.manifest import Decision, Manifest
 from training.job import TrainJob
 from training.progress import Leg
 from training.roster import Roster
@@ -20,6 +20,8 @@ from training.run_record import stored_result
 
 if TYPE_CHECKING:
     from training.consent import Consent
+
+FEWEST = 8  # pictures that a distance is taken of
 
 
 class TrainResult(BaseModel):
@@ -35,34 +37,63 @@ class TrainResult(BaseModel):
     training_set_digest: str = ""
     legs: tuple[Leg, ...] = ()  # the topologies that it was trained at
     excluded: dict[str, int] = {}  # rows that were left out, by the takedown entry that revokes them
+    held_out_rows: int = 0  # rows that were not trained on, to measure by
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job comes to before anything is trained: the exact set, and the run's folder, which is named after it."""
+    """What a job comes to before anything is trained: the exact set, and the run's folder, which is named after it.
+
+    Attributes:
+        held_out: pictures that are not trained on, to measure by; None where the job asks for none.
+    """
 
     manifest: Manifest
     consent: Consent
     roster: Roster
     folder: str
+    held_out: Roster | None = None
 
 
 def prepare(job: TrainJob) -> Prepared:
     """Opens the manifest and asks the takedown ledger which of its rows may be trained on now.
 
     Raises:
-        UserError: no such manifest, a ledger that cannot be read, nothing left to train on, or evidence older than the
-            job takes it (unless the run is finished: then nothing is trained).
+        UserError: no such manifest, a ledger that cannot be read, nothing left to train on, too little to measure by,
+            or evidence older than the job takes it (unless the run is finished: then nothing is trained).
     """
     from training import consent
 
     manifest = Manifest.open(job.manifest)
     asked = consent.ask(manifest, job.ledger)
-    roster = asked.roster(manifest)
+    roster = asked.roster(manifest, held_out_share=job.held_out_share, seed=job.seed)
     folder = run_folder(job, manifest.id, roster.info.digest)
-    if finished(storage.absolute(folder)) is None:
-        consent.check_age(manifest, job.consent_max_age_days)
-    return Prepared(manifest, asked, roster, folder)
+    if finished(storage.absolute(folder)) is not None:
+        return Prepared(manifest, asked, roster, folder)
+    consent.check_age(manifest, job.consent_max_age_days)
+    return Prepared(manifest, asked, roster, folder, _held_out(job, manifest, asked, roster))
+
+
+def _held_out(job: TrainJob, manifest: Manifest, asked: Consent, roster: Roster) -> Roster | None:
+    """What is not trained on and may be used: of the manifest, or of another one, whose ledgers are asked, too."""
+    from training import consent
+
+    wanted = None if job.evaluation is None else job.evaluation.holdout
+    if wanted is None:
+        return None
+    source, revoked = manifest, set(asked.revoked)
+    if isinstance(wanted, str):
+        source = Manifest.open(wanted)
+        revoked |= set(consent.ask(source, job.ledger).revoked)
+    without = revoked | set(roster.ids)
+    left = set(source.table(["id"], decision=Decision.KEPT)["id"].to_pylist()) - without
+    if len(left) < FEWEST:
+        raise UserError(
+            f"{len(left)} held-out pictures are too few to measure by",
+            field="evaluation.holdout",
+            remedy=f"hold out {FEWEST} at least, or leave it out: then there are no floors and no validation loss",
+        )
+    return Roster.of_manifest(source, without)
 
 
 def run_folder(job: TrainJob, manifest_id: str, training_set_digest: str) -> str:
@@ -119,6 +150,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "parameters": sum(parameter.numel() for parameter in unet.parameters()),
         "image_size": size,
         "training_rows": len(roster),
+        "held_out_rows": 0 if prepared.held_out is None else len(prepared.held_out),
         "steps": job.steps,
         "images": job.steps * job.batch_size,
         "epochs": round(job.steps * job.batch_size / len(roster), 2),

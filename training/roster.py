@@ -22,6 +22,7 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from training import merkle
+from training.evaluation_config import held_out
 
 FILE = "training_set.parquet"
 NO_LEDGER = "none"
@@ -38,6 +39,8 @@ class RosterInfo(BaseModel):
         ledger_uri: the takedown ledgers that were asked, with commas between them; "none" where none was named.
         ledger_version: what they held, in the same order.
         excluded_rows: rows that the manifest keeps and these ledgers revoke.
+        held_out_rows: rows of the others that were not trained on either, to measure by.
+        held_out_share, held_out_seed: which ones follows from these (`evaluation_config.held_out`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +53,9 @@ class RosterInfo(BaseModel):
     ledger_uri: str = NO_LEDGER
     ledger_version: str = NO_LEDGER
     excluded_rows: int = 0
+    held_out_rows: int = 0
+    held_out_share: float = 0.0
+    held_out_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,15 @@ class Roster:
         *,
         ledger_uri: str = NO_LEDGER,
         ledger_version: str = NO_LEDGER,
+        held_out_share: float = 0.0,
+        seed: int = 0,
     ) -> Roster:
-        """The rows that a manifest keeps, without those that were revoked since.
+        """The rows that a manifest keeps, without those that were revoked since and those that are held out.
 
         A derived manifest's base set are the rows that it keeps or that its own base kept (`was_kept`).
+
+        Args:
+            seed: of the share that is held out.
 
         Raises:
             UserError: when nothing is left.
@@ -100,6 +111,7 @@ class Roster:
         order = np.argsort(ids, kind="stable")
         ids, kept = ids[order], kept[order]
         there = kept & ~np.isin(ids, np.array(sorted(revoked), "S64")) if revoked else kept
+        excluded = int((kept & ~there).sum())
         if kept.any() and not there.any():
             raise UserError(
                 f"every row that {manifest.uri} keeps has been revoked since",
@@ -107,6 +119,12 @@ class Roster:
                 remedy="curate other pictures",
             )
         base = ids.astype(str)
+        apart = np.zeros(len(base), bool)
+        if held_out_share:
+            apart = there & np.array([held_out(seed, id_, held_out_share) for id_ in base.tolist()], bool)
+            there = there & ~apart
+        if apart.any() and not there.any():
+            raise UserError("everything is held out", field="evaluation.holdout", remedy="use a smaller share")
         present = base[there]
         info = RosterInfo(
             manifest_id=manifest.id,
@@ -117,7 +135,10 @@ class Roster:
             removed_digest=merkle.digest(base[~there].tolist()),
             ledger_uri=ledger_uri,
             ledger_version=ledger_version,
-            excluded_rows=int((kept & ~there).sum()),
+            excluded_rows=excluded,
+            held_out_rows=int(apart.sum()),
+            held_out_share=held_out_share,
+            held_out_seed=seed if held_out_share else 0,
         )
         return cls(tuple(present.tolist()), np.flatnonzero(there), info)
 

@@ -103,6 +103,7 @@ def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
         "training_rows": str(info.training_rows),
         "base_rows": str(info.base_rows or "unknown"),
         "excluded_rows": str(info.excluded_rows),
+        "held_out_rows": str(info.held_out_rows),
         "ledger_uri": info.ledger_uri or "none",
         "config_sha256": info.config_sha256,
         "state_sha256": info.state_sha256,

@@ -152,6 +152,7 @@ def roster_tags(roster: Roster) -> dict[str, str]:
         "training_rows": str(len(roster)),
         "base_rows": str(info.base_rows),
         "excluded_rows": str(info.excluded_rows),
+        "held_out_rows": str(info.held_out_rows),
         "ledger_uri": info.ledger_uri,
         "takedown_ledger_version": info.ledger_version,
     }
