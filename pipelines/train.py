@@ -30,7 +30,8 @@ def run(job: TrainJob) -> TrainResult:
 
     prepared = prepare.prepare(job)
     prepare.plan(job, prepared)
-    text_encoder = _text_encoder(prepared.manifest, prepared.folder)
+    reads = job.conditioning.reads_captions
+    text_encoder = _text_encoder(prepared.manifest, prepared.folder) if reads else None
     cpus = job.fewest_workers
     with connect(cpus=cpus, gpus=cpus * job.gpus_per_worker), progress("images") as report:
         return launch(

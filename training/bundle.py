@@ -1,9 +1,11 @@
 """The bundle: what training hands to serving. A folder, self-contained, in diffusers' layout, without a pickle.
 
-    unet/                 config.json, diffusion_pytorch_model.safetensors: the EMA weights, a plain diffusers model
+    unet/                 config.json, diffusion_pytorch_model.safetensors: the EMA weights, a plain diffusers model;
+                          of a transformer the folder is `transformer/`
     scheduler/            scheduler_config.json: a DDIMScheduler with the schedule as explicit betas; of a flow, a
                           FlowMatchEulerDiscreteScheduler
-    text_encoder/         the text tower's folder (`training.text`)
+    text_encoder/         what prompts are read with: the text tower's folder (`training.text`), the names of
+                          classes, or both (`training.conditioning`)
     self_test.png         what the model drew when it was written
     README.md             the model card
     cleanplate.json       `BundleInfo`, written last: a folder without it is no bundle
@@ -27,12 +29,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
+from training import conditioning
 from training.card import model_card
+from training.conditioning import PromptEncoder
 from training.folders import cache_root, download
+from training.network import folder_of
 from training.objective import Prediction
 from training.sampling import SamplingParams, sample
 from training.schedules import FlowPath
-from training.text import TextEncoder
+from training.space import PatchSpace, Space
 
 SCHEMA_VERSION = 1
 INFO_FILE = "cleanplate.json"
@@ -104,15 +109,16 @@ class DiffusionModel:
 
     Attributes:
         info: what stands in the bundle's `cleanplate.json`.
-        unet: diffusers' `UNet2DConditionModel`, in evaluation mode.
-        text: the text encoder.
+        unet: the network, of any kind (`training.network`), in evaluation mode.
+        text: what prompts are read with.
         betas: float64 (T,), the noise schedule; of a flow, those with its SNR.
         prediction: what the U-Net predicts.
         image_size, patch_size: pixels of a picture's side; factor of the space-to-depth stem.
+        space: what the network's clean pictures are.
     """
 
     def __init__(
-        self, *, unet: Any, text: TextEncoder, betas: np.ndarray, prediction: Prediction, image_size: int,
+        self, *, unet: Any, text: PromptEncoder, betas: np.ndarray, prediction: Prediction, image_size: int,
         patch_size: int, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.device = torch.device(device)
@@ -122,6 +128,7 @@ class DiffusionModel:
         self.prediction = prediction
         self.image_size = image_size
         self.patch_size = patch_size
+        self.space: Space = PatchSpace(patch_size)
         self._info: BundleInfo | None = None
 
     @property
@@ -155,7 +162,7 @@ def _picture_digest(picture: np.ndarray) -> str:
 
 
 def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) -> BundleInfo:
-    """Writes a bundle; `model.text.folder` is copied into it. All or nothing: the folder appears when it is whole.
+    """Writes a bundle. All or nothing: the folder appears when it is whole.
 
     An older bundle of the same name is replaced. Returns `info` with the self-test and the files filled in.
     """
@@ -163,10 +170,9 @@ def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) ->
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     staging.mkdir(parents=True)
     try:
-        model.unet.save_pretrained(staging / "unet", safe_serialization=True)
+        model.unet.save_pretrained(staging / folder_of(model.unet), safe_serialization=True)
         _scheduler(model).save_pretrained(staging / "scheduler")
-        shutil.copytree(model.text.folder, staging / "text_encoder")
-        model.text.save_statistics(staging / "text_encoder")
+        model.text.save(staging / "text_encoder")
         info = info.model_copy(update={"self_test": _write_self_test(staging, model, info)})
         (staging / "README.md").write_text(model_card(info), encoding="utf-8")
         info = info.model_copy(update={"files": _digests(staging)})
@@ -301,13 +307,15 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     folder = local_bundle(folder)
     info = read_info(folder)
     verify(folder, info)
-    config = json.loads((Path(folder) / "scheduler" / "scheduler_config.json").read_text())
-    unet = diffusers.UNet2DConditionModel.from_pretrained(
-        str(folder), subfolder="unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    kind = "transformer" if (folder / "transformer").is_dir() else "unet"
+    network_class = getattr(diffusers, json.loads((folder / kind / "config.json").read_text())["_class_name"])
+    unet = network_class.from_pretrained(
+        str(folder), subfolder=kind, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
     )
     model = DiffusionModel(
         unet=unet.to(device).eval().requires_grad_(False),
-        text=TextEncoder(Path(folder) / "text_encoder", device),
+        text=conditioning.load(folder / "text_encoder", device),
         betas=_betas(config),
         prediction=info.prediction,
         image_size=info.image_size,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from training import randomness
+from training.conditioning import PromptEncoder
 from training.data import Options, TrainingSet
 from training.randomness import Purpose
-from training.text import Conditioning, TextEncoder
+from training.text import Conditioning
 
 STATES_CAP_BYTES = 2 << 30  # of encoded captions kept in memory; above it they are encoded batch by batch
 
@@ -67,7 +68,7 @@ class CaptionStates:
         resident: whether the states are kept.
     """
 
-    def __init__(self, text: TextEncoder, choice: CaptionChoice, *, cap: int = STATES_CAP_BYTES) -> None:
+    def __init__(self, text: PromptEncoder, choice: CaptionChoice, *, cap: int = STATES_CAP_BYTES) -> None:
         self._text = text
         self._choice = choice
         self._encoded: Conditioning | None = None

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,6 +20,7 @@ from torch import Tensor
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from training import randomness
+from training.conditioning import CAPTIONS, SEPARATOR, ConditioningConfig
 from training.roster import Roster
 
 Options = tuple[tuple[str, float], ...]
@@ -35,6 +37,7 @@ class TrainingSet:
         captions: N texts, those that the manifest chose; "" where it has none.
         options: what each of the N rows is told, by the job's mix: its caption, without one.
         licences: rows by stated licence.
+        classes: names of classes that rows are told, sorted; empty where they are told none.
     """
 
     roster: Roster
@@ -42,6 +45,7 @@ class TrainingSet:
     captions: tuple[str, ...]
     options: tuple[Options, ...]
     licences: dict[str, int]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -151,6 +155,7 @@ def load(
     image_size: int | None = None,
     caption_mix: Mapping[str, float] | None = None,
     roster: Roster | None = None,
+    conditioning: ConditioningConfig = CAPTIONS,
 ) -> TrainingSet:
     """Decodes every row of a roster once.
 
@@ -158,6 +163,7 @@ def load(
         image_size: side of the pictures; None: as in the manifest.
         caption_mix: the job's.
         roster: which of the rows; None: all that are kept.
+        conditioning: what the rows are told.
 
     Raises:
         UserError: nothing is kept, a picture is missing or damaged, a size is not the one that was asked for, or a
@@ -170,8 +176,11 @@ def load(
     rows: list[tuple[str, str, Options, np.ndarray]] = []
     licences: Counter[str] = Counter()
     columns = ["id", "caption", "licence", "image"]
-    if caption_mix is not None and _has_captions(manifest):
+    column = conditioning.classes.partition(".")[0]
+    if (caption_mix is not None or column == "captions") and _has_captions(manifest):
         columns.append("captions")
+    if conditioning.reads_classes and column not in columns:
+        columns.append(column)
     for batch in manifest.batches(columns, decision=Decision.KEPT):
         for row in batch.to_pylist():
             if row["id"] not in wanted:
@@ -185,7 +194,11 @@ def load(
                     remedy="train at the size that the manifest was curated for, or curate again at this one",
                 )
             caption = row["caption"] or ""
-            rows.append((row["id"], caption, options_of(caption, row.get("captions") or (), caption_mix), picture))
+            options = options_of(caption, row.get("captions") or (), caption_mix)
+            if conditioning.kind != "text":
+                named = _class(row, conditioning.classes) if conditioning.reads_classes else ""
+                options = _merged([(conditioning.prompt(text, named), share) for text, share in options])
+            rows.append((row["id"], caption, options, picture))
             licences[row["licence"] or "unstated"] += 1
     if not rows:
         picture_size(manifest)  # says so
@@ -198,7 +211,57 @@ def load(
         captions=tuple(row[1] for row in rows),
         options=tuple(row[2] for row in rows),
         licences=dict(licences),
+        classes=classes_of(manifest, conditioning.classes) if conditioning.reads_classes else (),
     )
+
+
+def classes_of(manifest: Manifest, column: str) -> tuple[str, ...]:
+    """The classes that the kept rows are of, sorted.
+
+    Args:
+        column: of `ConditioningConfig.classes`.
+
+    Raises:
+        UserError: no such column, or one that says nothing.
+    """
+    name = column.partition(".")[0]
+    if name not in manifest.schema.names:
+        raise UserError(
+            f"the manifest has no column {name!r}", field="conditioning.classes", remedy="name one that it has"
+        )
+    found = {
+        _class(row, column) for batch in manifest.batches([name], decision=Decision.KEPT) for row in batch.to_pylist()
+    } - {""}
+    if not found:
+        raise UserError(
+            f"no kept row of the manifest says its class in {column}",
+            field="conditioning.classes",
+            remedy="name another column, or captions.NAME of a captioner that the curate job keeps",
+        )
+    bad = next((named for named in sorted(found) if SEPARATOR in named), None)
+    if bad is not None:
+        raise UserError(
+            f"the class {bad!r} holds {SEPARATOR!r}, which parts class and caption",
+            field="conditioning.classes",
+            remedy="name it otherwise",
+        )
+    return tuple(sorted(found))
+
+
+def _class(row: Mapping[str, Any], column: str) -> str:
+    """The class of a row, or ""."""
+    name, _, captioner = column.partition(".")
+    if name != "captions":
+        return str(row[name] or "").strip()
+    return next((told["text"].strip() for told in row["captions"] or () if told["source"] == captioner), "")
+
+
+def _merged(options: Sequence[tuple[str, float]]) -> Options:
+    """Equal texts as one."""
+    shares: dict[str, float] = {}
+    for text, share in options:
+        shares[text] = shares.get(text, 0.0) + share
+    return tuple(shares.items())
 
 
 def _decode(row: str, image: dict[str, bytes] | None) -> np.ndarray:

@@ -27,7 +27,6 @@ from training.grid import grid
 from training.progress import Point, Report
 from training.sampling import SamplingParams
 from training.student import Student
-from training.text import digest
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ class _Loop:
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,
             training_set_digest=data.roster.info.digest,
-            text_encoder_sha256=digest(model.text.folder),
+            text_encoder_sha256=model.text.digest(),
             config={**job.identity(teacher.sha256), "guidance_scale": teacher.guidance_scale},
         )
         self._topology = {

@@ -264,6 +264,7 @@ def _distill_at(
     import torch
 
     from training.bundle import load_bundle
+    from training.conditioning import ConditioningConfig
     from training.data import load
     from training.distill_loop import Teacher, distill
 
@@ -274,7 +275,13 @@ def _distill_at(
         job,
         folder=folder,
         teacher=Teacher(model, teacher_sha256, guidance_scale),
-        data=load(Manifest.open(manifest), model.image_size, model.info.job.get("caption_mix"), roster),
+        data=load(
+            Manifest.open(manifest),
+            model.image_size,
+            model.info.job.get("caption_mix"),
+            roster,
+            ConditioningConfig.model_validate(model.info.job.get("conditioning", {})),
+        ),
         report=report,
     )
     return dataclasses.asdict(outcome)

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from training import distances, objective, randomness
+from training import distances, network, objective, randomness
 from training.distances import Interval
 from training.memorization import Embed, Memorization
 from training.randomness import Purpose
 from training.sampling import SamplingParams, sample
 from training.schedules import alphas_cumprod
-from training.unet import to_patches
 
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
@@ -260,19 +259,12 @@ def _errors(model: DiffusionModel, pictures: Pictures, first: float, end: float,
     errors = []
     for start in range(0, len(pictures), _BATCH):
         some = slice(start, start + _BATCH)
-        clean = torch.from_numpy(pictures.pixels[some]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x0 = to_patches(clean, model.patch_size).to(model.device)
+        x0 = model.space.encode(torch.from_numpy(pictures.pixels[some]).permute(0, 3, 1, 2).to(model.device))
         # the step keeps it apart from the noise of training
         noise = randomness.normal(seed, Purpose.NOISE, index[some], tuple(x0.shape[1:]), step=bucket + 1).to(x0)
         told = model.text.encode(pictures.captions[some]).to(model.device)
-        output = model.unet(
-            objective.q_sample(x0, noise, levels[some], model.prediction),
-            steps[some],
-            told.states,
-            class_labels=told.pooled,
-            encoder_attention_mask=told.mask,
-            return_dict=False,
-        )[0]
+        xt = objective.q_sample(x0, noise, levels[some], model.prediction)
+        output = network.predict(model.unet, xt, steps[some], told)
         wanted = objective.target(model.prediction, x0, noise, levels[some])
         errors.append((output.float() - wanted).square().flatten(1).mean(dim=1).double().cpu())
     return torch.cat(errors).numpy()

@@ -11,17 +11,17 @@ import torch
 
 from curation import storage
 from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
+from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.folders import upload
 from training.job import TrainJob
 from training.sampling import SamplingParams
-from training.text import TextEncoder
 
 
 def describe(
     job: TrainJob,
     data: TrainingSet,
-    text: TextEncoder,
+    text: PromptEncoder,
     model: DiffusionModel,
     *,
     images_seen: int,

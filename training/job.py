@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from curation.manifest import Name
 from training import pairs
+from training.conditioning import ConditioningConfig
 from training.evaluation_config import EvaluationConfig, refuse_best
+from training.network import NetworkConfig
 from training.schedules import CosineSchedule, ScheduleConfig
 from training.timesteps import TimestepConfig, UniformTimesteps
 from training.unet import UnetConfig
@@ -128,7 +130,10 @@ class TrainJob(_Config):
         None, ge=8, le=1024, description="side of the pictures; null: as in the manifest, and nothing else is accepted"
     )
     patch_size: int = Field(2, ge=1, le=16, description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64")
-    unet: UnetConfig = Field(UnetConfig(), description="the network")
+    network: NetworkConfig = Field(UnetConfig(), description="a U-Net or a diffusion transformer")
+    conditioning: ConditioningConfig = Field(
+        ConditioningConfig(), description="what the network is told: captions, classes, both or nothing"
+    )
     schedule: ScheduleConfig = Field(CosineSchedule(), description="how noise is added")
     prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = Field(
         "v_prediction",
@@ -209,6 +214,19 @@ class TrainJob(_Config):
 
     @model_validator(mode="before")
     @classmethod
+    def _says_kinds(cls, raw: Any) -> Any:
+        """A network is a U-Net unless said; `unet` is what it was called when there was no other."""
+        if not isinstance(raw, Mapping):
+            return raw
+        told = dict(raw)
+        if "network" not in told and "unet" in told:
+            told["network"] = told.pop("unet")
+        if isinstance(told.get("network"), Mapping):
+            told["network"] = {"kind": "unet", **told["network"]}
+        return told
+
+    @model_validator(mode="before")
+    @classmethod
     def _defaults_of_flow(cls, raw: Any) -> Any:
         """Written into the job, so that what is stored says it all."""
         if not isinstance(raw, Mapping) or raw.get("prediction") != "flow":
@@ -286,6 +304,12 @@ class TrainJob(_Config):
         told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         if self.caption_mix is None:
             del told["caption_mix"]  # a run begun before there was a mix is still the same run
+        if not self.conditioning.reads_classes:
+            told["conditioning"]["classes"] = "dataset"  # not asked
+        if told["network"].pop("kind") == "unet":
+            told["unet"] = told.pop("network")
+        else:
+            told["network"]["kind"] = self.network.kind
         del told["ema"]["snapshots"]  # how often is stored what is there anyway
         if self.held_out_share:
             told["holdout"] = self.held_out_share
@@ -309,6 +333,7 @@ _LATER: dict[str, Any] = {
     "schedule.zero_terminal_snr": False,
     "loss.soft_min_snr_gamma": None,
     "ema.profiles": [],
+    "conditioning": ConditioningConfig().model_dump(mode="json"),
 }
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {

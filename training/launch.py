@@ -38,12 +38,13 @@ _PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to
 
 
 def launch(
-    job: TrainJob, *, text_encoder: str, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+    job: TrainJob, *, text_encoder: str | None, on_progress: OnProgress | None = None, prepared: Prepared | None = None
 ) -> TrainResult:
     """Trains a job to its end, from where an earlier attempt was interrupted; a finished run is not repeated.
 
     Args:
-        text_encoder: the text tower's folder (`training.text`), reachable by all workers.
+        text_encoder: the text tower's folder (`training.text`), reachable by all workers; None where captions are not
+            read.
         on_progress: called in a thread of this process, about once a second while there is news.
         prepared: what `prepare` found for the job.
 
@@ -71,7 +72,8 @@ def launch(
         if job.workers == 0:
             outcome = _train_here(job, folder, text_encoder, follower)
         else:
-            outcome = _train_on_ray(job, folder, storage.absolute(text_encoder), follower)
+            tower = None if text_encoder is None else storage.absolute(text_encoder)
+            outcome = _train_on_ray(job, folder, tower, follower)
     except BaseException:
         run.finish("FAILED")
         raise
@@ -107,7 +109,7 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     return run
 
 
-def _train_here(job: TrainJob, folder: str, text_encoder: str, follower: Follower) -> dict[str, Any]:
+def _train_here(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
     from training.learner import Place
 
     mailbox = Mailbox()
@@ -116,20 +118,21 @@ def _train_here(job: TrainJob, folder: str, text_encoder: str, follower: Followe
 
 
 def _train_at(
-    job: TrainJob, folder: str, text_encoder: str, place: Place, report: Report, notice: Notice
+    job: TrainJob, folder: str, text_encoder: str | None, place: Place, report: Report, notice: Notice
 ) -> dict[str, Any]:
+    from training import conditioning
     from training.data import load
     from training.loop import train
-    from training.text import TextEncoder
 
     where = storage.join(folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
+    data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning)
     with _local(text_encoder) as tower:
         outcome = train(
             job,
             folder=folder,
-            data=load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster),
-            text=TextEncoder(tower, place.device),
+            data=data,
+            text=conditioning.encoder(job.conditioning, tower, data.classes, place.device),
             place=place,
             report=report,
             notice=notice,
@@ -138,8 +141,11 @@ def _train_at(
 
 
 @contextlib.contextmanager
-def _local(folder: str) -> Iterator[Path]:
+def _local(folder: str | None) -> Iterator[Path | None]:
     """A folder on this machine's disk, for as long as it is needed."""
+    if folder is None:
+        yield None
+        return
     if not storage.is_remote(folder):
         yield Path(storage.filesystem(folder)[1])
         return
@@ -148,7 +154,7 @@ def _local(folder: str) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _train_on_ray(job: TrainJob, folder: str, text_encoder: str, follower: Follower) -> dict[str, Any]:
+def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end or a failure is noticed
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import objective, randomness, timesteps
+from training import network, objective, randomness, timesteps
 from training.captions import CaptionChoice, CaptionStates, first_captions
+from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.ema import Ema, PowerEma, part
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
-from training.text import Conditioning, TextEncoder
-from training.unet import build_unet, to_patches
+from training.space import PatchSpace
+from training.text import Conditioning
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Learner:
     """The state of a run and its one operation, `step`.
 
     Attributes:
-        unet: diffusers' `UNet2DConditionModel`, never wrapped: what is saved has plain names.
+        unet: the network, of any kind, never wrapped: what is saved has plain names.
         ema: its moving average.
     """
 
-    def __init__(self, job: TrainJob, data: TrainingSet, text: TextEncoder, place: Place) -> None:
+    def __init__(self, job: TrainJob, data: TrainingSet, text: PromptEncoder, place: Place) -> None:
         self._job = job
         self._place = place
         self._data = data
@@ -66,10 +67,14 @@ class Learner:
         text.measure(first_captions(data, choice, job.seed, job.conditioning_window))
         self._captions = CaptionStates(text, choice)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
+        self._space = PatchSpace(job.patch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            self.unet = build_unet(
-                job.unet, image_size=data.image_size, patch_size=job.patch_size, text_width=text.width
+            self.unet = network.build(
+                job.network,
+                channels=self._space.channels,
+                side=data.image_size // self._space.factor,
+                width=text.width,
             )
         self.unet.to(place.device, memory_format=torch.channels_last).train()
         if job.gradient_checkpointing:
@@ -151,9 +156,7 @@ class Learner:
         t, level = self._levels(index)
         xt = objective.q_sample(x0, noise, level, job.prediction).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
-            output = self._forward(
-                xt, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask, return_dict=False
-            )[0]
+            output = network.predict(self.unet, xt, t, told, through=self._forward)
         return objective.loss(output, x0, noise, level, prediction=job.prediction, **job.loss.model_dump())
 
     def batch(self, index: Tensor) -> tuple[Tensor, Conditioning]:
@@ -166,7 +169,7 @@ class Learner:
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
         dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
         told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
-        return to_patches(pictures.to(device).float() / 127.5 - 1, job.patch_size), told
+        return self._space.encode(pictures.to(device)), told
 
     def _levels(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is told of the noise level, and the level as `objective` takes it, of each sample (N,)."""

@@ -19,13 +19,13 @@ from curation import storage
 from training import averages, checkpoint, finish, retraining
 from training.bundle import DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
+from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.grid import grid
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
 from training.notice import Notice, Terminated
 from training.progress import Leg, Point, Report
-from training.text import TextEncoder, digest
 from training.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def train(
     *,
     folder: str,
     data: TrainingSet,
-    text: TextEncoder,
+    text: PromptEncoder,
     place: Place,
     report: Report | None = None,
     notice: Notice | None = None,
@@ -87,7 +87,7 @@ class _Loop:
         job: TrainJob,
         folder: str,
         data: TrainingSet,
-        text: TextEncoder,
+        text: PromptEncoder,
         place: Place,
         report: Report,
         notice: Notice,
@@ -113,7 +113,7 @@ class _Loop:
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,
             training_set_digest=data.roster.info.digest,
-            text_encoder_sha256=digest(text.folder),
+            text_encoder_sha256=text.digest(),
             config=job.identity(),
         )
         self._topology = {

@@ -9,7 +9,7 @@ caption tower, resident captions and pictures, the allocator's gaps and the CUDA
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.unet import build_unet
+from training import network
+from training.space import PatchSpace
+from training.text import Conditioning
 
 if TYPE_CHECKING:
     from training.job import TrainJob
@@ -49,61 +51,62 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.average + self.activations
 
 
-def estimate(job: TrainJob, *, image_size: int, text_width: int) -> Memory:
+def estimate(job: TrainJob, *, image_size: int, width: int) -> Memory:
     """The memory of a worker's device while it trains.
 
     Args:
         image_size: side of the pictures, in pixels.
-        text_width: width of the caption's states.
+        width: of the states that the network is conditioned on.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        unet = build_unet(job.unet, image_size=image_size, patch_size=job.patch_size, text_width=text_width)
-        unet.train()
+        space = PatchSpace(job.patch_size)
+        side = image_size // space.factor
+        model = network.build(job.network, channels=space.channels, side=side, width=width)
+        model.train()
         if job.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        inputs = example(job, image_size=image_size, text_width=text_width)
-        weights = _bytes(unet.parameters())
+            model.enable_gradient_checkpointing()
+        weights = _bytes(model.parameters())
         return Memory(
-            parameters=weights + _bytes(unet.buffers()),
+            parameters=weights + _bytes(model.buffers()),
             gradients=weights,
             optimizer=2 * weights,
             # power averages are of the parameters alone (`ema.PowerEma`)
-            average=weights + _bytes(unet.buffers()) + len(job.ema.profiles) * weights,
-            activations=peak(unet, inputs, bf16=job.precision == "bf16"),
+            average=weights + _bytes(model.buffers()) + len(job.ema.profiles) * weights,
+            activations=peak(
+                model, *example(job.micro_batch, space.channels, side, width), bf16=job.precision == "bf16"
+            ),
         )
 
 
-def example(job: TrainJob, *, image_size: int, text_width: int) -> dict[str, Any]:
-    """The arguments of the network for one micro-batch."""
-    count, side = job.micro_batch, image_size // job.patch_size
-    pictures = torch.zeros(count, 3 * job.patch_size**2, side, side)
-    return {
-        "sample": pictures.contiguous(memory_format=torch.channels_last),
-        "timestep": torch.zeros(count, dtype=torch.int64),
-        "encoder_hidden_states": torch.zeros(count, _CAPTION_POSITIONS, text_width),
-        "class_labels": torch.zeros(count, text_width),
-        "encoder_attention_mask": torch.ones(count, _CAPTION_POSITIONS, dtype=torch.bool),
-    }
+def example(count: int, channels: int, side: int, width: int) -> tuple[Tensor, Tensor, Conditioning]:
+    """What the network is asked with for one micro-batch: noisy pictures, noise levels and what it is told."""
+    pictures = torch.zeros(count, channels, side, side).contiguous(memory_format=torch.channels_last)
+    told = Conditioning(
+        states=torch.zeros(count, _CAPTION_POSITIONS, width),
+        mask=torch.ones(count, _CAPTION_POSITIONS, dtype=torch.bool),
+        pooled=torch.zeros(count, width),
+    )
+    return pictures, torch.zeros(count, dtype=torch.int64), told
 
 
-def peak(unet: Any, inputs: Mapping[str, Any], *, bf16: bool) -> int:
+def peak(model: Any, xt: Tensor, t: Tensor, told: Conditioning, *, bf16: bool) -> int:
     """The most bytes that a forward and a backward pass hold, without parameters and their gradients."""
-    given = [*unet.parameters(), *unet.buffers(), *(value for value in inputs.values() if isinstance(value, Tensor))]
+    inputs = [xt, t, told.states, told.mask, told.pooled]
     # gradients are counted apart: here each goes as soon as it is there
-    hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in unet.parameters()]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in model.parameters()]
     try:
-        with _Allocations(given) as allocations:
+        with _Allocations([*model.parameters(), *model.buffers(), *inputs]) as allocations:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                output = unet(**inputs, return_dict=False)[0]
-            torch.nn.functional.mse_loss(output.float(), inputs["sample"]).backward()
+                output = network.predict(model, xt, t, told)
+            torch.nn.functional.mse_loss(output.float(), xt).backward()
             del output
     finally:
         for hook in hooks:
             hook.remove()
     there: int = allocations.peak
-    return there + _bytes(value for value in inputs.values() if isinstance(value, Tensor))
+    return there + _bytes(inputs)
 
 
 class _Allocations(TorchDispatchMode):

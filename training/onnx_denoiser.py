@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from curation.errors import UserError
+from training import network
 from training.sampling import SamplingParams, sample
+from training.text import Conditioning
 
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
@@ -150,9 +152,12 @@ class _Recorder:
         self._unet = unet
         self.calls: list[Rows] = []
 
-    def __call__(self, x: Tensor, timestep: Tensor, states: Tensor, **given: Any) -> Any:
-        self.calls.append(_rows(x.clone(), timestep, states, given["encoder_attention_mask"], given["class_labels"]))
-        return self._unet(x, timestep, states, **given)
+    def __call__(
+        self, x: Tensor, timestep: Tensor, states: Tensor, *, class_labels: Tensor, encoder_attention_mask: Tensor,
+        return_dict: bool = False,
+    ) -> tuple[Tensor]:  # fmt: skip
+        self.calls.append(_rows(x.clone(), timestep, states, encoder_attention_mask, class_labels))
+        return (_forward(self._unet, x, timestep, states, encoder_attention_mask, class_labels),)
 
 
 def _rows(x: Tensor, timestep: Tensor, states: Tensor, mask: Tensor, pooled: Tensor) -> Rows:
@@ -160,8 +165,7 @@ def _rows(x: Tensor, timestep: Tensor, states: Tensor, mask: Tensor, pooled: Ten
 
 
 def _forward(unet: Any, x: Tensor, timestep: Tensor, states: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-    output: Tensor = unet(x, timestep, states, class_labels=pooled, encoder_attention_mask=mask, return_dict=False)[0]
-    return output
+    return network.predict(unet, x, timestep, Conditioning(states, mask, pooled))
 
 
 class _Graph(torch.nn.Module):

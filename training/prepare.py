@@ -120,16 +120,17 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
     """
     import torch
 
-    from training.data import check_mix, picture_size
-    from training.unet import build_unet
+    from training import network
+    from training.data import check_mix, classes_of, picture_size
+    from training.space import PatchSpace
 
     prepared = prepared or prepare(job)
     manifest, roster, consent = prepared.manifest, prepared.roster, prepared.consent
-    if manifest.info.clip is None:
+    if job.conditioning.reads_captions and manifest.info.clip is None:
         raise UserError(
             "the manifest was made without CLIP, whose text tower captions are read with",
             field="manifest",
-            remedy="curate again with `clip` set",
+            remedy="curate again with `clip` set, or train with `conditioning: {kind: class}` or none",
         )
     size = picture_size(manifest)
     check_mix(manifest, job.caption_mix)
@@ -140,17 +141,28 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
             field="image_size",
             remedy="leave image_size out, or curate at the size you want",
         )
+    # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
+    width = manifest.info.clip.dim if job.conditioning.reads_captions and manifest.info.clip is not None else 0
+    classes = classes_of(manifest, job.conditioning.classes) if job.conditioning.reads_classes else ()
+    width = max(width + len(classes), 1)
+    space = PatchSpace(job.patch_size)
+    if size % space.factor:
+        raise UserError(
+            f"pictures of {size} pixels do not divide into patches of {space.factor}",
+            field="patch_size",
+            remedy="choose a patch_size that divides the manifest's image_size",
+        )
     with torch.device("meta"):
-        # the width of the caption's states is only known when the tower is there; CLIP's own is close enough to count
-        unet = build_unet(job.unet, image_size=size, patch_size=job.patch_size, text_width=manifest.info.clip.dim)
+        model = network.build(job.network, channels=space.channels, side=size // space.factor, width=width)
     planned = {
         "workers": job.most_workers if job.workers else 0,
         "cpus": job.most_workers,
         "gpus": job.most_workers * job.gpus_per_worker if job.workers else 0,
-        "parameters": sum(parameter.numel() for parameter in unet.parameters()),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": size,
         "training_rows": len(roster),
         "held_out_rows": 0 if prepared.held_out is None else len(prepared.held_out),
+        **({"classes": len(classes)} if classes else {}),
         "steps": job.steps,
         "images": job.steps * job.batch_size,
         "epochs": round(job.steps * job.batch_size / len(roster), 2),
@@ -163,14 +175,14 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "left_out_by": consent.by_entry,
         "run_folder": prepared.folder,
     }
-    return planned | {"memory_mib": _memory(job, size, manifest.info.clip.dim)} if memory else planned
+    return planned | {"memory_mib": _memory(job, size, width)} if memory else planned
 
 
-def _memory(job: TrainJob, size: int, text_width: int) -> dict[str, float]:
+def _memory(job: TrainJob, size: int, width: int) -> dict[str, float]:
     """What a worker's device holds while training, in MiB."""
     from training.memory import estimate
 
-    told = estimate(job, image_size=size, text_width=text_width)
+    told = estimate(job, image_size=size, width=width)
     return {name: round(value / 2**20, 1) for name, value in (dataclasses.asdict(told) | {"total": told.total}).items()}
 
 

@@ -22,12 +22,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from training import objective
+from training import network, objective
 from training.objective import Prediction
 from training.pairs import FLOW_SAMPLERS, refuse_sampler
 from training.randomness import Purpose, normal
 from training.schedules import alphas_cumprod
-from training.unet import to_pictures
+from training.space import shape
 
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
@@ -96,27 +96,20 @@ def sample(
         predict = _guided(
             model, [prompts[i] for i in group], [negative_prompts[i] for i in group], params.guidance_scale
         )
-        patches = model.patch_size
         x0 = integrate(
             predict,
             [seeds[i] for i in group],
-            (3 * patches**2, size // patches, size // patches),
+            shape(model.space, size),
             betas=model.betas,
             prediction=model.prediction,
             sampler=params.sampler,
             steps=params.steps,
             device=model.device,
+            clip=model.space.clip,
             on_step=_overall(on_step, number, len(groups)),
         )
-        pictures[group] = to_uint8(x0, patches)
+        pictures[group] = model.space.decode(x0)
     return pictures
-
-
-def to_uint8(patches: Tensor, patch_size: int) -> np.ndarray:
-    """Clean patches in [-1, 1], (N, 3 p^2, H/p, W/p), as uint8 pictures (N, H, W, 3)."""
-    pixels = ((to_pictures(patches.float(), patch_size).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    array: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return array
 
 
 def _overall(on_step: OnStep | None, group: int, groups: int) -> OnStep | None:
@@ -126,7 +119,7 @@ def _overall(on_step: OnStep | None, group: int, groups: int) -> OnStep | None:
 
 
 def _guided(model: DiffusionModel, prompts: list[str], negatives: list[str], scale: float) -> Predict:
-    """The U-Net on fixed prompts; conditional and unconditional rows go through it as one batch."""
+    """The network on fixed prompts; conditional and unconditional rows go through it as one batch."""
     guided = scale > 1
     told = model.text.encode([*prompts, *negatives] if guided else prompts).to(model.device)
     count = len(prompts)
@@ -135,14 +128,7 @@ def _guided(model: DiffusionModel, prompts: list[str], negatives: list[str], sca
     def predict(xt: Tensor, t: float) -> Tensor:
         doubled = torch.cat([xt, xt]) if guided else xt
         steps = torch.full((len(doubled),), t, dtype=told_as, device=xt.device)
-        output: Tensor = model.unet(
-            doubled,
-            steps,
-            told.states,
-            class_labels=told.pooled,
-            encoder_attention_mask=told.mask,
-            return_dict=False,
-        )[0]
+        output = network.predict(model.unet, doubled, steps, told)
         if not guided:
             return output
         conditional, unconditional = output[:count], output[count:]

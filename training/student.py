@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import distill, objective, randomness
+from training import distill, network, objective, randomness
 from training.bundle import DiffusionModel
 from training.captions import CaptionChoice, CaptionStates
 from training.data import TrainingSet
@@ -16,7 +16,6 @@ from training.distill import Denoise, Grid
 from training.distill_job import ConsistencyConfig, DistillJob
 from training.randomness import Purpose
 from training.text import Conditioning
-from training.unet import to_patches
 
 _CLIP = 1.0  # of clean pictures, as the sampler clips them
 
@@ -139,7 +138,7 @@ class Student:
         draw = randomness.uniform(seed, Purpose.CAPTION, index)
         told = self._captions.lookup(rows, dropped, draw)
         untold = self._captions.lookup(rows, torch.ones_like(dropped), draw)
-        x0 = to_patches(pictures.to(self._device).float() / 127.5 - 1, self._model.patch_size)
+        x0 = self._model.space.encode(pictures.to(self._device))
         return x0, told, untold
 
     def _denoise(self, unet: Any, grid: Grid, told: Conditioning, untold: Conditioning | None = None) -> Denoise:
@@ -160,14 +159,7 @@ class Student:
 
     def _output(self, unet: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._job.precision == "bf16"):
-            output: Tensor = unet(
-                xt,
-                grid.timesteps[level],
-                told.states,
-                class_labels=told.pooled,
-                encoder_attention_mask=told.mask,
-                return_dict=False,
-            )[0]
+            output = network.predict(unet, xt, grid.timesteps[level], told)
         return output.float()
 
     def state(self) -> dict[str, dict[str, Tensor]]:

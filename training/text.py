@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,13 @@ class TextEncoder:
         width: W, the width of a token state; the U-Net's `cross_attention_dim`.
         length: L, the number of token positions.
         name: the CLIP that the tower was taken from.
+        classes: none; see `training.conditioning`.
         folder: where it was loaded from.
         statistics: mean and standard deviation of the states and of the pooled states, each (W,), by which `encode`
             standardises; empty until `measure` was called or where the folder has none.
     """
+
+    classes: tuple[str, ...] = ()
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         """Loads a tower.
@@ -99,8 +103,13 @@ class TextEncoder:
             "pooled_std": _scale(found.pooled),
         }
 
-    def save_statistics(self, folder: Path) -> None:
-        """Puts the statistics beside a copy of the tower's files."""
+    def digest(self) -> str:
+        """sha256 of the tower, without the statistics."""
+        return digest(self.folder)
+
+    def save(self, folder: Path) -> None:
+        """Copies the tower's files to a folder and puts the statistics beside them."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         if self.statistics:
             save_file(
                 {name: value.cpu().contiguous() for name, value in self.statistics.items()}, folder / STATISTICS_FILE

@@ -85,9 +85,9 @@ def _teacher(root: Path, data: TrainingSet, images: int, preset: str | None) -> 
         tower.mkdir(parents=True, exist_ok=True)
         ClipConfig().build().export_text_tower(tower)
     unet = (
-        {"unet": {"block_out_channels": (32, 64, 64)}, "patch_size": 4}
+        {"network": {"block_out_channels": (32, 64, 64)}, "patch_size": 4}
         if preset is None
-        else {"unet": {"preset": preset}}
+        else {"network": {"preset": preset}}
     )
     job = TrainJob.model_validate(
         {

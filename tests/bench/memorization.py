@@ -48,7 +48,7 @@ def train(root: Path, tower: Path, given: list[tuple[str, np.ndarray]], images: 
             "manifest": manifest.uri,
             "output": str(root / "training"),
             "patch_size": 2,
-            "unet": {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_heads": 2},
             "images": images,
             "batch_size": 32,
             "conditioning_images": 64,

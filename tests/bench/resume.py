@@ -221,7 +221,7 @@ def main() -> None:
             "manifest": write_manifest(root / "manifests", many(64)).uri,
             "output": "-",
             "patch_size": 1,
-            "unet": {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": (32, 64), "layers_per_block": 1, "attention_heads": 2},
             "images": 8 * 400,
             "batch_size": 8,
             "precision": "fp32",

@@ -24,7 +24,7 @@ import torch
 
 from tests.bench import orchestration
 from tests.training.conftest import shapes, write_manifest, write_tower
-from training import checkpoint, objective
+from training import checkpoint, network, objective
 from training.checkpoint import CheckpointInfo, Identity
 from training.data import TrainingSet, load
 from training.job import TrainJob
@@ -32,8 +32,8 @@ from training.learner import Learner, Place
 from training.loop import train
 from training.progress import Point
 from training.schedules import alphas_cumprod
+from training.space import PatchSpace
 from training.text import TextEncoder
-from training.unet import build_unet, to_patches
 from training.writer import Writer
 
 STEPS = 70  # of each side
@@ -43,10 +43,12 @@ WARM_UP = 10  # of these, not counted
 def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[], None]:
     """A step of the loop that does nothing but train."""
     torch.manual_seed(0)
-    unet = build_unet(job.unet, image_size=data.image_size, patch_size=job.patch_size, text_width=text.width)
+    space = PatchSpace(job.patch_size)
+    side = data.image_size // space.factor
+    unet = network.build(job.network, channels=space.channels, side=side, width=text.width)
     unet.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=job.optimizer.lr, betas=job.optimizer.betas, fused=True)
-    x0_all = to_patches(data.pictures.float() / 127.5 - 1, job.patch_size)
+    x0_all = space.encode(data.pictures)
     told_all = text.encode(data.captions).cropped()
     abars = torch.as_tensor(alphas_cumprod(job.schedule.betas()))
 

@@ -51,7 +51,7 @@ class Story:
         """The bundle of a teacher."""
         given = {
             "name": "shapes", "manifest": self.manifest.uri, "output": str(self.root / "training"), "patch_size": 1,
-            "unet": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2}, "images": 32,
+            "network": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2}, "images": 32,
             "batch_size": 8, "precision": "fp32", "workers": 0, "sample": {"steps": 8, "guidance_scale": 2.0},
             "tracking": {"uri": self.tracking_uri, "experiment": "teachers"},
         }  # fmt: skip

@@ -47,7 +47,7 @@ def version(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest, store:
     job = TrainJob.model_validate(
         {
             "manifest": manifest.uri, "output": str(folder / "runs"), "patch_size": 1, "images": 16, "batch_size": 8,
-            "unet": {"block_out_channels": (32,), "layers_per_block": 1, "attention_heads": 2}, "workers": 0,
+            "network": {"block_out_channels": (32,), "layers_per_block": 1, "attention_heads": 2}, "workers": 0,
             "precision": "fp32", "sample": {"steps": 2}, "tracking": {"uri": store},
         }
     )  # fmt: skip

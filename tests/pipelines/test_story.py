@@ -131,7 +131,7 @@ def test_the_whole_story(desk: Desk) -> None:
             "manifest": "manifests",
             "output": "training",
             "patch_size": 2,
-            "unet": {"block_out_channels": [32, 32], "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": [32, 32], "layers_per_block": 1, "attention_heads": 2},
             "images": IMAGES,
             "batch_size": BATCH,
             "milestones": BATCH,

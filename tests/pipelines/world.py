@@ -95,7 +95,7 @@ class World:
             "manifest": self.manifest.uri,
             "output": str(self.root / "training"),
             "patch_size": 1,
-            "unet": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
             "images": 64,
             "batch_size": 8,
             "conditioning_images": 8,

@@ -40,16 +40,17 @@ def write_bundle(folder: Path, clip: ClipConfig, *, image_size: int = 16, channe
     import torch
 
     from training import bundle
+    from training.network import build
     from training.sampling import SamplingParams
     from training.schedules import CosineSchedule
     from training.text import TextEncoder
-    from training.unet import UnetConfig, build_unet
+    from training.unet import UnetConfig
 
     clip.build().export_text_tower(folder / "text")
     text = TextEncoder(folder / "text")
     torch.manual_seed(0)
     shape = UnetConfig(block_out_channels=channels, layers_per_block=1, attention_heads=2)
-    unet = build_unet(shape, image_size=image_size, patch_size=1, text_width=text.width).eval()
+    unet = build(shape, channels=3, side=image_size, width=text.width).eval()
     model = DiffusionModel(
         unet=unet,
         text=text,

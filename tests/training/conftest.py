@@ -183,7 +183,7 @@ def make_job(manifest: Manifest, tmp_path: Path) -> Callable[..., TrainJob]:
             "manifest": manifest.uri,
             "output": str(tmp_path / "training"),
             "patch_size": 1,
-            "unet": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
             "images": 64,
             "batch_size": 8,
             "precision": "fp32",

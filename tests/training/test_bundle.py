@@ -13,11 +13,13 @@ import torch
 from curation.errors import UserError
 from training.bundle import BundleInfo, DiffusionModel, load_bundle, read_info, write_bundle
 from training.card import model_card
+from training.network import build
 from training.randomness import Purpose, normal
-from training.sampling import SamplingParams, sample, to_uint8
+from training.sampling import SamplingParams, sample
 from training.schedules import FlowPath, ScaledLinearSchedule, SigmoidSchedule
+from training.space import PatchSpace
 from training.text import TextEncoder
-from training.unet import UnetConfig, build_unet
+from training.unet import UnetConfig
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def model(tower: Path) -> DiffusionModel:
     torch.manual_seed(1)
     text = TextEncoder(tower)
     shape = UnetConfig(block_out_channels=(32, 32), layers_per_block=1, attention_heads=2)
-    unet = build_unet(shape, image_size=8, patch_size=1, text_width=text.width).eval()
+    unet = build(shape, channels=3, side=8, width=text.width).eval()
     return DiffusionModel(
         unet=unet, text=text, betas=SigmoidSchedule().betas(), prediction="sample", image_size=8, patch_size=1
     )
@@ -94,7 +96,7 @@ def test_a_flow_makes_the_round_trip_and_diffusers_draws_with_it(model: Diffusio
             v = unet(x, t, told.states, class_labels=told.pooled, encoder_attention_mask=told.mask).sample
             x0 = (x - t / 500 * v).clamp(-1, 1)  # as our samplers clip
             x = scheduler.step((x - x0) / (t / 500), t, x).prev_sample
-    assert np.abs(to_uint8(x, 1).astype(int) - ours).max() <= 1
+    assert np.abs(PatchSpace(1).decode(x).astype(int) - ours).max() <= 1
 
 
 def test_zero_terminal_snr_makes_the_round_trip(model: DiffusionModel, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def trained(images: int, data: TrainingSet, tower: Path, folder: Path) -> str:
     job = TrainJob.model_validate(
         {
             "name": "teacher", "manifest": "-", "output": "-", "patch_size": 1,
-            "unet": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
+            "network": {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_heads": 2},
             "images": images, "batch_size": 16, "precision": "fp32", "checkpoint_every": 100_000,
             "sample": {"steps": 32, "guidance_scale": 2.0},
         }

@@ -14,10 +14,12 @@ from tests.training.test_memorization import draw
 from training.bundle import DiffusionModel
 from training.evaluate import Judge, Metric, Pictures, choose, drawing, losses, measure
 from training.features import EfficientNetLite0, Inception
+from training.network import build
 from training.sampling import SamplingParams
 from training.schedules import CosineSchedule, alphas_cumprod
+from training.space import PatchSpace
 from training.text import TextEncoder
-from training.unet import UnetConfig, build_unet, to_patches
+from training.unet import UnetConfig
 
 pytestmark = pytest.mark.slow  # networks are trained, in seconds each
 
@@ -133,7 +135,7 @@ def test_the_choice_of_pictures_is_a_function_of_ids_and_seed() -> None:
 def model(text: TextEncoder) -> DiffusionModel:
     shape = UnetConfig(block_out_channels=(32,), layers_per_block=1, attention_heads=2)
     torch.manual_seed(1)
-    unet = build_unet(shape, image_size=8, patch_size=1, text_width=text.width).eval()
+    unet = build(shape, channels=3, side=8, width=text.width).eval()
     return DiffusionModel(
         unet=unet, text=text, betas=CosineSchedule().betas(), prediction="sample", image_size=8, patch_size=1
     )
@@ -152,7 +154,7 @@ class Answers:
 def test_the_loss_of_a_network_that_knows_one_picture(model: DiffusionModel) -> None:
     """Its error is that picture's distance to each other one, at every level."""
     known, others = coloured(["red"] * 5, 4), coloured(["green"] * 7, 5)
-    x0 = to_patches(torch.from_numpy(known.pixels[:1]).permute(0, 3, 1, 2).float() / 127.5 - 1, 1)
+    x0 = PatchSpace(1).encode(torch.from_numpy(known.pixels[:1]).permute(0, 3, 1, 2))
     fixed = DiffusionModel(
         unet=Answers(x0), text=model.text, betas=model.betas, prediction="sample", image_size=8, patch_size=1
     )

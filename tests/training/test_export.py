@@ -17,7 +17,7 @@ import torch
 
 from curation.errors import UserError
 from tests.training.test_bundle import describe
-from training import parity
+from training import network, parity
 from training.bundle import DiffusionModel, load_bundle, write_bundle
 from training.export import BUILDERS, Order, export
 from training.export_job import ExportJob, Format, Limits
@@ -38,7 +38,7 @@ from training.quantize import quantize
 from training.sampling import SAMPLERS, SamplingParams, sample
 from training.schedules import SigmoidSchedule
 from training.text import TextEncoder
-from training.unet import UnetConfig, build_unet
+from training.unet import UnetConfig
 
 pytestmark = pytest.mark.slow  # networks are trained, in seconds each
 
@@ -55,7 +55,7 @@ def build(
     shape = UnetConfig(
         block_out_channels=channels, layers_per_block=1, attention_heads=2, cross_attention=cross_attention
     )
-    unet = build_unet(shape, image_size=16, patch_size=2, text_width=text.width).eval()
+    unet = network.build(shape, channels=12, side=8, width=text.width).eval()
     return DiffusionModel(
         unet=unet, text=text, betas=SigmoidSchedule().betas(), prediction=prediction, image_size=16, patch_size=2
     )

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from curation.errors import UserError
 from training.job import TrainJob
-from training.unet import UnetConfig, build_unet
+from training.network import build
+from training.unet import UnetConfig
 
 REQUIRED = {"manifest": "m", "output": "o"}
 
@@ -18,7 +19,7 @@ def job(**changes: object) -> TrainJob:
 
 def test_the_defaults_are_the_recipe() -> None:
     plain = job()
-    assert plain.unet.shape().block_out_channels == (32, 64, 96)
+    assert plain.network.shape().block_out_channels == (32, 64, 96)
     assert plain.prediction == "v_prediction"
     assert plain.schedule.kind == "cosine"
     assert plain.steps == 1250
@@ -62,7 +63,7 @@ def test_the_hash_covers_what_the_weights_depend_on() -> None:
         {"workers": {"min": 1, "max": 4}}, {"labels": {"zone": "a"}}, {"compile": True}, {"keep_best_checkpoints": 3},
     ):  # fmt: skip
         assert job(**same).config_sha256("id") == base, same
-    for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"unet": {"layers_per_block": 2}},
+    for other in ({"seed": 1}, {"images": 5}, {"prediction": "epsilon"}, {"network": {"layers_per_block": 2}},
                   {"caption_mix": {"coca": 1}}, {"conditioning_images": 5}):  # fmt: skip
         assert job(**other).config_sha256("id") != base, other
     assert job().config_sha256("another manifest") != base
@@ -128,7 +129,7 @@ def test_what_is_put_on_record_names_no_places() -> None:
 
 
 def test_unet_presets_and_overrides() -> None:
-    unet = build_unet(UnetConfig(), image_size=32, patch_size=2, text_width=64)
+    unet = build(UnetConfig(), channels=12, side=16, width=64)
     assert 2.3e6 < sum(p.numel() for p in unet.parameters()) < 2.7e6
     assert unet.config.down_block_types == ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D")
     shape = UnetConfig(preset="small", block_out_channels=(32, 64)).shape()
@@ -140,11 +141,11 @@ def test_unet_presets_and_overrides() -> None:
     ("unet", "size", "field"),
     [
         ({}, 36, "patch_size"),
-        ({"cross_attention": (True,)}, 32, "unet.cross_attention"),
-        ({"block_out_channels": (33, 64)}, 32, "unet.block_out_channels"),
+        ({"cross_attention": (True,)}, 32, "network.cross_attention"),
+        ({"block_out_channels": (33, 64)}, 32, "network.block_out_channels"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(unet: dict[str, object], size: int, field: str) -> None:
     with pytest.raises(UserError) as caught:
-        build_unet(UnetConfig.model_validate(unet), image_size=size, patch_size=2, text_width=8)
+        build(UnetConfig.model_validate(unet), channels=12, side=size // 2, width=8)
     assert caught.value.field == field

@@ -70,7 +70,7 @@ def test_mistakes_are_found_before_anything_starts(make_job: MakeJob, tmp_path: 
         ({"manifest": str(tmp_path / "absent")}, "manifest"),
         ({"image_size": 16}, "image_size"),
         ({"patch_size": 8}, "patch_size"),
-        ({"unet": {"block_out_channels": (33,)}}, "unet.block_out_channels"),
+        ({"network": {"block_out_channels": (33,)}}, "network.block_out_channels"),
     ):
         with pytest.raises(UserError) as caught:
             plan(make_job(**change))
@@ -90,7 +90,7 @@ def test_a_run_in_this_process(
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["unet.preset"] == "tiny"
+    assert run.data.params["network.preset"] == "tiny"
     assert run.data.tags["cleanplate.state_sha256"] == result.state_sha256
     assert run.inputs.dataset_inputs[0].dataset.digest == manifest.id[:36]
     assert [point.step for point in client.get_metric_history(result.run_id, "loss")] == list(range(8, 65, 8))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines import train
-from training import memory
+from training import memory, network
 from training.data import TrainingSet
 from training.job import TrainJob
 from training.learner import Learner, Place
@@ -29,7 +29,7 @@ def allocated(state: dict[str, torch.Tensor]) -> int:
 
 def saved_for_backward(job: TrainJob) -> int:
     """Bytes that a real forward pass keeps for the backward pass, by torch's own hooks."""
-    unet = memory.build_unet(job.unet, image_size=32, patch_size=job.patch_size, text_width=WIDTH).train()
+    unet = network.build(job.network, channels=12, side=16, width=WIDTH).train()
     unet.to(memory_format=torch.channels_last)
     weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
     kept: dict[int, torch.Tensor] = {}
@@ -40,7 +40,7 @@ def saved_for_backward(job: TrainJob) -> int:
 
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        unet(**memory.example(job, image_size=32, text_width=WIDTH))
+        network.predict(unet, *memory.example(job.micro_batch, 12, 16, WIDTH))
     return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
 
 
@@ -49,7 +49,7 @@ def test_weights_and_states_are_what_a_learner_holds(make_job: MakeJob, data: Tr
     learner = Learner(job, data, text, Place())
     learner.step(0)
     state = learner.state()
-    told = memory.estimate(job, image_size=data.image_size, text_width=text.width)
+    told = memory.estimate(job, image_size=data.image_size, width=text.width)
     assert told.parameters == told.gradients == allocated(state["weights"])
     assert told.average == allocated(state["ema"])
     moments = {name: tensor for name, tensor in state["optimizer"].items() if not name.startswith("step.")}
@@ -72,13 +72,13 @@ def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: Training
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_within_a_fifth_of_what_a_forward_pass_keeps(precision: str) -> None:
     job = tiny(precision=precision)
-    ratio = memory.estimate(job, image_size=32, text_width=WIDTH).activations / saved_for_backward(job)
+    ratio = memory.estimate(job, image_size=32, width=WIDTH).activations / saved_for_backward(job)
     assert 0.8 < ratio < 1.25
 
 
 def test_recomputing_and_smaller_parts_take_less() -> None:
     whole, recomputed, parts, workers = (
-        memory.estimate(tiny(**changes), image_size=32, text_width=WIDTH).activations
+        memory.estimate(tiny(**changes), image_size=32, width=WIDTH).activations
         for changes in ({}, {"gradient_checkpointing": True}, {"accumulation": 4}, {"workers": {"max": 4}})
     )
     assert 0.2 < recomputed / whole < 0.6
@@ -89,10 +89,10 @@ def test_recomputing_and_smaller_parts_take_less() -> None:
 def test_the_same_accounting_of_real_tensors_agrees() -> None:
     """With contents or without, to the sizes that kernels choose for themselves."""
     job = tiny(gradient_checkpointing=True)
-    unet = memory.build_unet(job.unet, image_size=32, patch_size=job.patch_size, text_width=WIDTH).train()
+    unet = network.build(job.network, channels=12, side=16, width=WIDTH).train()
     unet.enable_gradient_checkpointing()
-    real = memory.peak(unet, memory.example(job, image_size=32, text_width=WIDTH), bf16=True)
-    assert memory.estimate(job, image_size=32, text_width=WIDTH).activations == pytest.approx(real, rel=0.1)
+    real = memory.peak(unet, *memory.example(job.micro_batch, 12, 16, WIDTH), bf16=True)
+    assert memory.estimate(job, image_size=32, width=WIDTH).activations == pytest.approx(real, rel=0.1)
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from curation.errors import UserError
 from training import objective
 from training.bundle import DiffusionModel
+from training.network import build
 from training.objective import Prediction
 from training.pairs import FLOW_SAMPLERS
 from training.randomness import Purpose, normal
@@ -29,7 +30,7 @@ from training.schedules import (
     alphas_cumprod,
 )
 from training.text import TextEncoder
-from training.unet import UnetConfig, build_unet
+from training.unet import UnetConfig
 
 MEAN, STD = 0.2, 0.25
 
@@ -277,7 +278,7 @@ def model(tower: Path) -> DiffusionModel:
     torch.manual_seed(1)
     text = TextEncoder(tower)
     shape = UnetConfig(block_out_channels=(32, 32), layers_per_block=1, attention_heads=2)
-    unet = build_unet(shape, image_size=16, patch_size=2, text_width=text.width).eval()
+    unet = build(shape, channels=12, side=8, width=text.width).eval()
     return DiffusionModel(
         unet=unet, text=text, betas=CosineSchedule().betas(), prediction="v_prediction", image_size=16, patch_size=2
     )

@@ -46,7 +46,7 @@ def test_states_are_standardised_over_the_captions_and_the_statistics_travel(tow
     torch.testing.assert_close(varying, torch.ones(WIDTH), atol=1e-3, rtol=0)
     copy = tmp_path / "tower"
     shutil.copytree(tower, copy)
-    text.save_statistics(copy)
+    text.save(copy)
     assert torch.equal(TextEncoder(copy).encode(captions).states, told.states)
     text.measure(["one caption only"])  # nothing varies from caption to caption: no division by zero
     assert torch.isfinite(text.encode(["another"]).pooled).all()

@@ -12,6 +12,7 @@ from curation.errors import UserError
 from tests.training.conftest import many, row_id, write_manifest
 from tests.training.test_bundle import describe
 from training.bundle import DiffusionModel, load_bundle, write_bundle
+from training.network import build
 from training.progress import Point
 from training.roster import Roster
 from training.schedules import CosineSchedule
@@ -29,7 +30,7 @@ from training.tracking import (
     training_set,
     versions,
 )
-from training.unet import UnetConfig, build_unet
+from training.unet import UnetConfig
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def bundles(text: TextEncoder, tmp_path_factory: pytest.TempPathFactory) -> list
     """Two bundles that differ in their state hash."""
     shape = UnetConfig(block_out_channels=(32,), layers_per_block=1, attention_heads=2)
     torch.manual_seed(1)
-    unet = build_unet(shape, image_size=8, patch_size=2, text_width=text.width).eval()
+    unet = build(shape, channels=12, side=4, width=text.width).eval()
     model = DiffusionModel(
         unet=unet, text=text, betas=CosineSchedule().betas(), prediction="sample", image_size=8, patch_size=2
     )
@@ -205,7 +206,7 @@ def traced(
     )
     folder = tmp_path_factory.mktemp("run")
     shape = UnetConfig(block_out_channels=(32,), layers_per_block=1, attention_heads=2)
-    unet = build_unet(shape, image_size=8, patch_size=2, text_width=text.width).eval()
+    unet = build(shape, channels=12, side=4, width=text.width).eval()
     model = DiffusionModel(
         unet=unet, text=text, betas=CosineSchedule().betas(), prediction="sample", image_size=8, patch_size=2
     )
