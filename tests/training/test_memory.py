@@ -62,9 +62,9 @@ def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: Training
     learner = Learner(job, data, text, Place())
     held = [learner.state()["ema"], *learner.averages().values()]
     assert len(held) == 4
-    told = memory.estimate(job, image_size=data.image_size, text_width=text.width)
+    told = memory.estimate(job, image_size=data.image_size, width=text.width)
     assert told.average == sum(map(allocated, held))
-    without = memory.estimate(make_job(), image_size=data.image_size, text_width=text.width)
+    without = memory.estimate(make_job(), image_size=data.image_size, width=text.width)
     parameters = sum(parameter.numel() for parameter in learner.unet.parameters())
     assert told.total - without.total == 3 * 4 * parameters
 
