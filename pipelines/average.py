@@ -33,6 +33,7 @@ def run(run_folder: str, *, sigma_rel: float, into: str) -> Averaged:
         UserError: no such run or no averages in it, a length that cannot be made from them, a folder that has a bundle
             already or cannot be written.
     """
+    from training import dependencies
     from training.averages import rebundle, snapshots
     from training.bundle import INFO_FILE
     from training.folders import upload
@@ -46,7 +47,8 @@ def run(run_folder: str, *, sigma_rel: float, into: str) -> Averaged:
     with tempfile.TemporaryDirectory() as scratch:
         info = rebundle(run_folder, sigma_rel, Path(scratch) / "bundle")
         try:
-            for name in (ROSTER_FILE, RUN_FILE):
+            copies = [storage.join(dependencies.FOLDER, dependencies.file_of(d.sha256)) for d in info.depends_on]
+            for name in (ROSTER_FILE, RUN_FILE, *copies):
                 if storage.exists(storage.join(run_folder, name)):
                     data = storage.read_bytes(storage.join(run_folder, name))
                     storage.write_bytes(storage.join(storage.absolute(into), name), data)

@@ -32,6 +32,7 @@ from curation.errors import UserError
 from training import conditioning
 from training.card import model_card
 from training.conditioning import PromptEncoder
+from training.dependencies import Dependency
 from training.folders import cache_root, download
 from training.network import folder_of
 from training.objective import Prediction
@@ -93,6 +94,9 @@ class BundleInfo(BaseModel):
     sampling: SamplingParams = Field(description="how to draw with this model when nothing else is said")
     distilled_from: str | None = Field(
         None, description="sha256 of the `cleanplate.json` of the teacher, whose training set it depends on, too"
+    )
+    depends_on: tuple[Dependency, ...] = Field(
+        (), description="all models that it was made from, whose training sets count as well (`training.dependencies`)"
     )
     ema_sigma_rel: float | None = Field(
         None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from training.dependencies import of_info
+
 if TYPE_CHECKING:
     from training.bundle import BundleInfo
 
@@ -31,7 +33,7 @@ A text-conditional diffusion model for pictures of {info.image_size} x {info.ima
 | training set ({_digest_kind(info)}) | `{info.training_set_digest}` |
 | takedown ledger | {_ledger(info)} |
 | configuration | `{info.config_sha256}` |
-| text encoder | {info.text_encoder}, frozen |{_teacher(info)}
+| text encoder | {info.text_encoder}, frozen |{_made_from(info)}
 
 The manifest names every picture, where it came from, its licence, and why it was kept.{_proofs(info)}
 
@@ -90,10 +92,19 @@ def _weights(info: BundleInfo) -> str:
     )
 
 
-def _teacher(info: BundleInfo) -> str:
-    if info.distilled_from is None:
-        return ""
-    return f"\n| teacher | the bundle whose `cleanplate.json` has the sha256 `{info.distilled_from}` |"
+def _made_from(info: BundleInfo) -> str:
+    """Rows of the table: the models that it was made from, each with its own training set."""
+    rows = []
+    for dependency in of_info(info):
+        trained = "what it was trained on is not on record"
+        if dependency.training_set_digest is not None:
+            trained = (
+                f"trained on {dependency.training_rows} pictures of the manifest `{dependency.manifest_id}`, training "
+                f"set `{dependency.training_set_digest}`"
+            )
+        kind = dependency.kind if dependency.through is None else f"behind it, {dependency.kind}"
+        rows.append(f"\n| {kind} | {dependency.name}, `{dependency.sha256}`; {trained} |")
+    return "".join(rows)
 
 
 def _proofs(info: BundleInfo) -> str:

@@ -21,6 +21,7 @@ from training import checkpoint
 from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
+from training.dependencies import made_from
 from training.distill_job import DistillJob
 from training.folders import upload
 from training.grid import grid
@@ -229,6 +230,7 @@ class _Loop:
             "sampling": self._sampling(job.steps),
             "libraries": _libraries(),
             "distilled_from": self._teacher.sha256,
+            "depends_on": made_from("teacher", self._teacher.sha256, self._teacher.model.info),
             "self_test": None,
             "files": {},
         }

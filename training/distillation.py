@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
+from training import dependencies
 from training.bundle import INFO_FILE
 from training.distill_job import DistillJob, ProgressiveConfig
 from training.folders import upload
@@ -195,6 +196,8 @@ def launch(
     Raises:
         UserError: the teacher, the manifest, the ledger or an older checkpoint do not fit the job.
     """
+    from training import tracking
+
     prepared = prepared or prepare(job)
     folder = storage.absolute(prepared.folder)
     done = finished(folder)
@@ -202,9 +205,12 @@ def launch(
         return done
     plan(job, prepared)
     storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())
+    rosters = tracking.rosters_of(prepared.version, tracking_uri=job.tracking.uri)
+    dependencies.keep(folder, rosters)
     # the teacher may lie in this machine's cache, and a worker may be elsewhere
     upload(Path(prepared.version.bundle), storage.join(folder, "teacher"), last=INFO_FILE)
     run = _start_run(job, prepared, folder)
+    run.dependencies(rosters)
     follower = Follower(run, job.budget, on_progress)
     task = (job, folder, storage.absolute(prepared.manifest.uri), prepared.teacher_sha256, prepared.guidance_scale)
     try:
@@ -244,6 +250,9 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
         "seed": str(job.seed),
         "images": str(job.budget),
         "distilled_from": prepared.teacher_sha256,
+        dependencies.TAG: dependencies.to_tag(
+            dependencies.made_from("teacher", prepared.teacher_sha256, prepared.teacher)
+        ),
         **roster_tags(prepared.roster),
     }
     if prepared.version.name != "local":

@@ -16,6 +16,8 @@ import yaml
 from curation.errors import UserError
 from curation.manifest import Manifest
 from pipelines import config, distill
+from pipelines.register import RegisterJob
+from pipelines.register import run as registered
 from serving.admission import Limits
 from serving.api import GenerationRequest
 from serving.generator import Generator
@@ -24,7 +26,15 @@ from training.bundle import load_bundle
 from training.distillation import DistillResult
 from training.job import TrainJob
 from training.launch import launch
-from training.tracking import ModelVersion, register, resolve, training_set
+from training.tracking import (
+    ModelVersion,
+    dependencies_of,
+    dependency_set,
+    register,
+    resolve,
+    runs,
+    training_set,
+)
 
 pytestmark = pytest.mark.slow  # networks are trained, in seconds each
 
@@ -66,7 +76,8 @@ def story(tower: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFacto
     shutil.copy(empty_store, root / "mlflow.db")
     uri = f"sqlite:///{root}/mlflow.db"
     story = Story(root, write_manifest(root / "manifests", shapes(8)), uri, None)  # type: ignore[arg-type]
-    return Story(root, story.manifest, uri, register(story.trained(), "shapes", tracking_uri=uri))
+    teacher = RegisterJob(name="shapes", bundle=story.trained(), tracking_uri=uri)
+    return Story(root, story.manifest, uri, registered(teacher))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,15 @@ def test_the_student_is_a_version_whose_parent_is_the_teacher(story: Story, resu
     assert student.self_test()
     roster = training_set(version, tracking_uri=story.tracking_uri)
     assert roster.info.digest == story.teacher.tags["training_set_digest"] == result.training_set_digest
+    # what its teacher was trained on counts too: the version, the folder and the run lead there
+    (dependency,) = student.info.depends_on
+    assert (dependency.kind, dependency.name, dependency.through) == ("teacher", "shapes", None)
+    assert dependency.sha256 == story.teacher.tags["bundle_sha256"]
+    (told,) = (r for r in runs(tracking_uri=story.tracking_uri) if r.run_id == result.run_id)
+    for of in (version, resolve(result.bundle), told):
+        assert dependencies_of(of, tracking_uri=story.tracking_uri) == [dependency]
+    for of, uri in ((version, story.tracking_uri), (resolve(result.bundle), "sqlite:////nowhere/at/all.db")):
+        assert dependency_set(of, dependency, tracking_uri=uri).ids == roster.ids
     run = mlflow.MlflowClient(story.tracking_uri).get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["cleanplate.parent_version"] == "shapes/1"

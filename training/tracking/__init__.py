@@ -8,7 +8,7 @@ A bundle is registered through MLflow's logged-model calls, which store the fold
 """
 
 from training.tracking.attached import attach_export, export_of, log_evaluation
-from training.tracking.lineage import training_set
+from training.tracking.lineage import dependencies_of, dependency_set, rosters_of, training_set, walk
 from training.tracking.registry import (
     DEFAULT_ALIAS,
     ModelVersion,
@@ -21,6 +21,7 @@ from training.tracking.registry import (
     set_alias,
     tag_version,
     versions,
+    versions_of_bundle,
 )
 from training.tracking.runs import (
     Run,
@@ -32,7 +33,7 @@ from training.tracking.runs import (
     runs,
     runs_of,
 )
-from training.tracking.server import DEFAULT_EXPERIMENT, DEFAULT_URI, tracking_uri
+from training.tracking.server import DEFAULT_EXPERIMENT, DEFAULT_URI, is_missing, tracking_uri
 
 __all__ = [
     "DEFAULT_ALIAS",
@@ -43,17 +44,21 @@ __all__ = [
     "RunRecord",
     "attach_export",
     "check_alias",
+    "dependencies_of",
+    "dependency_set",
     "experiment_of",
     "export_of",
     "find",
     "images_of_run",
     "info_of",
+    "is_missing",
     "knows_run",
     "log_evaluation",
     "only_model",
     "register",
     "resolve",
     "roster_tags",
+    "rosters_of",
     "runs",
     "runs_of",
     "set_alias",
@@ -61,4 +66,6 @@ __all__ = [
     "tracking_uri",
     "training_set",
     "versions",
+    "versions_of_bundle",
+    "walk",
 ]

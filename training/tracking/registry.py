@@ -7,17 +7,18 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from curation.errors import UserError
+from training import dependencies
 from training.bundle import INFO_FILE, BundleInfo, local_bundle, read_info, verify
 from training.folders import cache_root
 from training.tracking.runs import check_run
-from training.tracking.server import DEFAULT_EXPERIMENT, TAG, client_of, every, experiment_id_of
+from training.tracking.server import DEFAULT_EXPERIMENT, TAG, client_of, every, experiment_id_of, is_missing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,6 +112,7 @@ def _tags(info: BundleInfo, digest: str) -> dict[str, str]:
         "seed": str(info.job.get("seed", "unknown")),
         "takedown_ledger_version": info.takedown_ledger_version or "none",
         **({} if info.distilled_from is None else {"distilled_from": info.distilled_from}),
+        **({dependencies.TAG: dependencies.to_tag(info.depends_on)} if info.depends_on else {}),
     }
 
 
@@ -118,9 +120,22 @@ def _parent(client: MlflowClient, info: BundleInfo) -> dict[str, str]:
     """Which version a student's teacher is, as `NAME/3`; nothing where it is no student, or its teacher is not here."""
     if info.distilled_from is None:
         return {}
-    found = every(client.search_model_versions, f"tags.`{TAG}bundle_sha256` = '{info.distilled_from}'")
-    parent = next(iter(found), None)
+    parent = next(_versions_with(client, info.distilled_from), None)
     return {} if parent is None else {"parent_version": f"{parent.name}/{parent.version}"}
+
+
+def versions_of_bundle(sha256: str, *, tracking_uri: str | None = None) -> list[ModelVersion]:
+    """The versions, of whatever name, that a bundle was registered as, by the sha256 of its `cleanplate.json`.
+
+    A local database that is not there is not made.
+    """
+    if is_missing(tracking_uri):
+        return []
+    return [_describe(found, None, "") for found in _versions_with(client_of(tracking_uri)[0], sha256)]
+
+
+def _versions_with(client: MlflowClient, sha256: str) -> Iterator[Any]:
+    return every(client.search_model_versions, f"tags.`{TAG}bundle_sha256` = '{sha256}'")
 
 
 def _bundle_digest(bundle: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from curation.errors import UserError
+from training import dependencies
 from training.progress import Point
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
@@ -122,6 +123,14 @@ class Run:
             local = Path(scratch) / ROSTER_FILE
             local.write_bytes(roster.to_parquet())
             self.artifact(local, LINEAGE)
+
+    def dependencies(self, rosters: Mapping[str, Roster]) -> None:
+        """Keeps the training sets of the models that this one is made from, by the sha256 of their bundles."""
+        with tempfile.TemporaryDirectory() as scratch:
+            dependencies.keep(scratch, rosters)
+            for sha256 in rosters:
+                copy = Path(scratch) / dependencies.FOLDER / dependencies.file_of(sha256)
+                self.artifact(copy, f"{LINEAGE}/{dependencies.FOLDER}")
 
     def artifact(self, path: str | Path, folder: str) -> None:
         """Uploads a file into a folder of the run's artifacts."""

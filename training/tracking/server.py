@@ -24,6 +24,12 @@ def tracking_uri(given: str | None) -> str:
     return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def is_missing(given: str | None) -> bool:
+    """Whether the tracking server is a local database that is not there; whoever asks it would make an empty one."""
+    uri = tracking_uri(given)
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def client_of(given: str | None) -> tuple[MlflowClient, Path | None]:
     """A client, and where artifacts go when the store is SQLite (MLflow's default would be the working directory).
 
