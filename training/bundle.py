@@ -6,6 +6,7 @@
                           FlowMatchEulerDiscreteScheduler
     text_encoder/         what prompts are read with: the text tower's folder (`training.text`), the names of
                           classes, or both (`training.conditioning`)
+    vae/                  the autoencoder whose latents the network denoises, where it does (`training.latents`)
     self_test.png         what the model drew when it was written
     README.md             the model card
     cleanplate.json       `BundleInfo`, written last: a folder without it is no bundle
@@ -29,11 +30,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
-from training import conditioning
+from training import conditioning, latents, space
 from training.card import model_card
 from training.conditioning import PromptEncoder
 from training.dependencies import Dependency
 from training.folders import cache_root, download
+from training.latents import LatentSpace
 from training.network import folder_of
 from training.objective import Prediction
 from training.sampling import SamplingParams, sample
@@ -123,7 +125,7 @@ class DiffusionModel:
 
     def __init__(
         self, *, unet: Any, text: PromptEncoder, betas: np.ndarray, prediction: Prediction, image_size: int,
-        patch_size: int, device: str | torch.device = "cpu",
+        patch_size: int, device: str | torch.device = "cpu", space: Space | None = None,
     ) -> None:  # fmt: skip
         self.device = torch.device(device)
         self.unet = unet
@@ -132,7 +134,7 @@ class DiffusionModel:
         self.prediction = prediction
         self.image_size = image_size
         self.patch_size = patch_size
-        self.space: Space = PatchSpace(patch_size)
+        self.space = space or PatchSpace(patch_size)
         self._info: BundleInfo | None = None
 
     @property
@@ -177,6 +179,8 @@ def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) ->
         model.unet.save_pretrained(staging / folder_of(model.unet), safe_serialization=True)
         _scheduler(model).save_pretrained(staging / "scheduler")
         model.text.save(staging / "text_encoder")
+        if isinstance(model.space, LatentSpace):
+            model.space.save(staging / latents.FOLDER)
         info = info.model_copy(update={"self_test": _write_self_test(staging, model, info)})
         (staging / "README.md").write_text(model_card(info), encoding="utf-8")
         info = info.model_copy(update={"files": _digests(staging)})
@@ -317,6 +321,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     unet = network_class.from_pretrained(
         str(folder), subfolder=kind, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
     )
+    vae = folder / latents.FOLDER
     model = DiffusionModel(
         unet=unet.to(device).eval().requires_grad_(False),
         text=conditioning.load(folder / "text_encoder", device),
@@ -325,6 +330,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
         image_size=info.image_size,
         patch_size=info.patch_size,
         device=device,
+        space=space.build(info.patch_size, vae if vae.is_dir() else None, device),
     )
     model.info = info
     return model

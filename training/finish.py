@@ -15,6 +15,7 @@ from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.folders import upload
 from training.job import TrainJob
+from training.latents import LatentSpace, dependency
 from training.sampling import SamplingParams
 
 
@@ -57,6 +58,7 @@ def describe(
         text_encoder=text.name,
         captions=[caption for caption in data.texts if caption][:CAPTION_CAP],
         sampling=sampling_of(job),
+        depends_on=(dependency(model.space.folder),) if isinstance(model.space, LatentSpace) else (),
         parameters=sum(p.numel() for p in model.unet.parameters()),
         libraries=libraries(),
     )

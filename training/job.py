@@ -13,6 +13,7 @@ from curation.manifest import Name
 from training import pairs
 from training.conditioning import ConditioningConfig
 from training.evaluation_config import EvaluationConfig, refuse_best
+from training.latents import AutoencoderConfig
 from training.network import NetworkConfig
 from training.schedules import CosineSchedule, ScheduleConfig
 from training.timesteps import TimestepConfig, UniformTimesteps
@@ -129,7 +130,15 @@ class TrainJob(_Config):
     image_size: int | None = Field(
         None, ge=8, le=1024, description="side of the pictures; null: as in the manifest, and nothing else is accepted"
     )
-    patch_size: int = Field(2, ge=1, le=16, description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64")
+    autoencoder: AutoencoderConfig | None = Field(
+        None, description="whose latents are denoised; null: pixels are, as patches"
+    )
+    patch_size: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64; of latents 1 unless said",
+    )
     network: NetworkConfig = Field(UnetConfig(), description="a U-Net or a diffusion transformer")
     conditioning: ConditioningConfig = Field(
         ConditioningConfig(), description="what the network is told: captions, classes, both or nothing"
@@ -223,6 +232,8 @@ class TrainJob(_Config):
             told["network"] = told.pop("unet")
         if isinstance(told.get("network"), Mapping):
             told["network"] = {"kind": "unet", **told["network"]}
+        if told.get("autoencoder") is not None:
+            told.setdefault("patch_size", 1)
         return told
 
     @model_validator(mode="before")
@@ -297,6 +308,8 @@ class TrainJob(_Config):
         told = self.model_dump(mode="json", exclude=_PLACES)
         if self.evaluation is not None and isinstance(self.evaluation.holdout, str):
             del told["evaluation"]["holdout"]
+        if self.autoencoder is not None:
+            del told["autoencoder"]["path"]
         return told
 
     def identity(self) -> dict[str, Any]:
@@ -304,6 +317,8 @@ class TrainJob(_Config):
         told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
         if self.caption_mix is None:
             del told["caption_mix"]  # a run begun before there was a mix is still the same run
+        if self.autoencoder is not None:
+            told["autoencoder"] = self.autoencoder.sha256
         if not self.conditioning.reads_classes:
             told["conditioning"]["classes"] = "dataset"  # not asked
         if told["network"].pop("kind") == "unet":
@@ -334,6 +349,7 @@ _LATER: dict[str, Any] = {
     "loss.soft_min_snr_gamma": None,
     "ema.profiles": [],
     "conditioning": ConditioningConfig().model_dump(mode="json"),
+    "autoencoder": None,
 }
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {

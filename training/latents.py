@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
+from training.dependencies import Dependency
 from training.folders import cache_root, download
+from training.roster import Roster
 
 FOLDER = "vae"
 """Of a bundle or a run: where its autoencoder lies."""
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 INFO_FILE = "cleanplate.json"
+ROSTER_FILE = "training_set.parquet"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, ROSTER_FILE, INFO_FILE)
 CLASSES = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
 
 
@@ -34,8 +39,8 @@ class AutoencoderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str = Field(
-        description="a folder in diffusers' layout, local or s3://, e.g. the bundle of `cleanplate autoencoder`; or the "
-        "name of a model on the Hugging Face hub"
+        description="a folder in diffusers' layout, local or s3://, e.g. what `cleanplate autoencoder` made; or "
+        "the name of a model on the Hugging Face hub"
     )
     sha256: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="that it must have; null: it is filled in when the job starts"
@@ -90,8 +95,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except Exception as error:
         raise UserError(
-            f"no autoencoder at {name}: there is no such folder, and the hub does not give it "
-            f"({type(error).__name__})",
+            f"no autoencoder at {name}: there is no such folder, and the hub does not give it ({type(error).__name__})",
             field="autoencoder.path",
             remedy="name a folder in diffusers' layout",
         ) from None
@@ -112,6 +116,35 @@ def info_of(folder: Path) -> AutoencoderInfo | None:
         return AutoencoderInfo.model_validate_json((folder / INFO_FILE).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def dependency(folder: Path) -> Dependency:
+    """What a model that draws with an autoencoder says of it; of one from elsewhere, no more than its weights' hash."""
+    info = info_of(folder)
+    if info is None:
+        return Dependency(kind="autoencoder", name="from elsewhere", sha256=digest(folder))
+    return Dependency(
+        kind="autoencoder",
+        name=info.name,
+        sha256=_sha256(folder / INFO_FILE),
+        manifest_id=info.manifest_id,
+        training_set_digest=info.training_set_digest,
+        training_rows=info.training_rows,
+        ledger_uri=info.ledger_uri,
+        ledger_version=info.takedown_ledger_version,
+    )
+
+
+def rosters_of(folder: Path) -> dict[str, Roster]:
+    """The training set of an autoencoder that was trained here, by its `Dependency.sha256`."""
+    where = folder / ROSTER_FILE
+    if info_of(folder) is None or not where.is_file():
+        return {}
+    return {_sha256(folder / INFO_FILE): Roster.from_parquet(where.read_bytes(), str(where))}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def settled(config: AutoencoderConfig) -> AutoencoderConfig:
@@ -193,10 +226,17 @@ class LatentSpace:
             ) from None
         self.model: Any = model.to(device).eval().requires_grad_(False)
 
+    def save(self, folder: Path) -> None:
+        """Copies the autoencoder's files to a new folder."""
+        folder.mkdir(parents=True)
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32 (N, C, H / factor, W / factor)."""
-        told = self.model.encode((pictures.to(self.model.device).float() / 127.5 - 1))
+        told = self.model.encode(pictures.to(self.model.device).float() / 127.5 - 1)
         if hasattr(told, "latent_dist"):
             latents = told.latent_dist.mode()
         else:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
+from training import dependencies, latents
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
+from training.latents import AutoencoderConfig
 from training.notice import Notice, on_sigterm
 from training.prepare import Prepared, TrainResult, finished, plan, prepare
 from training.progress import Report
@@ -55,6 +57,7 @@ def launch(
         Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
     """
     prepared = prepared or prepare(job)
+    job = prepared.job
     folder = storage.absolute(prepared.folder)
     done = finished(folder)
     if done is not None:
@@ -67,6 +70,8 @@ def launch(
     job = job.model_copy(update=places)
     storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())  # what the workers load
     run = _start_run(job, prepared, folder)
+    if job.autoencoder is not None:
+        run.dependencies(_keep_autoencoder(job.autoencoder, folder))
     follower = Follower(run, images, on_progress)
     try:
         if job.workers == 0:
@@ -97,6 +102,9 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
         "images": str(job.steps * job.batch_size),
         **roster_tags(prepared.roster),
     }
+    if job.autoencoder is not None:
+        made_from = latents.dependency(latents.local_autoencoder(job.autoencoder.path))
+        tags[dependencies.TAG] = dependencies.to_tag([made_from])
     if job.resume_from is not None:
         tags["resume_from"] = job.resume_from
     run = Run.start(
@@ -107,6 +115,17 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
     run.training_set(prepared.roster)
     return run
+
+
+def _keep_autoencoder(config: AutoencoderConfig, folder: str) -> dict[str, Roster]:
+    """Copies the autoencoder into the run's folder, where all workers reach it; its training set, where it has one."""
+    found = latents.local_autoencoder(config.path)
+    for name in latents.FILES:
+        if (found / name).is_file():
+            storage.write_bytes(storage.join(folder, latents.FOLDER, name), (found / name).read_bytes())
+    rosters = latents.rosters_of(found)
+    dependencies.keep(folder, rosters)
+    return rosters
 
 
 def _train_here(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
@@ -120,20 +139,22 @@ def _train_here(job: TrainJob, folder: str, text_encoder: str | None, follower: 
 def _train_at(
     job: TrainJob, folder: str, text_encoder: str | None, place: Place, report: Report, notice: Notice
 ) -> dict[str, Any]:
-    from training import conditioning
+    from training import conditioning, space
     from training.data import load
     from training.loop import train
 
     where = storage.join(folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
     data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning)
-    with _local(text_encoder) as tower:
+    autoencoder = None if job.autoencoder is None else storage.join(folder, latents.FOLDER)
+    with _local(text_encoder) as tower, _local(autoencoder) as vae:
         outcome = train(
             job,
             folder=folder,
             data=data,
             text=conditioning.encoder(job.conditioning, tower, data.classes, place.device),
             place=place,
+            space=space.build(job.patch_size, vae, place.device),
             report=report,
             notice=notice,
         )

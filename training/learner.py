@@ -18,7 +18,7 @@ from training.ema import Ema, PowerEma, part
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
-from training.space import PatchSpace
+from training.space import PatchSpace, Space
 from training.text import Conditioning
 
 
@@ -59,7 +59,9 @@ class Learner:
         ema: its moving average.
     """
 
-    def __init__(self, job: TrainJob, data: TrainingSet, text: PromptEncoder, place: Place) -> None:
+    def __init__(
+        self, job: TrainJob, data: TrainingSet, text: PromptEncoder, place: Place, space: Space | None = None
+    ) -> None:
         self._job = job
         self._place = place
         self._data = data
@@ -67,7 +69,7 @@ class Learner:
         text.measure(first_captions(data, choice, job.seed, job.conditioning_window))
         self._captions = CaptionStates(text, choice)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
-        self._space = PatchSpace(job.patch_size)
+        self._space = space or PatchSpace(job.patch_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self.unet = network.build(

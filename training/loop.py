@@ -26,6 +26,7 @@ from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
 from training.notice import Notice, Terminated
 from training.progress import Leg, Point, Report
+from training.space import PatchSpace, Space
 from training.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def train(
     data: TrainingSet,
     text: PromptEncoder,
     place: Place,
+    space: Space | None = None,
     report: Report | None = None,
     notice: Notice | None = None,
 ) -> Outcome:
@@ -63,6 +65,7 @@ def train(
 
     Args:
         folder: the run's own folder, local or S3; its checkpoints are resumed from.
+        space: what the network's clean pictures are; None: patches of pixels.
         report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
         notice: of an interruption; the first worker's is looked at after each step.
 
@@ -73,7 +76,16 @@ def train(
     """
     if place.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    loop = _Loop(job, folder, data, text, place, report or (lambda point: None), notice or Notice(ends=True))
+    loop = _Loop(
+        job,
+        folder,
+        data,
+        text,
+        place,
+        space or PatchSpace(job.patch_size),
+        report or (lambda point: None),
+        notice or Notice(ends=True),
+    )
     try:
         return loop.run()
     finally:
@@ -89,6 +101,7 @@ class _Loop:
         data: TrainingSet,
         text: PromptEncoder,
         place: Place,
+        space: Space,
         report: Report,
         notice: Notice,
     ) -> None:
@@ -99,7 +112,7 @@ class _Loop:
         self._place = place
         self._report = report
         self._notice = notice
-        self._learner = Learner(job, data, text, place)
+        self._learner = Learner(job, data, text, place, space)
         # the averaged network as serving will see it; its weights change as training goes on
         self._model = DiffusionModel(
             unet=self._learner.ema.model,
@@ -109,6 +122,7 @@ class _Loop:
             image_size=data.image_size,
             patch_size=job.patch_size,
             device=place.device,
+            space=space,
         )
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training import network
-from training.space import PatchSpace
 from training.text import Conditioning
 
 if TYPE_CHECKING:
@@ -51,19 +50,17 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.average + self.activations
 
 
-def estimate(job: TrainJob, *, image_size: int, width: int) -> Memory:
+def estimate(job: TrainJob, *, channels: int, side: int, width: int) -> Memory:
     """The memory of a worker's device while it trains.
 
     Args:
-        image_size: side of the pictures, in pixels.
+        channels, side: of what the network denoises (`training.space`).
         width: of the states that the network is conditioned on.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        space = PatchSpace(job.patch_size)
-        side = image_size // space.factor
-        model = network.build(job.network, channels=space.channels, side=side, width=width)
+        model = network.build(job.network, channels=channels, side=side, width=width)
         model.train()
         if job.gradient_checkpointing:
             model.enable_gradient_checkpointing()
@@ -74,9 +71,7 @@ def estimate(job: TrainJob, *, image_size: int, width: int) -> Memory:
             optimizer=2 * weights,
             # power averages are of the parameters alone (`ema.PowerEma`)
             average=weights + _bytes(model.buffers()) + len(job.ema.profiles) * weights,
-            activations=peak(
-                model, *example(job.micro_batch, space.channels, side, width), bf16=job.precision == "bf16"
-            ),
+            activations=peak(model, *example(job.micro_batch, channels, side, width), bf16=job.precision == "bf16"),
         )
 
 

@@ -14,6 +14,7 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from training.job import TrainJob
+from training.latents import local_autoencoder, settled
 from training.progress import Leg
 from training.roster import Roster
 from training.run_record import stored_result
@@ -48,6 +49,7 @@ class Prepared:
         held_out: pictures that are not trained on, to measure by; None where the job asks for none.
     """
 
+    job: TrainJob
     manifest: Manifest
     consent: Consent
     roster: Roster
@@ -65,13 +67,15 @@ def prepare(job: TrainJob) -> Prepared:
     from training import consent
 
     manifest = Manifest.open(job.manifest)
+    if job.autoencoder is not None:
+        job = job.model_copy(update={"autoencoder": settled(job.autoencoder)})
     asked = consent.ask(manifest, job.ledger)
     roster = asked.roster(manifest, held_out_share=job.held_out_share, seed=job.seed)
     folder = run_folder(job, manifest.id, roster.info.digest)
     if finished(storage.absolute(folder)) is not None:
-        return Prepared(manifest, asked, roster, folder)
+        return Prepared(job, manifest, asked, roster, folder)
     consent.check_age(manifest, job.consent_max_age_days)
-    return Prepared(manifest, asked, roster, folder, _held_out(job, manifest, asked, roster))
+    return Prepared(job, manifest, asked, roster, folder, _held_out(job, manifest, asked, roster))
 
 
 def _held_out(job: TrainJob, manifest: Manifest, asked: Consent, roster: Roster) -> Roster | None:
@@ -122,9 +126,10 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
 
     from training import network
     from training.data import check_mix, classes_of, picture_size
-    from training.space import PatchSpace
+    from training.space import geometry
 
     prepared = prepared or prepare(job)
+    job = prepared.job
     manifest, roster, consent = prepared.manifest, prepared.roster, prepared.consent
     if job.conditioning.reads_captions and manifest.info.clip is None:
         raise UserError(
@@ -145,15 +150,16 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
     width = manifest.info.clip.dim if job.conditioning.reads_captions and manifest.info.clip is not None else 0
     classes = classes_of(manifest, job.conditioning.classes) if job.conditioning.reads_classes else ()
     width = max(width + len(classes), 1)
-    space = PatchSpace(job.patch_size)
-    if size % space.factor:
+    autoencoder = None if job.autoencoder is None else local_autoencoder(job.autoencoder.path)
+    channels, factor = geometry(job.patch_size, autoencoder)
+    if size % factor:
         raise UserError(
-            f"pictures of {size} pixels do not divide into patches of {space.factor}",
+            f"pictures of {size} pixels do not divide by {factor}, the pixels that a position stands for",
             field="patch_size",
             remedy="choose a patch_size that divides the manifest's image_size",
         )
     with torch.device("meta"):
-        model = network.build(job.network, channels=space.channels, side=size // space.factor, width=width)
+        model = network.build(job.network, channels=channels, side=size // factor, width=width)
     planned = {
         "workers": job.most_workers if job.workers else 0,
         "cpus": job.most_workers,
@@ -175,14 +181,14 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "left_out_by": consent.by_entry,
         "run_folder": prepared.folder,
     }
-    return planned | {"memory_mib": _memory(job, size, width)} if memory else planned
+    return planned | {"memory_mib": _memory(job, channels, size // factor, width)} if memory else planned
 
 
-def _memory(job: TrainJob, size: int, width: int) -> dict[str, float]:
+def _memory(job: TrainJob, channels: int, side: int, width: int) -> dict[str, float]:
     """What a worker's device holds while training, in MiB."""
     from training.memory import estimate
 
-    told = estimate(job, image_size=size, width=width)
+    told = estimate(job, channels=channels, side=side, width=width)
     return {name: round(value / 2**20, 1) for name, value in (dataclasses.asdict(told) | {"total": told.total}).items()}
 
 

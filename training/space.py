@@ -1,4 +1,4 @@
-"""The space that a network works in: pictures as patches of pixels, nothing lost and nothing learned.
+"""The space that a network works in: patches of pixels, nothing lost and nothing learned; or `training.latents`.
 
 A picture (3, H, W) enters as (3 p^2, H/p, W/p): no autoencoder, no lost pixel, and 32 pixels cost what 16 would. The
 stem has no weights, so the saved network is a plain diffusers model.
@@ -6,6 +6,7 @@ stem has no weights, so the saved network is a plain diffusers model.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,32 @@ class PatchSpace:
         pixels = ((pixel_shuffle(x0.float(), self.factor).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         array: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return array
+
+
+def build(patch_size: int, autoencoder: Path | None, device: torch.device | str = "cpu") -> Space:
+    """The space of a job.
+
+    Args:
+        autoencoder: folder of the one whose latents are denoised; None: pixels are.
+
+    Raises:
+        UserError: an autoencoder that cannot be used.
+    """
+    if autoencoder is None:
+        return PatchSpace(patch_size)
+    from training.latents import LatentSpace
+
+    return LatentSpace(autoencoder, patch_size, device)
+
+
+def geometry(patch_size: int, autoencoder: Path | None) -> tuple[int, int]:
+    """Channels and factor of such a space, without loading anything."""
+    if autoencoder is None:
+        return 3 * patch_size**2, patch_size
+    from training import latents
+
+    channels, factor = latents.geometry(autoencoder)
+    return channels * patch_size**2, factor * patch_size
 
 
 def shape(space: Space, image_size: int) -> tuple[int, int, int]:

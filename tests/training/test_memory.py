@@ -49,7 +49,7 @@ def test_weights_and_states_are_what_a_learner_holds(make_job: MakeJob, data: Tr
     learner = Learner(job, data, text, Place())
     learner.step(0)
     state = learner.state()
-    told = memory.estimate(job, image_size=data.image_size, width=text.width)
+    told = memory.estimate(job, channels=3, side=data.image_size, width=text.width)
     assert told.parameters == told.gradients == allocated(state["weights"])
     assert told.average == allocated(state["ema"])
     moments = {name: tensor for name, tensor in state["optimizer"].items() if not name.startswith("step.")}
@@ -62,9 +62,9 @@ def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: Training
     learner = Learner(job, data, text, Place())
     held = [learner.state()["ema"], *learner.averages().values()]
     assert len(held) == 4
-    told = memory.estimate(job, image_size=data.image_size, width=text.width)
+    told = memory.estimate(job, channels=3, side=data.image_size, width=text.width)
     assert told.average == sum(map(allocated, held))
-    without = memory.estimate(make_job(), image_size=data.image_size, width=text.width)
+    without = memory.estimate(make_job(), channels=3, side=data.image_size, width=text.width)
     parameters = sum(parameter.numel() for parameter in learner.unet.parameters())
     assert told.total - without.total == 3 * 4 * parameters
 
@@ -72,13 +72,13 @@ def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: Training
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_are_within_a_fifth_of_what_a_forward_pass_keeps(precision: str) -> None:
     job = tiny(precision=precision)
-    ratio = memory.estimate(job, image_size=32, width=WIDTH).activations / saved_for_backward(job)
+    ratio = memory.estimate(job, channels=12, side=16, width=WIDTH).activations / saved_for_backward(job)
     assert 0.8 < ratio < 1.25
 
 
 def test_recomputing_and_smaller_parts_take_less() -> None:
     whole, recomputed, parts, workers = (
-        memory.estimate(tiny(**changes), image_size=32, width=WIDTH).activations
+        memory.estimate(tiny(**changes), channels=12, side=16, width=WIDTH).activations
         for changes in ({}, {"gradient_checkpointing": True}, {"accumulation": 4}, {"workers": {"max": 4}})
     )
     assert 0.2 < recomputed / whole < 0.6
@@ -92,7 +92,7 @@ def test_the_same_accounting_of_real_tensors_agrees() -> None:
     unet = network.build(job.network, channels=12, side=16, width=WIDTH).train()
     unet.enable_gradient_checkpointing()
     real = memory.peak(unet, *memory.example(job.micro_batch, 12, 16, WIDTH), bf16=True)
-    assert memory.estimate(job, image_size=32, width=WIDTH).activations == pytest.approx(real, rel=0.1)
+    assert memory.estimate(job, channels=12, side=16, width=WIDTH).activations == pytest.approx(real, rel=0.1)
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
