@@ -161,7 +161,7 @@ def _evaluate(
     from training.features import EfficientNetLite0, Inception
 
     device = str(model.device)
-    judge, note = _judge(manifest, device)
+    judge, note = judge_of(manifest, device)
     extractors: list[EfficientNetLite0 | Inception] = [EfficientNetLite0(EMBEDDED / "model.safetensors", device)]
     if job.inception is not None:
         extractors.append(Inception(job.inception, device))
@@ -215,7 +215,7 @@ def _memorization(config: MemorizationConfig | None, drawn: Pictures, sets: Sets
     return verdict.model_copy(update={"withheld": withheld})
 
 
-def _judge(manifest: Manifest, device: str) -> tuple[Judge, list[str]]:
+def judge_of(manifest: Manifest, device: str) -> tuple[Judge, list[str]]:
     """The manifest's CLIP. One that was made without is judged by the embedded one.
 
     Raises:

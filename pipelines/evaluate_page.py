@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from training.evaluate import Evaluation, Measured
     from training.memorization import Memorization
+
+_COLUMNS = 4  # of panels
 
 
 def page(found: Evaluation) -> str:
@@ -79,6 +83,35 @@ def _memorization(found: Memorization | None) -> list[str]:
     if found.withheld:
         lines += [f"{found.withheld} of the closest pairs are not shown: their training pictures are revoked.", ""]
     return lines
+
+
+def curves(found: Sequence[Evaluation]) -> bytes:
+    """A PNG of several evaluations of one run: a panel for each metric over the images seen, and one for the losses."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    images = [evaluation.images_seen for evaluation in found]
+    values = [evaluation.values() for evaluation in found]
+    names = [name for name in found[0].metrics if all(name in told for told in values)]
+    rows = -(-(len(names) + 1) // _COLUMNS)
+    figure = Figure(figsize=(3.2 * _COLUMNS, 2.6 * rows), layout="constrained")
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(rows, _COLUMNS, number)
+        axes.plot(images, [told[name] for told in values], "o-", label="samples")
+        low, high = ([told[f"{name}_{end}"] for told in values] for end in ("low", "high"))
+        axes.fill_between(images, low, high, alpha=0.2)
+        if all(f"{name}_floor" in told for told in values):
+            axes.plot(images, [told[f"{name}_floor"] for told in values], "k--", label="floor")
+        axes.set_title(f"{name} ({found[0].metrics[name].better} is better)", fontsize=8)
+    axes = figure.add_subplot(rows, _COLUMNS, len(names) + 1)
+    for kind in ("trained", "held_out"):
+        if all(f"loss_{kind}" in told for told in values):
+            axes.plot(images, [told[f"loss_{kind}"] for told in values], "o-", label=kind.replace("_", " "))
+            axes.legend(fontsize=7)
+    axes.set_title("loss", fontsize=8)
+    page = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(page)
+    return page.getvalue()
 
 
 def plot(found: Evaluation, path: Path) -> None:

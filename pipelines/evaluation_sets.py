@@ -15,14 +15,13 @@ from curation.manifest import Decision, Manifest
 from training import consent, data, tracking
 from training.evaluate import Pictures, choose
 from training.memorization import Training
+from training.prepare import FEWEST
 from training.roster import Roster
 
 if TYPE_CHECKING:
     from pipelines.evaluate import EvaluateJob
     from training.bundle import BundleInfo
     from training.tracking import ModelVersion
-
-_FEWEST = 8  # pictures that a distance is taken of
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,13 @@ def gather(job: EvaluateJob, version: ModelVersion, info: BundleInfo, manifest: 
     trained = _load(manifest, kept - known, info.image_size)
     seen = _times_seen(roster, info, trained.roster.ids, notes)
     usable = [i for i, id_ in enumerate(trained.roster.ids) if id_ not in revoked]
-    if len(usable) < _FEWEST:
+    if len(usable) < FEWEST:
         raise UserError(
             f"of what the model was trained on {manifest.uri} still has {len(usable)} pictures to compare with",
             field="manifest",
             remedy="name the manifest that it was trained on, and evaluate models of more pictures",
         )
-    pictures = _pictures(trained)
+    pictures = Pictures.of_set(trained)
     ids = [pictures.ids[i] for i in usable]
     reference = pictures.take([usable[i] for i in choose(ids, job.pictures, job.seed)])
     held_out, holdout_id = _held_out(job, manifest, known, info.image_size, notes)
@@ -137,14 +136,10 @@ def _held_out(
     source = Manifest.open(job.holdout) if job.holdout is not None else manifest
     kept = _kept(source)
     without = kept & (set(known) | set(consent.ask(source, job.ledger).revoked))
-    if len(kept) - len(without) < _FEWEST:
+    if len(kept) - len(without) < FEWEST:
         notes.append(
             f"{len(kept) - len(without)} held-out pictures are too few: floors and false positives are not known"
         )
         return None, None
-    loaded = _pictures(_load(source, without, size))
+    loaded = Pictures.of_set(_load(source, without, size))
     return loaded.take(choose(loaded.ids, max(job.samples, job.loss_pictures), job.seed)), source.id
-
-
-def _pictures(loaded: data.TrainingSet) -> Pictures:
-    return Pictures(loaded.roster.ids, loaded.pictures.permute(0, 2, 3, 1).contiguous().numpy(), loaded.captions)

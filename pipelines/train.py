@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from curation.manifest import Manifest
     from training.job import TrainJob
     from training.prepare import TrainResult
+    from training.run_record import Best
 
 
 def plan(job: TrainJob) -> dict[str, Any]:
@@ -23,8 +25,9 @@ def plan(job: TrainJob) -> dict[str, Any]:
 
 
 def run(job: TrainJob) -> TrainResult:
-    """Trains on a Ray cluster, resuming what an earlier run of the same job left."""
+    """Trains on a Ray cluster, or without one, resuming what an earlier run of the same job left."""
     from pipelines.cluster import connect
+    from pipelines.evaluate_checkpoint import evaluate
     from training import prepare
     from training.launch import launch
 
@@ -32,11 +35,16 @@ def run(job: TrainJob) -> TrainResult:
     prepare.plan(job, prepared)
     reads = job.conditioning.reads_captions
     text_encoder = _text_encoder(prepared.manifest, prepared.folder) if reads else None
-    cpus = job.fewest_workers
-    with connect(cpus=cpus, gpus=cpus * job.gpus_per_worker), progress("images") as report:
+    workers, beside = job.fewest_workers, job.evaluation
+    cluster = connect(
+        cpus=workers + (beside.cpus if beside else 0),
+        gpus=max(workers * job.gpus_per_worker, beside.gpus if beside else 0),
+    )
+    with cluster if job.workers else nullcontext(), progress("images") as report:
         return launch(
             job,
             text_encoder=text_encoder,
+            evaluator=evaluate,
             prepared=prepared,
             on_progress=lambda p: report("train", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
         )
@@ -75,5 +83,11 @@ def summary(result: TrainResult) -> list[str]:
         f"trained on {result.images_seen:,} images seen{resumed}; MLflow run {result.run_id}",
         *([f"left out since the manifest was made, by the takedown ledger: {excluded}"] if excluded else []),
         f"bundle {result.bundle}",
+        *([] if result.best is None else [_told(result.best)]),
         f"register it with: cleanplate register JOB.yaml --set bundle={result.bundle}",
     ]
+
+
+def _told(best: Best) -> str:
+    bundle = "" if best.bundle is None else f": bundle {best.bundle}"
+    return f"best checkpoint by {best.by}, {best.value:.4g}: after {best.images_seen:,} images{bundle}"

@@ -12,7 +12,8 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,34 @@ def state_sha256(state: State) -> str:
     return h.hexdigest()
 
 
-def save(folder: str, state: State, info: CheckpointInfo, *, keep: int, keep_best: int = 0) -> str:
+@dataclass(frozen=True)
+class Standing:
+    """How checkpoints stand by what is measured of them elsewhere.
+
+    Attributes:
+        scores: by images seen; the lowest is the best.
+        busy: images seen of those that are being measured, which stay.
+    """
+
+    scores: Mapping[int, float]
+    busy: Collection[int] = ()
+
+
+def save(
+    folder: str,
+    state: State,
+    info: CheckpointInfo,
+    *,
+    keep: int,
+    keep_best: int = 0,
+    standing: Callable[[], Standing] | None = None,
+) -> str:
     """Writes a checkpoint into a folder of checkpoints and returns its path.
 
-    All but the newest `keep` and the `keep_best` of lowest loss are removed; milestones stay, and are not counted.
+    All but the newest `keep` and the `keep_best` best are removed; milestones stay, and are not counted.
+
+    Args:
+        standing: says which are the best; None: those of lowest loss.
     """
     name = f"{_PREFIX}{info.images_seen:012d}"
     target = storage.join(folder, name)
@@ -109,7 +134,7 @@ def save(folder: str, state: State, info: CheckpointInfo, *, keep: int, keep_bes
     finally:
         if staging != target:
             storage.remove_tree(staging)
-    _remove_old(folder, keep, keep_best)
+    remove_old(folder, keep, keep_best, None if standing is None else standing())
     return target
 
 
@@ -120,15 +145,38 @@ def paths(folder: str) -> list[str]:
     return [storage.join(folder, name) for name in sorted(names)]
 
 
-def _remove_old(folder: str, keep: int, keep_best: int) -> None:
-    """Only whole ones are counted: a damaged one is worth nothing and must not push a good one out."""
+def remove_old(folder: str, keep: int, keep_best: int, standing: Standing | None = None) -> None:
+    """Removes what `save` does not keep.
+
+    Only whole ones are counted: a damaged one is worth nothing and must not push a good one out.
+    """
     told = {path: _told(path) for path in paths(folder)}
     passing = [path for path, info in told.items() if info is None or not info.milestone]
     whole = [path for path in passing if problem(path) is None]
-    losses = [(info.loss, path) for path in whole if (info := told[path]) is not None and info.loss is not None]
-    best = {path for _, path in sorted(losses)[:keep_best]}
-    for old in set(passing) - set(whole[-keep:]) - best:
+    ranked = _ranked({path: info for path in whole if (info := told[path]) is not None}, standing)
+    busy = {path for path in whole if standing is not None and images_of(path) in standing.busy}
+    for old in set(passing) - set(whole[-keep:]) - set(ranked[:keep_best]) - busy:
         storage.remove_tree(old)
+
+
+def best(folder: str, standing: Standing | None = None) -> str | None:
+    """The best whole checkpoint, milestones among them; None where nothing is known of any."""
+    told = {path: info for path in paths(folder) if (info := _told(path)) is not None and problem(path) is None}
+    return next(iter(_ranked(told, standing)), None)
+
+
+def _ranked(told: Mapping[str, CheckpointInfo], standing: Standing | None) -> list[str]:
+    """Those of which it is known how good they are, the best first; of equal ones the newer."""
+    scores = {
+        path: info.loss if standing is None else standing.scores.get(images_of(path)) for path, info in told.items()
+    }
+    known = [(score, -images_of(path), path) for path, score in scores.items() if score is not None]
+    return [path for *_, path in sorted(known)]
+
+
+def images_of(path: str) -> int:
+    """Images seen, by a checkpoint's name."""
+    return int(path.rpartition(_PREFIX)[2])
 
 
 def _told(path: str) -> CheckpointInfo | None:
@@ -224,6 +272,20 @@ def load_for_retraining(path: str, identity: Identity) -> tuple[CheckpointInfo, 
         raise _damaged(path, found)
     refuse_other_ways(path, info.identity, identity.config, identity.text_encoder_sha256)
     return info, _read_state(path, info)
+
+
+def read_part(path: str, part: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """What a checkpoint says about itself, and one part of its state, whatever run it is of.
+
+    Raises:
+        FileNotFoundError: there is none, or none any more.
+        ValueError: it is damaged.
+    """
+    info = _read_info(path)
+    data = storage.read_bytes(storage.join(path, f"{part}.safetensors"))
+    if hashlib.sha256(data).hexdigest() != info.files[f"{part}.safetensors"]:
+        raise ValueError(f"{part}.safetensors of {path} is not what was written")
+    return info, safetensors.torch.load(data)
 
 
 def _read_state(path: str, info: CheckpointInfo) -> dict[str, dict[str, Tensor]]:

@@ -27,6 +27,7 @@ from training.schedules import alphas_cumprod
 
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
+    from training.data import TrainingSet
 
 NEIGHBOURS = 3  # of precision and recall, as Kynkäänniemi et al. use it
 _REPLICATES = 200
@@ -47,6 +48,12 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def of_set(cls, loaded: TrainingSet) -> Pictures:
+        """All of a set that was read for training; of several captions of a picture the first."""
+        pixels = loaded.pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        return cls(loaded.roster.ids, pixels, [options[0][0] for options in loaded.options])
 
     def take(self, places: Sequence[int]) -> Pictures:
         """Some of them."""
@@ -95,7 +102,7 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     model: str
-    bundle_sha256: str
+    bundle_sha256: str | None  # None of a checkpoint, which is none yet
     manifest_id: str
     holdout_id: str | None
     clip: str
@@ -110,6 +117,26 @@ class Evaluation(BaseModel):
     loss: list[LossBucket]
     memorization: Memorization | None
     notes: list[str]
+
+    def values(self) -> dict[str, float]:
+        """Every number by a name, as a curve is drawn of it: metrics with their intervals and floors, and losses."""
+        told: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            told |= {name: metric.samples.value, f"{name}_low": metric.samples.interval.low}
+            told |= {f"{name}_high": metric.samples.interval.high}
+            told |= {} if metric.floor is None else {f"{name}_floor": metric.floor.value}
+        for kind in ("trained", "held_out"):
+            found = [getattr(bucket, kind) for bucket in self.loss]
+            if found and None not in found:
+                told[f"loss_{kind}"] = sum(bucket.value for bucket in found) / len(found)
+                told |= {f"loss_{kind}_{number}": bucket.value for number, bucket in enumerate(found)}
+        return told
+
+    def score(self, name: str) -> float | None:
+        """A metric's value, such that lower is better; None where it was not measured."""
+        value = self.values().get(name)
+        higher = name in self.metrics and self.metrics[name].better == "higher"
+        return -value if higher and value is not None else value
 
 
 def choose(ids: Sequence[str], count: int, seed: int) -> list[int]:

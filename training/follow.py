@@ -47,12 +47,23 @@ class Mailbox:
 
 
 class Follower:
-    """Takes points to MLflow and to the caller's progress bar, in a thread of the driver."""
+    """Takes points to MLflow and to the caller's progress bar, in a thread of the driver.
 
-    def __init__(self, run: Run, images_total: int, on_progress: OnProgress | None) -> None:
+    Args:
+        beside: what else is done in that thread, every second.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        images_total: int,
+        on_progress: OnProgress | None,
+        beside: Callable[[], None] | None = None,
+    ) -> None:
         self._run = run
         self._total = images_total
         self._on_progress = on_progress
+        self._beside = beside or (lambda: None)
         self._pending: list[Point] = []
 
     @contextlib.contextmanager
@@ -64,6 +75,7 @@ class Follower:
             while not done.wait(_POLL_SECONDS):
                 try:
                     self._take(drain())
+                    self._beside()
                 except Exception:
                     # an unreachable tracking server must not cost a training run: the points wait for the next round
                     logger.warning("points could not be logged yet", exc_info=True)

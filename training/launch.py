@@ -33,6 +33,7 @@ from training.roster import Roster
 from training.run_record import RESULT_FILE, RUN_FILE, known_run
 
 if TYPE_CHECKING:
+    from training.checkpoint_evaluation import Evaluator
     from training.learner import Place
     from training.tracking import Run
 
@@ -40,13 +41,19 @@ _PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to
 
 
 def launch(
-    job: TrainJob, *, text_encoder: str | None, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+    job: TrainJob,
+    *,
+    text_encoder: str | None,
+    evaluator: Evaluator | None = None,
+    on_progress: OnProgress | None = None,
+    prepared: Prepared | None = None,
 ) -> TrainResult:
     """Trains a job to its end, from where an earlier attempt was interrupted; a finished run is not repeated.
 
     Args:
         text_encoder: the text tower's folder (`training.text`), reachable by all workers; None where captions are not
             read.
+        evaluator: evaluates checkpoints where the job asks for that, in a process of its own.
         on_progress: called in a thread of this process, about once a second while there is news.
         prepared: what `prepare` found for the job.
 
@@ -56,12 +63,15 @@ def launch(
         UserError: the manifest, the ledger, the tower, the sizes or an older checkpoint do not fit the job.
         Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
     """
+    from training import kept
+    from training.watch import watch_of, watching
+
     prepared = prepared or prepare(job)
     job = prepared.job
     folder = storage.absolute(prepared.folder)
     done = finished(folder)
     if done is not None:
-        return done
+        return done if job.bundle == "last" else _with_best(job, folder, done)
     images = int(plan(job, prepared)["images"])
     # absolute, because a worker's working directory is not the driver's
     places = {"manifest": storage.absolute(prepared.manifest.uri)}
@@ -72,20 +82,43 @@ def launch(
     run = _start_run(job, prepared, folder)
     if job.autoencoder is not None:
         run.dependencies(_keep_autoencoder(job.autoencoder, folder))
-    follower = Follower(run, images, on_progress)
+    watch = watch_of(job, folder, run, prepared.held_out, evaluator)
+    follower = Follower(run, images, on_progress, None if watch is None else watch.step)
     try:
-        if job.workers == 0:
-            outcome = _train_here(job, folder, text_encoder, follower)
-        else:
-            tower = None if text_encoder is None else storage.absolute(text_encoder)
-            outcome = _train_on_ray(job, folder, tower, follower)
+        with watching(watch):
+            if job.workers == 0:
+                outcome = _train_here(job, folder, text_encoder, follower)
+            else:
+                tower = None if text_encoder is None else storage.absolute(text_encoder)
+                outcome = _train_on_ray(job, folder, tower, follower)
+            if watch is not None:
+                watch.finish()
+        best = kept.settle(job, folder)
     except BaseException:
         run.finish("FAILED")
         raise
-    ends = ("state_sha256", "bundle", "images_seen")
-    run.finish("FINISHED", {key: str(outcome[key]) for key in ends})
-    digest, excluded = prepared.roster.info.digest, prepared.consent.by_entry
-    result = TrainResult(run_id=run.run_id, training_set_digest=digest, excluded=excluded, **outcome)
+    ends = {key: str(outcome[key]) for key in ("state_sha256", "bundle", "images_seen")}
+    run.finish("FINISHED", ends | ({} if best is None else best.tags()))
+    result = TrainResult(
+        run_id=run.run_id,
+        training_set_digest=prepared.roster.info.digest,
+        excluded=prepared.consent.by_entry,
+        held_out_rows=prepared.roster.info.held_out_rows,
+        best=best,
+        **outcome,
+    )
+    storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
+    return result
+
+
+def _with_best(job: TrainJob, folder: str, done: TrainResult) -> TrainResult:
+    """A finished run's result, with the bundle of its best checkpoint, which it may have been finished without."""
+    from training import kept
+
+    best = done.best or kept.best_of(folder, job.best_by)
+    if best is None or best.bundle is not None:
+        return done
+    result = done.model_copy(update={"best": kept.with_bundle(folder, best)})
     storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
     return result
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from curation import storage
-from training import averages, checkpoint, finish, retraining
-from training.bundle import DiffusionModel
+from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining
+from training.bundle import INFO_FILE, DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.conditioning import PromptEncoder
 from training.data import TrainingSet
@@ -139,7 +139,12 @@ class _Loop:
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
-        self.writer = Writer(self._checkpoints, keep=job.keep_checkpoints, keep_best=job.keep_best_checkpoints)
+        self.writer = Writer(
+            self._checkpoints,
+            keep=job.keep_checkpoints,
+            keep_best=job.keep_best_checkpoints,
+            standing=kept.standing(folder, job.best_by),
+        )
         self.snapshots = Writer(averages.folder_of(folder), keep=1)
         self._saved = 0  # images seen at the newest checkpoint
         self._budget = job.steps * job.batch_size
@@ -151,6 +156,7 @@ class _Loop:
         job, learner = self._job, self._learner
         seen = resumed_from = self._resume()
         if seen < self._budget:
+            self._prepare_evaluations(seen)
             learner.settle(seen)
         loss_sum = norm_sum = torch.zeros((), device=self._place.device)
         window, began = seen, time.monotonic()
@@ -160,7 +166,7 @@ class _Loop:
             before, seen = seen, seen + job.batch_size
             self._snapshot(before, seen)
             milestone = job.milestones is not None and self._due(job.milestones, before, seen)
-            saves = milestone or self._due(job.checkpoint_every, before, seen)
+            saves = milestone or self._due(job.checkpoint_every, before, seen) or job.evaluates_at(seen)
             draws = self._due(job.sample.every, before, seen)
             if saves or draws or self._due(self._point_every, before, seen):
                 steps = (seen - window) // job.batch_size
@@ -314,7 +320,17 @@ class _Loop:
         storage.write_bytes(path, grid(self._model, prompts, finish.sampling_of(self._job)))
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
+    def _prepare_evaluations(self, seen: int) -> None:
+        """A bundle that checkpoints' weights can be put into, by processes that know nothing of a training."""
+        target = storage.join(self._folder, checkpoint_evaluation.FOLDER, checkpoint_evaluation.MODEL)
+        wanted = self._job.evaluation is not None and self._place.rank == 0
+        if wanted and not storage.exists(storage.join(target, INFO_FILE)):
+            self._write_bundle(target, seen, "")
+
     def _finish(self, seen: int, sha256: str) -> str:
+        return self._write_bundle(storage.join(self._folder, "bundle"), seen, sha256)
+
+    def _write_bundle(self, target: str, seen: int, sha256: str) -> str:
         info = finish.describe(
             self._job,
             self._data,
@@ -324,4 +340,4 @@ class _Loop:
             state_sha256=sha256,
             metrics=self._metrics,
         )
-        return finish.write(storage.join(self._folder, "bundle"), self._model, info)
+        return finish.write(target, self._model, info)

@@ -17,7 +17,7 @@ from training.job import TrainJob
 from training.latents import local_autoencoder, settled
 from training.progress import Leg
 from training.roster import Roster
-from training.run_record import stored_result
+from training.run_record import Best, stored_result
 
 if TYPE_CHECKING:
     from training.consent import Consent
@@ -38,7 +38,8 @@ class TrainResult(BaseModel):
     training_set_digest: str = ""
     legs: tuple[Leg, ...] = ()  # the topologies that it was trained at
     excluded: dict[str, int] = {}  # rows that were left out, by the takedown entry that revokes them
-    held_out_rows: int = 0  # rows that were not trained on, to measure by
+    held_out_rows: int = 0  # rows of the manifest that were not trained on, to measure by
+    best: Best | None = None  # of the checkpoints, where the best are kept
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ def run_folder(job: TrainJob, manifest_id: str, training_set_digest: str) -> str
 
 def finished(folder: str) -> TrainResult | None:
     """The result of a run that came to its end in a folder; None where none did."""
-    return stored_result(folder, TrainResult)
+    result = stored_result(folder, TrainResult)
+    if result is None or result.best is None:
+        return result
+    return result.model_copy(update={"best": result.best.moved_to(folder)})
 
 
 def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = False) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         model = network.build(job.network, channels=channels, side=size // factor, width=width)
     planned = {
         "workers": job.most_workers if job.workers else 0,
-        "cpus": job.most_workers,
+        "cpus": job.most_workers + (0 if job.evaluation is None else job.evaluation.cpus),
         "gpus": job.most_workers * job.gpus_per_worker if job.workers else 0,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": size,

@@ -86,6 +86,12 @@ class Roster:
         wanted = set(ids)
         return self.slots[[id_ in wanted for id_ in self.ids]] if wanted else self.slots[:0]
 
+    def only(self, ids: Collection[str]) -> Roster:
+        """Some of them, to look at; what it belongs to is still said of all."""
+        wanted = set(ids)
+        there = np.array([id_ in wanted for id_ in self.ids], bool)
+        return Roster(tuple(id_ for id_ in self.ids if id_ in wanted), self.slots[there], self.info)
+
     @classmethod
     def of_manifest(
         cls,

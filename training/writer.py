@@ -6,22 +6,25 @@ kept is what writing in place would have kept. At most one is under way: a secon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from training import checkpoint
-from training.checkpoint import CheckpointInfo, State
+from training.checkpoint import CheckpointInfo, Standing, State
 
 
 class Writer:
     """Writes the checkpoints of one run into one folder. `close` it, whatever happens: a thread may be writing."""
 
-    def __init__(self, folder: str, *, keep: int, keep_best: int = 0) -> None:
+    def __init__(
+        self, folder: str, *, keep: int, keep_best: int = 0, standing: Callable[[], Standing] | None = None
+    ) -> None:
         self._folder = folder
-        self._keep = keep
-        self._keep_best = keep_best
+        self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "standing": standing}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._under_way: Future[str] | None = None
         self._copy: dict[str, dict[str, Tensor]] = {}
@@ -34,9 +37,7 @@ class Writer:
         """
         self.flush()
         self._take(state)
-        self._under_way = self._thread.submit(
-            checkpoint.save, self._folder, self._copy, info, keep=self._keep, keep_best=self._keep_best
-        )
+        self._under_way = self._thread.submit(checkpoint.save, self._folder, self._copy, info, **self._keep)
 
     def flush(self) -> None:
         """Waits until all is written. Raises what writing failed with."""

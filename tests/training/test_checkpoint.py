@@ -11,7 +11,7 @@ import torch
 
 from curation.errors import UserError
 from training import checkpoint
-from training.checkpoint import CheckpointInfo, Identity, state_sha256
+from training.checkpoint import CheckpointInfo, Identity, Standing, state_sha256
 from training.progress import Point
 
 STATE = {
@@ -49,6 +49,22 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for images in (8, 16, 24, 100):
         checkpoint.save(str(tmp_path), STATE, info(images), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images-000000000024", "images-000000000100"]
+
+
+def test_the_best_by_another_measure_are_kept_and_what_is_measured_stays(tmp_path: Path) -> None:
+    scores = {8: 3.0, 16: 1.0, 24: 2.0, 32: 5.0}
+    for images in (8, 16, 24, 32, 40, 48):
+        busy = (32,) if images < 48 else ()
+        checkpoint.save(
+            str(tmp_path), STATE, info(images), keep=1, keep_best=1, standing=lambda busy=busy: Standing(scores, busy)
+        )
+        left = [checkpoint.images_of(path) for path in checkpoint.paths(str(tmp_path))]
+        assert left == {
+            8: [8], 16: [16], 24: [16, 24], 32: [16, 32], 40: [16, 32, 40], 48: [16, 48]
+        }[images]  # fmt: skip
+    assert checkpoint.best(str(tmp_path), Standing(scores)) == f"{tmp_path}/images-000000000016"
+    assert checkpoint.best(str(tmp_path), Standing({48: 0.0, 16: 0.0})) == f"{tmp_path}/images-000000000048"
+    assert checkpoint.best(str(tmp_path)) is None, "their losses are not known"
 
 
 def test_milestones_stay_and_are_not_counted(tmp_path: Path) -> None:

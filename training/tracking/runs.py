@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LINEAGE = "lineage"
 """Folder of a run's artifacts that says what it was trained on."""
+VALIDATION = "validation"
+"""Of evaluations in the loop: what their metrics' names begin with, and the folder of their files."""
 
 
 class RunRecord(BaseModel):
@@ -116,6 +118,24 @@ class Run:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         if new:
             self._logged = new[-1].images
+
+    def evaluation(self, images: int, at: datetime, values: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Logs an evaluation in the loop and its files below `validation`, unless the run has it already.
+
+        Args:
+            images: seen by the checkpoint that was evaluated.
+        """
+        from mlflow.entities import Metric
+
+        new = []
+        for name, value in values.items():
+            key = f"{VALIDATION}/{name}"
+            if all(known.step != images for known in self._client.get_metric_history(self.run_id, key)):
+                new.append(Metric(key, value, int(at.timestamp() * 1000), images))
+        if new:  # the files first: what has its numbers has all
+            for file in files:
+                self.artifact(file, VALIDATION)
+            self._client.log_batch(self.run_id, metrics=new)
 
     def training_set(self, roster: Roster) -> None:
         """Keeps which inputs the run trains on, so that proofs and traces need no manifest."""
