@@ -39,6 +39,12 @@ def curate(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json:
 
 
 @app.command()
+def autoencoder(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """Train an autoencoder on a manifest, to train in its latents; rerun to resume."""
+    _run_job("autoencoder", job, sets, dry_run, as_json)
+
+
+@app.command()
 def train(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Train a diffusion model on a manifest; rerun to resume."""
     _run_job("train", job, sets, dry_run, as_json)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
-KINDS = ("curate", "train", "distill", "register", "evaluate", "promote", "export", "serve")
+KINDS = ("curate", "autoencoder", "train", "distill", "register", "evaluate", "promote", "export", "serve")
 STDIN = "-"
 
 
@@ -27,6 +27,10 @@ def model_of(kind: str) -> type[BaseModel]:
         from curation.job import CurateJob
 
         return CurateJob
+    if kind == "autoencoder":
+        from training.autoencoder_job import AutoencoderJob
+
+        return AutoencoderJob
     if kind == "train":
         from training.job import TrainJob
 

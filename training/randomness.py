@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SAMPLE_NOISE = 6
     SAMPLE_STEP = 7
     CAPTION = 8
+    POSTERIOR = 9
 
 
 _CHUNK = 1 << 20  # samples whose slots are computed at once

@@ -15,7 +15,20 @@ import yaml
 from pipelines.cli import main
 from tests.curation.pictures import encoded, noise
 
-VERBS = ("curate", "train", "distill", "average", "register", "serve", "generate", "inspect", "prove", "submit", "demo")
+VERBS = (
+    "curate",
+    "autoencoder",
+    "train",
+    "distill",
+    "average",
+    "register",
+    "serve",
+    "generate",
+    "inspect",
+    "prove",
+    "submit",
+    "demo",
+)
 
 
 @dataclass
