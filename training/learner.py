@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import network, objective, randomness, timesteps
+from training import layout, network, objective, randomness, timesteps
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.conditioning import PromptEncoder
 from training.data import TrainingSet
@@ -78,10 +78,11 @@ class Learner:
                 side=data.image_size // self._space.factor,
                 width=text.width,
             )
-        self.unet.to(place.device, memory_format=torch.channels_last).train()
+        self.unet.to(place.device, memory_format=layout.memory_format(place.device)).train()
         if job.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
+        layout.hasten(self.unet, place.device)  # after the copy, which draws as whoever loads it does
         if job.compile:
             self.unet.compile()  # in place, so that what is saved has plain names
         self._profiles = {part(length): PowerEma(self.unet, length) for length in job.ema.profiles}
@@ -156,7 +157,7 @@ class Learner:
         index = index.to(device)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
         t, level = self._levels(index)
-        xt = objective.q_sample(x0, noise, level, job.prediction).contiguous(memory_format=torch.channels_last)
+        xt = layout.laid_out(objective.q_sample(x0, noise, level, job.prediction))
         with torch.autocast(device.type, torch.bfloat16, enabled=job.precision == "bf16"):
             output = network.predict(self.unet, xt, t, told, through=self._forward)
         return objective.loss(output, x0, noise, level, prediction=job.prediction, **job.loss.model_dump())
@@ -209,7 +210,7 @@ class Learner:
             average.restore(state[name])
         moments = state["optimizer"]
         for name, parameter in self._named:
-            # in the layout of the parameter (channels last): the fused kernel walks both in order of memory
+            # in the layout of the parameter (channels last on a GPU): the fused kernel walks both in order of memory
             self._optimizer.state[parameter] = {
                 "step": moments[f"step.{name}"].to(parameter.device),
                 "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),

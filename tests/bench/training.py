@@ -5,10 +5,11 @@ dropout, EMA, clipping, the learning rate, a point told after every step. The ba
 ten lines: resident data, torch's generator, no EMA, no logging. It runs inside the callback that takes the points, so
 both sides alternate step by step in one process, on one thread, and a busy machine slows both alike. So do the loader
 and the step that consumes its batch (`loader_over_demand`), a checkpoint written in place and one written beside
-training (`checkpoint_stall_ms`, no ratio), and the loop under torchrun and in Ray Train (`tests.bench.orchestration`).
+training (`checkpoint_stall_ms`, no ratio), the loop under torchrun and in Ray Train (`tests.bench.orchestration`), and
+the loop beside diffusers' own script (`tests.bench.diffusers_script`).
 
 Last line: {"ratios": {"over_bare_loop", "ray_over_torchrun", "loader_over_demand", "over_diffusers_script"}}, of the
-medians; the last is null: diffusers' example scripts are not installed.
+medians; the last is null where `DIFFUSERS_EXAMPLES` does not say where the script is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import orchestration
+from tests.bench import diffusers_script, orchestration
 from tests.training.conftest import shapes, write_manifest, write_tower
 from training import checkpoint, network, objective
 from training.checkpoint import CheckpointInfo, Identity
@@ -46,7 +47,7 @@ def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[
     space = PatchSpace(job.patch_size)
     side = data.image_size // space.factor
     unet = network.build(job.network, channels=space.channels, side=side, width=text.width)
-    unet.to(memory_format=torch.channels_last).train()
+    unet.train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=job.optimizer.lr, betas=job.optimizer.betas, fused=True)
     x0_all = space.encode(data.pictures)
     told_all = text.encode(data.captions).cropped()
@@ -56,7 +57,7 @@ def bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder) -> Callable[[
         rows = torch.randint(len(x0_all), (job.batch_size,))
         x0, noise = x0_all[rows], torch.randn(job.batch_size, *x0_all.shape[1:])
         t = torch.randint(len(abars), (job.batch_size,))
-        xt = objective.q_sample(x0, noise, abars[t]).contiguous(memory_format=torch.channels_last)
+        xt = objective.q_sample(x0, noise, abars[t])
         with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
             told = told_all[rows]
             output = unet(
@@ -156,7 +157,7 @@ def main() -> None:
         print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
         several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})
         ratios["ray_over_torchrun"] = orchestration.compare(several, tower, root / "turns")
-        ratios["over_diffusers_script"] = None
+    ratios["over_diffusers_script"] = diffusers_script.over_diffusers_script()["over_diffusers_script"]
     rounded = {name: None if value is None else round(value, 3) for name, value in ratios.items()}
     print(json.dumps({"ratios": rounded, "checkpoint_stall_ms": stall}))
 

@@ -33,6 +33,11 @@ class CpuWatch(threading.Thread):
         """CPU seconds until now."""
         return sum(dict(self._used).values())
 
+    def read(self) -> float:
+        """CPU seconds until now, looked up now."""
+        self._look()
+        return self.seconds()
+
     def processes(self) -> list[int]:
         """Those of the run that are there now."""
         self._look()
