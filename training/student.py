@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import distill, network, objective, randomness
+from training import distill, layout, network, objective, randomness
 from training.bundle import DiffusionModel
 from training.captions import CaptionChoice, CaptionStates
 from training.data import TrainingSet
@@ -43,9 +43,10 @@ class Student:
         self._guidance = guidance_scale
         self._captions = CaptionStates(model.text, CaptionChoice(data.options))
         self._flip = bool(model.info.job.get("flip", False))
-        self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=torch.channels_last)
+        self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=layout.memory_format(self._device))
         self.unet.requires_grad_(True).train()
         self._teacher = copy.deepcopy(self.unet).eval().requires_grad_(False)
+        layout.hasten(self._teacher, self._device)  # not the student, which is drawn with as whoever loads it draws
         # the moving average of a consistency model, which sets its target
         self._average = copy.deepcopy(self._teacher) if isinstance(job.method, ConsistencyConfig) else None
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
@@ -111,7 +112,7 @@ class Student:
             grid = Grid.of(self._model.betas, 2 * job.student_steps(stage), device)
             level = 2 + 2 * randomness.timesteps(job.seed, index, job.student_steps(stage))
         abar = grid.abar[level]
-        xt = objective.q_sample(x0, noise, abar).contiguous(memory_format=torch.channels_last)
+        xt = layout.laid_out(objective.q_sample(x0, noise, abar))
         guided = self._guidance > 1 and stage == 0
         with torch.no_grad():
             teacher = self._denoise(self._teacher, grid, told, untold if guided else None)
