@@ -3,44 +3,28 @@
 Every random number is a pure function of the picture's seed, and by default every picture is computed alone, so the
 same (prompt, negative prompt, seed, parameters) gives the same bytes in any company, on one machine and thread count.
 
-Whatever the network predicts is turned into a clean picture, clipped to the range of pixels, and only then given to the
-solver; so the solvers need no prediction type and clipping works for all of them.
-
-A flow is a plain differential equation in continuous time, for which Euler's and Heun's methods are a few lines.
-diffusers' Euler gives the same (tested); its Heun cannot be told which times to visit, and spends its last two steps
-between t = 1/T and 0.
+The solvers themselves are in `training.stepper`, one step at a time; here a whole batch is taken to its end.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from training import network, objective
+from training import network
 from training.objective import Prediction
-from training.pairs import FLOW_SAMPLERS, refuse_sampler
-from training.randomness import Purpose, normal
-from training.schedules import alphas_cumprod
 from training.space import shape
+from training.stepper import SAMPLERS, Sampler, Stepper, timestep_grid
 
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
 
-Sampler = Literal["ddim", "pndm", "dpmsolver++", "ddpm", "euler", "heun"]
-SAMPLERS: tuple[Sampler, ...] = ("ddim", "pndm", "dpmsolver++", "ddpm")  # of all models but flows
-
-# Multistep solvers extrapolate in noise and blow up where almost no signal is left, so they start at this half log-SNR:
-# the value diffusers' documentation gives for the cosine schedule.
-_MULTISTEP_LOWEST_HALF_LOG_SNR = -5.1
-# What stands for an alpha-bar of 0 where a solver takes its logarithm, or the root of a difference that may come out
-# just below 0: diffusers' value for zero terminal SNR.
-_ALMOST_ZERO = 2.0**-24
+__all__ = ["SAMPLERS", "Sampler", "SamplingParams", "integrate", "sample", "timestep_grid"]
 
 # (xt (N, C, H, W), timestep) -> the network's output, guidance already applied; of a flow, time times T, not whole
 Predict = Callable[[Tensor, float], Tensor]
@@ -161,109 +145,13 @@ def integrate(
     Raises:
         UserError: a sampler that cannot draw with this model.
     """
-    refuse_sampler(sampler, prediction, betas)
-    index = torch.tensor([_int64(seed) for seed in seeds], dtype=torch.int64, device=device)
-    x = normal(0, Purpose.SAMPLE_NOISE, index, shape)
-    if sampler in FLOW_SAMPLERS:
-        return _flow(predict, x, sampler=sampler, steps=steps, timesteps=len(betas), clip=clip, on_step=on_step)
-    grid = timestep_grid(betas, sampler, steps)
-    abar_of = alphas_cumprod(betas)[grid]
-    solver = _solver(sampler, abar_of)
-    solver.set_timesteps(len(grid), device=device)
-    total = len(solver.timesteps)
-    for number, level in enumerate(solver.timesteps.tolist()):
-        abar = torch.full((len(x),), float(abar_of[level]), dtype=torch.float64, device=device)
-        x0 = objective.to_x0(prediction, predict(x, int(grid[level])).float(), x, abar)
-        if clip is not None:
-            x0 = x0.clamp(-clip, clip)
-        if sampler == "ddpm":
-            noise = normal(0, Purpose.SAMPLE_STEP, index, shape, step=number)
-            x = solver.step(x0, level, x, eta=1.0, variance_noise=noise).prev_sample
-        elif sampler == "pndm":
-            x = solver.step(objective.to_epsilon("sample", x0, x, abar), level, x).prev_sample
-        else:
-            x = solver.step(x0, level, x).prev_sample
-        if on_step is not None:
-            on_step(number + 1, total)
-    return x
-
-
-def _flow(
-    predict: Predict, x: Tensor, *, sampler: Sampler, steps: int, timesteps: int, clip: float | None,
-    on_step: OnStep | None,
-) -> Tensor:  # fmt: skip
-    """Follows the velocity from t = 1 to t = 0 in even steps; Heun's last one is Euler's, as in Karras et al. 2022
-    (arXiv 2206.00364, algorithm 1), so it takes 2 steps - 1 evaluations."""
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        v = predict(x, t * timesteps).float()
-        return v if clip is None else (x - (x - t * v).clamp(-clip, clip)) / t
-
-    times = np.linspace(1, 0, steps + 1).tolist()
-    for number, (t, after) in enumerate(itertools.pairwise(times)):
-        v = velocity(x, t)
-        if sampler == "heun" and after > 0:
-            v = 0.5 * (v + velocity(x + (after - t) * v, after))
-        x = x + (after - t) * v
-        if on_step is not None:
-            on_step(number + 1, steps)
-    return x
-
-
-def timestep_grid(betas: np.ndarray, sampler: Sampler, steps: int) -> np.ndarray:
-    """The timesteps that a solver visits, int64 ascending, evenly spaced and with the noisiest usable one at the end.
-
-    (Lin et al. 2023, arXiv 2305.08891, table 2, "trailing".) At most as many as there are usable noise levels. With
-    zero terminal SNR all are usable: the first step, from infinitely far away, looks at no other.
-    """
-    abar = alphas_cumprod(betas)
-    usable = len(abar)
-    if sampler in ("pndm", "dpmsolver++") and abar[-1] > 0:
-        half_log_snr = 0.5 * np.log(abar / (1 - abar))
-        usable = max(1, int((half_log_snr >= _MULTISTEP_LOWEST_HALF_LOG_SNR).sum()))
-    count = min(steps, usable)
-    return np.round(np.arange(1, count + 1) * (usable / count)).astype(np.int64) - 1
-
-
-def _int64(seed: int) -> int:
-    seed &= (1 << 64) - 1
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
-
-
-def _solver(sampler: Sampler, abar: np.ndarray) -> Any:
-    """A new solver (they hold the state of one run) that knows only the visited noise levels.
-
-    Over the whole schedule diffusers steps by the rounded-down T // steps, which does not meet the timesteps it lists
-    unless T divides; over the visited levels the stride is 1 and exact.
-    """
-    if sampler in ("dpmsolver++", "ddpm") and abar[-1] == 0:
-        least = min(_ALMOST_ZERO, abar[-2] / 16) if len(abar) > 1 else _ALMOST_ZERO
-        abar = np.append(abar[:-1], least)
-    solver = _scheduler(sampler, abar)
-    # diffusers keeps single precision, in which the variance of a step out of almost pure noise comes out negative
-    solver.alphas_cumprod = torch.from_numpy(abar)
-    return solver
-
-
-def _scheduler(sampler: Sampler, abar: np.ndarray) -> Any:
-    import diffusers
-
-    levels: dict[str, Any] = {
-        "num_train_timesteps": len(abar),
-        "trained_betas": 1 - abar / np.concatenate([[1.0], abar[:-1]]),
-        "timestep_spacing": "trailing",
-    }
-    if sampler in ("ddim", "ddpm"):
-        # DDIM with eta = 1 is the ancestral sampler of DDPM (Song et al. 2020, arXiv 2010.02502, equation 16) on any
-        # subset of the steps; and unlike DDPMScheduler it takes the noise from outside.
-        return diffusers.DDIMScheduler(**levels, prediction_type="sample", clip_sample=False)
-    if sampler == "pndm":
-        # takes no `sample` predictions: `integrate` hands it the noise that the clipped picture implies
-        return diffusers.PNDMScheduler(**levels, prediction_type="epsilon", skip_prk_steps=True, set_alpha_to_one=True)
-    return diffusers.DPMSolverMultistepScheduler(
-        **levels,
-        prediction_type="sample",
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        final_sigmas_type="zero",
+    stepper = Stepper(
+        seeds, shape, betas=betas, prediction=prediction, sampler=sampler, steps=steps, device=device, clip=clip
     )
+    seen = 0
+    while not stepper.finished:
+        stepper.advance(predict(stepper.x, stepper.timestep))
+        if on_step is not None and stepper.done > seen:
+            seen = stepper.done
+            on_step(seen, stepper.steps)
+    return stepper.x
