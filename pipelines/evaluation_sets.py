@@ -115,14 +115,12 @@ def _load(manifest: Manifest, without: Iterable[str], size: int) -> data.Trainin
 
 def _times_seen(roster: Roster | None, info: BundleInfo, ids: Collection[str], notes: list[str]) -> np.ndarray:
     """int64 (N,): how often the training showed each of some ids."""
-    import torch
-
-    from training.randomness import times_seen
+    from training.order import Order
 
     seed = info.job.get("seed")
     if roster is None or not isinstance(seed, int):
         return np.ones(len(ids), np.int64)
-    times = times_seen(seed, info.images_seen, roster.info.base_rows, torch.from_numpy(roster.removed)).numpy()
+    times = Order.of(roster, seed).times_seen(info.images_seen).numpy()
     by_id = dict(zip(roster.ids, times[roster.slots].tolist(), strict=True))
     if len(by_id) > len(ids):
         notes.append(f"{len(by_id) - len(ids)} pictures that it was trained on are not in the manifest any more")

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
-from training import randomness
 from training.conditioning import CAPTIONS, SEPARATOR, ConditioningConfig
+from training.order import Order
 from training.roster import Roster
 
 Options = tuple[tuple[str, float], ...]
@@ -60,13 +60,15 @@ class TrainingSet:
         return sorted({text for options in self.options for text, _ in options})
 
     def shown(self, seed: int, index: Tensor) -> Tensor:
-        """The row that each global sample index (N,) shows: int64 (N,). See `randomness.rows`."""
-        slots = randomness.rows(seed, index, self.roster.info.base_rows, self._removed)
-        return slots if self._removed is None else self._row[slots]
+        """The row that each global sample index (N,) shows: int64 (N,). See `training.order`."""
+        if seed not in self._orders:
+            self._orders[seed] = Order.of(self.roster, seed)
+        slots = self._orders[seed].slots(index)
+        return slots if len(self) == self.roster.info.base_rows else self._row[slots]
 
     @cached_property
-    def _removed(self) -> Tensor | None:
-        return torch.from_numpy(self.roster.removed) if self.roster.removed.any() else None
+    def _orders(self) -> dict[int, Order]:
+        return {}
 
     @cached_property
     def _row(self) -> Tensor:

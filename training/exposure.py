@@ -21,24 +21,21 @@ class Exposure(BaseModel):
 def exposures(roster: Roster, seed: int, images: int, ids: Collection[str]) -> list[Exposure]:
     """Those of some ids that are in a training set, the first seen first.
 
-    Nothing was recorded while training: which sample shows which input follows from the seed (`randomness.rows`). A
+    Nothing was recorded while training: which sample shows which input follows from the seed (`training.order`). A
     retraining that started from a checkpoint has the same counts as one from scratch, for the samples before the
     checkpoint are the same ones.
 
     Args:
         images: samples of the whole training.
     """
-    import torch
-
-    from training.randomness import first_seen, times_seen
+    from training.order import Order
 
     wanted = set(ids)
     there = [(id_, int(slot)) for id_, slot in zip(roster.ids, roster.slots, strict=True) if id_ in wanted]
     if not there:
         return []
-    removed = torch.from_numpy(roster.removed)
-    times = times_seen(seed, images, roster.info.base_rows, removed)
-    first = first_seen(seed, images, roster.info.base_rows, removed)
+    order = Order.of(roster, seed)
+    times, first = order.times_seen(images), order.first_seen(images)
     found = [
         Exposure(id=id_, times=int(times[slot]), first=int(first[slot]) if first[slot] < images else None)
         for id_, slot in there

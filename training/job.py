@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 from curation.manifest import Name
 from training import pairs
 from training.conditioning import ConditioningConfig
+from training.data_config import DataConfig, MemoryData
 from training.evaluation_config import EvaluationConfig, refuse_best
 from training.latents import AutoencoderConfig
 from training.network import NetworkConfig
@@ -127,6 +128,7 @@ class TrainJob(_Config):
     consent_max_age_days: float | None = Field(
         30, gt=0, description="how old the manifest's rights evidence may be; null: any age"
     )
+    data: DataConfig = Field(MemoryData(), description="where pictures are read from while training")
     image_size: int | None = Field(
         None, ge=8, le=1024, description="side of the pictures; null: as in the manifest, and nothing else is accepted"
     )
@@ -306,6 +308,7 @@ class TrainJob(_Config):
     def public(self) -> dict[str, Any]:
         """The job as it is put on record: without places, which say nothing elsewhere and can hold a password."""
         told = self.model_dump(mode="json", exclude=_PLACES)
+        told["data"] = self.data.identity()
         if self.evaluation is not None and isinstance(self.evaluation.holdout, str):
             del told["evaluation"]["holdout"]
         if self.autoencoder is not None:
@@ -326,6 +329,7 @@ class TrainJob(_Config):
         else:
             told["network"]["kind"] = self.network.kind
         del told["ema"]["snapshots"]  # how often is stored what is there anyway
+        told["data"] = self.data.identity()
         if self.held_out_share:
             told["holdout"] = self.held_out_share
         for name, default in _LATER.items():
@@ -350,6 +354,7 @@ _LATER: dict[str, Any] = {
     "ema.profiles": [],
     "conditioning": ConditioningConfig().model_dump(mode="json"),
     "autoencoder": None,
+    "data": MemoryData().identity(),
 }
 _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {

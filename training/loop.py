@@ -301,7 +301,7 @@ class _Loop:
                 points=tuple(self._points),
                 milestone=milestone,
                 loss=sum(since) / len(since) if since else None,
-                base_digest=self._data.roster.info.base_digest,
+                base_digest=self._data.roster.info.order_digest,
                 removed_digest=self._data.roster.info.removed_digest,
                 seen_sha256=self._seen.upto(seen),
             )

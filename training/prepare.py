@@ -72,6 +72,7 @@ def prepare(job: TrainJob) -> Prepared:
         job = job.model_copy(update={"autoencoder": settled(job.autoencoder)})
     asked = consent.ask(manifest, job.ledger)
     roster = asked.roster(manifest, held_out_share=job.held_out_share, seed=job.seed)
+    roster = roster.ordered(job.data.order(job.batch_size if roster.shapes is not None else None))
     folder = run_folder(job, manifest.id, roster.info.digest)
     if finished(storage.absolute(folder)) is not None:
         return Prepared(job, manifest, asked, roster, folder)

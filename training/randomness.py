@@ -9,6 +9,7 @@ like unsigned ones; the only floating-point steps are the conversions at the end
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import IntEnum
 
 import torch
@@ -27,9 +28,16 @@ class Purpose(IntEnum):
     SAMPLE_STEP = 7
     CAPTION = 8
     POSTERIOR = 9
+    ORDER_BLOCKS = 20
+    ORDER_WINDOW = 21
+    ORDER_SHORT = 22
+    SHAPE = 23
+    SHAPE_DUE = 24
+    SHAPE_INSTEAD = 25
 
 
 _CHUNK = 1 << 20  # samples whose slots are computed at once
+_ROUNDS = 6
 
 
 def _signed(value: int) -> int:
@@ -108,22 +116,44 @@ def rows(seed: int, index: Tensor, count: int, removed: Tensor | None = None) ->
     """
     index = index.to(torch.int64)
     epoch = index // count
-    slot = _permuted(seed, epoch, index % count, count)
-    return slot if removed is None else _still_there(seed, epoch, slot, removed)
+    slot = permuted(keys(seed, Purpose.ORDER, epoch), index % count, count)
+    return slot if removed is None else still_there(seed, epoch, slot, removed)
 
 
-def _permuted(seed: int, epoch: Tensor, position: Tensor, count: int, step: int = 0) -> Tensor:
-    """The places (N,) of positions (N,) in the permutations of their epochs (N,) and of a step of the walk."""
+def permuted(key: Tensor, position: Tensor, count: int | Tensor) -> Tensor:
+    """The places (N,) of positions (N,) in permutations of `count` places, one for each key (N,); see `rows`.
+
+    Args:
+        count: of all, or (N,) of each; few different ones.
+    """
+    return _each(_walked, key, position, count)
+
+
+def unpermuted(key: Tensor, place: Tensor, count: int | Tensor) -> Tensor:
+    """The inverse of `permuted`: the positions (N,) of places (N,)."""
+    return _each(_walked_back, key, place, count)
+
+
+def _each(walk: Callable[[Tensor, Tensor, int], Tensor], key: Tensor, position: Tensor, count: int | Tensor) -> Tensor:
+    if isinstance(count, int):
+        return walk(key, position, count)
+    found = torch.empty_like(position)
+    for size in count.unique().tolist():
+        mine = count == size
+        found[mine] = walk(key[mine], position[mine], size)
+    return found
+
+
+def _walked(key: Tensor, position: Tensor, count: int) -> Tensor:
     if count == 1:
         return torch.zeros_like(position)
     half = ((count - 1).bit_length() + 1) // 2
     mask = (1 << half) - 1
     place = torch.empty_like(position)
-    key = keys(seed, Purpose.ORDER, epoch, step)
     walking = torch.arange(len(position), device=position.device)
     while len(walking):
         left, right = _shift(position, half) & mask, position & mask
-        for number in range(6):
+        for number in range(_ROUNDS):
             left, right = right, left ^ (_mix(right + key + _signed(number * _GOLDEN)) & mask)
         position = (left << half) | right
         outside = position >= count
@@ -132,8 +162,30 @@ def _permuted(seed: int, epoch: Tensor, position: Tensor, count: int, step: int 
     return place
 
 
-def _still_there(seed: int, epoch: Tensor, slot: Tensor, removed: Tensor) -> Tensor:
-    """The slots (N,) where samples of these epochs (N,) end that began at `slot` (N,)."""
+def _walked_back(key: Tensor, place: Tensor, count: int) -> Tensor:
+    if count == 1:
+        return torch.zeros_like(place)
+    half = ((count - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    position = torch.empty_like(place)
+    walking = torch.arange(len(place), device=place.device)
+    while len(walking):
+        left, right = _shift(place, half) & mask, place & mask
+        for number in reversed(range(_ROUNDS)):
+            left, right = right ^ (_mix(left + key + _signed(number * _GOLDEN)) & mask), left
+        place = (left << half) | right
+        outside = place >= count
+        position[walking[~outside]] = place[~outside]
+        walking, place, key = walking[outside], place[outside], key[outside]
+    return position
+
+
+def still_there(seed: int, epoch: Tensor, slot: Tensor, removed: Tensor) -> Tensor:
+    """The slots (N,) where samples of these epochs (N,) end that began at `slot` (N,).
+
+    Raises:
+        ValueError: when no slot is left.
+    """
     slot = slot.clone()
     lost = removed[slot].nonzero().flatten()
     if len(lost) and bool(removed.all()):
@@ -141,7 +193,7 @@ def _still_there(seed: int, epoch: Tensor, slot: Tensor, removed: Tensor) -> Ten
     step = 0
     while len(lost):
         step += 1
-        slot[lost] = _permuted(seed, epoch[lost], slot[lost], len(removed), step)
+        slot[lost] = permuted(keys(seed, Purpose.ORDER, epoch[lost], step), slot[lost], len(removed))
         lost = lost[removed[slot[lost]]]
     return slot
 
@@ -157,7 +209,7 @@ def times_seen(seed: int, images: int, count: int, removed: Tensor | None = None
         block = max(1, _CHUNK // max(len(gone), 1))
         for first in range(0, epochs, block):
             epoch = torch.arange(first, min(first + block, epochs)).repeat_interleave(len(gone))
-            instead = _still_there(seed, epoch, gone.repeat(len(epoch) // max(len(gone), 1)), removed)
+            instead = still_there(seed, epoch, gone.repeat(len(epoch) // max(len(gone), 1)), removed)
             seen += torch.bincount(instead, minlength=count)
     for part in torch.arange(images - rest, images).split(_CHUNK):
         seen += torch.bincount(rows(seed, part, count, removed), minlength=count)

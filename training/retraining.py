@@ -17,10 +17,11 @@ from torch import Tensor
 
 from curation import storage
 from curation.errors import UserError
-from training import checkpoint, randomness
+from training import checkpoint
 from training.checkpoint import CheckpointInfo, Identity
 from training.data import TrainingSet
 from training.job import ElasticWorkers, TrainJob
+from training.order import Order
 from training.roster import Roster
 
 _PARTS = ("workers", "accumulation", "gpus", "compiled")  # of a topology, as told in words
@@ -69,10 +70,10 @@ def take_up(
 
 def refuse_other_base(path: str, info: CheckpointInfo, roster: Roster) -> None:
     """Raises UserError for a checkpoint whose run had another base set, and so another order."""
-    if info.base_digest != roster.info.base_digest:
+    if info.base_digest != roster.info.order_digest:
         raise _refused(
             f"the checkpoint {path} is of a run with another base set "
-            f"({(info.base_digest or 'unknown')[:12]}… instead of {roster.info.base_digest[:12]}…)"
+            f"({(info.base_digest or 'unknown')[:12]}… instead of {roster.info.order_digest[:12]}…)"
         )
 
 
@@ -118,8 +119,7 @@ def earliest(
     budget = job.steps * job.batch_size
     if not len(affected):
         return None
-    removed = torch.from_numpy(roster.removed)
-    first = int(randomness.first_seen(job.seed, budget, roster.info.base_rows, removed)[affected].min())
+    first = int(Order.of(roster, job.seed).first_seen(budget)[affected].min())
     if first < job.conditioning_window:
         return None
     found = checkpoint.paths(storage.join(checkpoints, "checkpoints")) if isinstance(checkpoints, str) else checkpoints
