@@ -6,7 +6,7 @@ Nothing is drawn in sequence and nothing is stored: all of it is a function of t
 Whole: every epoch is a permutation of all slots. That is what a set in memory is read in.
 
 Windowed: the slots are cut into blocks, which lie together on disk. An epoch permutes the blocks, and inside a window
-of so many consecutive permuted blocks it permutes the slots. So a reader needs a window's blocks at a time, and no more.
+of so many consecutive permuted blocks it permutes the slots. So a reader needs the blocks of one window at a time.
 
 By shape: pictures of several shapes cannot share a batch, so that each step is given one shape. The k-th batch of shape
 b, of n_b slots, is due at (k + u_bk) B / n_b epochs, where B is the batch size and u_bk a uniform draw, and the steps

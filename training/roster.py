@@ -1,7 +1,7 @@
 """The roster of a run: the exact inputs that it trains on, and their places in the order of samples.
 
 The order is a function of the base set: the rows that the base manifest kept, sorted by id, are its slots. What was
-taken out since, by a ledger or in a derived manifest, leaves an empty slot and moves no other (`randomness.rows`). A
+taken out since, by a ledger or in a derived manifest, leaves an empty slot and moves no other (`training.order`). A
 run's folder and its MLflow run keep the roster as `training_set.parquet`, so that proofs and traces need no manifest.
 """
 
@@ -271,8 +271,8 @@ def _shapes(sizes: np.ndarray) -> Shapes | None:
 
 
 def _base(manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The ids (B,) S64 of the base set in the manifest's order; bool (B,): those that it keeps itself; and int32 (B, 2):
-    width and height of their pictures, where the manifest tells them."""
+    """The base set in the manifest's order: ids (B,) S64; bool (B,), which it keeps itself; and int32 (B, 2), width
+    and height of their pictures, where the manifest tells them."""
     there = manifest.schema.names
     before = ["was_kept"] if "was_kept" in there else []
     told = [name for name in _SIZES if name in there]

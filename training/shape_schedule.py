@@ -17,8 +17,8 @@ _TOGETHER = 4096  # batches, about, that are put in order at once
 class ShapeSchedule:
     """The steps of a run, each with a shape and the number of the shape's batch.
 
-    Batch k of shape b is due at (k + u_bk) B / n_b epochs. Time is cut into equal spans; how many batches of a shape are
-    due before one begins is known without looking at them, so that any step is found without those before it.
+    Batch k of shape b is due at (k + u_bk) B / n_b epochs. Time is cut into equal spans; how many batches of a shape
+    are due before one begins is known without looking at them, so that any step is found without those before it.
     """
 
     def __init__(self, seed: int, marks: Sequence[int], counts: Sequence[int], batch_size: int) -> None:
