@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from curation.errors import UserError
+
 if TYPE_CHECKING:
+    from training.run_record import Best
     from training.tracking import ModelVersion
 
 
@@ -18,6 +21,10 @@ class RegisterJob(BaseModel):
     kind: Literal["register"] = "register"
     name: str = Field(description="the registered model's name")
     bundle: str = Field(description="a bundle's folder, as `cleanplate train` prints it")
+    which: Literal["last", "best"] = Field(
+        "last",
+        description="best: instead of it one of the best checkpoint that its run kept, made if there is none yet",
+    )
     alias: str | None = Field("champion", description="what serving follows; null registers without an alias")
     tracking_uri: str | None = Field(
         None, description="MLflow; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
@@ -29,10 +36,12 @@ class RegisterJob(BaseModel):
 
 
 def plan(job: RegisterJob) -> dict[str, Any]:
-    """What registering would do; checks that the bundle is there."""
+    """What registering would do; checks that the bundle is there, and that it is known which one is the best."""
     from training.bundle import local_bundle, read_info
     from training.tracking import tracking_uri
 
+    if job.which == "best":
+        _best(job)
     info = read_info(local_bundle(job.bundle))
     return {"manifest_id": info.manifest_id, "tracking_uri": tracking_uri(job.tracking_uri), "cpus": 0, "gpus": 0}
 
@@ -41,8 +50,13 @@ def run(job: RegisterJob) -> ModelVersion:
     """Registers the bundle and moves the alias."""
     from training.tracking import register
 
+    bundle = job.bundle
+    if job.which == "best":
+        from training import kept
+
+        bundle = str(kept.with_bundle(_folder(job), _best(job)).bundle)
     return register(
-        job.bundle,
+        bundle,
         job.name,
         alias=job.alias,
         tracking_uri=job.tracking_uri,
@@ -51,15 +65,38 @@ def run(job: RegisterJob) -> ModelVersion:
     )
 
 
+def _folder(job: RegisterJob) -> str:
+    """The folder of the run that the bundle lies in."""
+    from curation import storage
+
+    return storage.absolute(job.bundle).rstrip("/").rpartition("/")[0]
+
+
+def _best(job: RegisterJob) -> Best:
+    """The best checkpoint of the run that the bundle lies in.
+
+    Raises:
+        UserError: it is no run's, or the run did not keep its best.
+    """
+    from training.prepare import finished
+
+    done = finished(_folder(job))
+    if done is None or done.best is None:
+        raise UserError(
+            f"which checkpoint is the best is not known of {job.bundle}",
+            field="which",
+            remedy="train with keep_best_checkpoints: 1, or use `which: last`",
+        )
+    return done.best
+
+
 def _run_beside(job: RegisterJob) -> str | None:
     """The run whose folder the bundle lies in. Without it nothing leads from the version to its training set."""
-    from curation import storage
     from training.run_record import known_run
     from training.tracking import knows_run
 
-    folder = storage.absolute(job.bundle).rstrip("/").rpartition("/")[0]
     try:
-        run_id = known_run(folder)
+        run_id = known_run(_folder(job))
     except (OSError, TypeError):
         return None
     return run_id if run_id is not None and knows_run(run_id, tracking_uri=job.tracking_uri) else None
