@@ -13,6 +13,7 @@ from curation.manifest import Manifest
 
 if TYPE_CHECKING:
     from curation.cards.disclosed import Disclosed, Model
+    from training.dependencies import Dependency
 
 
 class Disclosure(BaseModel):
@@ -115,6 +116,7 @@ def _model(name: str) -> Model:
     """What the bundle says of a model: of a folder that is one, else of a version in the registry."""
     from curation.cards.disclosed import Model
     from training.bundle import read_info
+    from training.dependencies import of_info
     from training.tracking import resolve
 
     version = resolve(name)
@@ -133,7 +135,16 @@ def _model(name: str) -> Model:
         text_encoder=info.text_encoder,
         config_sha256=info.config_sha256,
         metrics=info.metrics,
+        made_from=tuple(_told(dependency) for dependency in of_info(info)),
     )
+
+
+def _told(dependency: Dependency) -> str:
+    what = f"{dependency.kind} {dependency.name} ({dependency.sha256[:12]}…)"
+    if dependency.training_set_digest is None:
+        return f"{what}; what it was trained on is not on record"
+    of = f"of the manifest {str(dependency.manifest_id)[:12]}…"
+    return f"{what}, trained on {dependency.training_rows:,} pictures {of}, set {dependency.training_set_digest[:12]}…"
 
 
 def summary(result: Disclosure) -> list[str]:

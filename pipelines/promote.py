@@ -195,11 +195,20 @@ def _memorization(limit: MemorizationGate, version: ModelVersion) -> Outcome:
 
 
 def _rights(job: PromoteJob, version: ModelVersion) -> Outcome:
-    from serving.takedowns import standing
-    from training import consent
+    from serving.takedowns import models_behind, standing
+    from training import consent, dependencies
 
     problems = []
-    found = standing(version.tags, _ledgers(job, version), _listed(version.tags.get("takedown_ledger_version")))
+    try:
+        behind, problem = models_behind(version, dependencies.of_tags(version.tags), tracking_uri=job.tracking_uri)
+    except UserError as error:
+        behind, problem = [], error.message
+    named = [*_ledgers(job, version), *([] if job.ledger else (uri for model in behind for uri in model.ledgers))]
+    ledgers = list(dict.fromkeys(named))
+    heeded = _listed(version.tags.get("takedown_ledger_version"))
+    found = standing(version.tags, ledgers, heeded, behind, problem)
+    if found.through:
+        problems.append(f"made from {', '.join(found.through)}")
     if found.affected:
         problems.append(f"trained on what was taken down (entries {', '.join(found.affected)})")
     if found.unexamined:
@@ -212,9 +221,7 @@ def _rights(job: PromoteJob, version: ModelVersion) -> Outcome:
             consent.check_age(manifest, job.rights.consent_max_age_days)
         except UserError as error:
             problems.append(error.message)
-    asked = (
-        "no takedown reaches it" if _ledgers(job, version) else "no ledger is named: only the version's tags were asked"
-    )
+    asked = "no takedown reaches it" if ledgers else "no ledger is named: only the version's tags were asked"
     return _outcome("rights", "; ".join(problems) or None, asked, job.rights.action)
 
 

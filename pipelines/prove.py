@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
 from curation.errors import UserError
+
+if TYPE_CHECKING:
+    from training.dependencies import Dependency
+    from training.merkle import Proof
+    from training.tracking import ModelVersion
+
+
+class ProvenOfDependency(BaseModel):
+    """What a proof says of a model that the version was made from; without one, `why` says why there is none."""
+
+    kind_of_model: str  # teacher, autoencoder
+    model: str  # as it calls itself
+    sha256: str  # of its bundle
+    kind: Literal["inclusion", "absence"] | None = None
+    size: int | None = None
+    digest: str | None
+    proof: str | None = None
+    why: str | None = None
 
 
 class Proven(BaseModel):
@@ -22,10 +40,14 @@ class Proven(BaseModel):
     model: str | None = None
     version: str | None = None
     proof: str
+    made_from: list[ProvenOfDependency] = []
 
 
 def run(sha256: str, *, model: str | None, version: str | None, out: str) -> Proven:
     """Writes the proof that a picture was in a model version's training set, or that it was not.
+
+    What a version was made from, a student's teacher at any depth, has a training set of its own: the proof against
+    each one's digest is written beside the first, with the first digits of the model's sha256 in its name.
 
     Args:
         sha256: of the picture's file, in hex, or the file.
@@ -48,12 +70,7 @@ def run(sha256: str, *, model: str | None, version: str | None, out: str) -> Pro
     digest = found.tags["training_set_digest"]
     if not merkle.verify(proof, digest):
         raise AssertionError("our own proof does not hold")
-    try:
-        Path(out).write_text(proof.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error}", field="--out", remedy="name a file that can be written"
-        ) from None
+    _write(proof, out)
     return Proven(
         kind=proof.kind,
         id=id_,
@@ -63,7 +80,36 @@ def run(sha256: str, *, model: str | None, version: str | None, out: str) -> Pro
         model=found.name,
         version=found.version,
         proof=out,
+        made_from=[_of_dependency(found, dependency, id_, out) for dependency in tracking.dependencies_of(found)],
     )
+
+
+def _of_dependency(version: ModelVersion, dependency: Dependency, id_: str, out: str) -> ProvenOfDependency:
+    from training import merkle, tracking
+
+    made = ProvenOfDependency(
+        kind_of_model=dependency.kind, model=dependency.name, sha256=dependency.sha256, digest=None
+    )
+    try:
+        roster = tracking.dependency_set(version, dependency)
+    except UserError as error:
+        return made.model_copy(update={"why": error.message})
+    proof = merkle.prove(roster.ids, id_)
+    if not merkle.verify(proof, roster.info.digest):
+        raise AssertionError("our own proof does not hold")
+    beside = str(Path(out).with_suffix(f".{dependency.kind}-{dependency.sha256[:12]}.json"))
+    _write(proof, beside)
+    told = {"kind": proof.kind, "size": proof.size, "digest": roster.info.digest, "proof": beside}
+    return made.model_copy(update=told)
+
+
+def _write(proof: Proof, out: str) -> None:
+    try:
+        Path(out).write_text(proof.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error}", field="--out", remedy="name a file that can be written"
+        ) from None
 
 
 def check(path: str, digest: str) -> Proven:
@@ -109,4 +155,17 @@ def summary(result: Proven) -> list[str]:
         f"digest  {result.digest}",
         f"anybody checks it with: cleanplate prove --verify {result.proof} --digest {result.digest}",
         "or with nothing but Python: docs/verify_proof.py",
+        *(line for model in result.made_from for line in _summary_of(model)),
+    ]
+
+
+def _summary_of(made: ProvenOfDependency) -> list[str]:
+    what = f"its {made.kind_of_model} {made.model}"
+    if made.kind is None:
+        return [f"made from {what}: NOTHING is proven of what that was trained on ({made.why})"]
+    was = "was" if made.kind == "inclusion" else "was NOT"
+    return [
+        f"made from {what}: the picture {was} among the {made.size} pictures of its training set",
+        f"proof   {made.proof}",
+        f"digest  {made.digest}",
     ]

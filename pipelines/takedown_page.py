@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.takedown_planner import Plan, Retraining, ToDerive
+    from pipelines.takedown_jobs import Retraining
+    from pipelines.takedown_planner import Plan, ToDerive
 
 
 def page(plan: Plan) -> str:
@@ -28,6 +29,7 @@ def page(plan: Plan) -> str:
     for v in plan.versions:
         first = "" if v.first is None else f"{v.first + 1:,}"
         told = v.why or "" if v.certain else f"unknown: treat as affected. {v.why or ''}"
+        told = ". ".join([*(f"through its {through}" for through in v.through), *([told] if told else [])])
         aliases = ", ".join(v.aliases)
         lines.append(f"| {v.model} | {aliases} | {v.pictures:,} | {v.times:,} | {first} | {_text(told)} |")
     lines += ["" if plan.versions else "None that is known was trained on any of the pictures.", ""]
@@ -58,6 +60,9 @@ def _manifest_row(found: ToDerive) -> str:
 
 
 def _retraining(r: Retraining) -> str:
+    if r.verb == "distill":
+        taught = f"`{r.teacher}`" if r.teacher else f"what `{r.teacher_job}` makes"
+        return f"- `{r.train_job}`, for {r.instead_of}: distilled again from {taught}, {r.images:,} images."
     if r.checkpoint is None:
         return f"- `{r.train_job}`, for {r.instead_of}: from scratch, {r.images:,} images, since {r.from_scratch}."
     return (

@@ -20,8 +20,7 @@ from pipelines.takedown_survey import SHORT, Survey, leave_tags, survey
 from pipelines.trace import count
 
 if TYPE_CHECKING:
-    from pipelines.register import RegisterJob
-    from training.job import TrainJob
+    from pipelines.takedown_jobs import AnyJob
 
 
 def run(
@@ -57,7 +56,7 @@ def run(
     return plan
 
 
-def _write(plan: Plan, jobs: dict[str, TrainJob | RegisterJob]) -> None:
+def _write(plan: Plan, jobs: dict[str, AnyJob]) -> None:
     script = "\n".join(["#!/bin/sh", "set -eu", *plan.commands, ""])
     files = {"plan.json": plan.model_dump_json(indent=1) + "\n", "plan.md": page(plan), "plan.sh": script}
     for name, text in {**files, **{name: to_yaml(job) for name, job in jobs.items()}}.items():
@@ -98,6 +97,7 @@ def summary(plan: Plan) -> list[str]:
     ]
     for r in plan.retrainings:
         saved = f"{r.images_saved:,} of {r.images:,} images saved by a checkpoint" if r.checkpoint else "from scratch"
-        lines.append(f"{r.train_job} trains {r.instead_of} anew, {saved}")
+        taught = f"of {r.teacher or r.teacher_job}" if r.verb == "distill" else saved
+        lines.append(f"{r.train_job} {r.verb}s {r.instead_of} anew, {taught}")
     lines += [f"no job for {model}: {why}" for model, why in plan.not_retrained.items()]
     return [*lines, *plan.notes, f"read {storage.join(plan.folder, 'plan.md')}; the commands are in plan.sh"]

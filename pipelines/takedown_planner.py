@@ -6,18 +6,15 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from curation import storage
-from curation.errors import UserError
+from pipelines.takedown_jobs import Jobs, Retraining
 from pipelines.takedown_survey import SHORT, Family, Survey
 from pipelines.trainings import Training, Version
 
 if TYPE_CHECKING:
-    from pipelines.register import RegisterJob
-    from training.job import TrainJob
-    from training.retraining import RetrainingPoint
-    from training.tracking import ModelVersion
+    from pipelines.takedown_jobs import AnyJob
 
 
 class ToDerive(BaseModel):
@@ -40,24 +37,10 @@ class Affected(BaseModel):
     run_id: str | None
     certain: bool
     why: str | None  # what is not known
-    pictures: int
+    through: list[str] = []  # models that it was made from and that were trained on them, or may have been
+    pictures: int  # of its own training set
     times: int  # samples that showed any of them
     first: int | None  # the first such sample, counted from 0
-
-
-class Retraining(BaseModel):
-    """A version that is to be trained anew, in its own way, on the derived manifest."""
-
-    instead_of: str  # models:/NAME/VERSION
-    manifest: str
-    train_job: str
-    register_job: str
-    checkpoint: str | None
-    images_saved: int
-    images: int
-    share_saved: float
-    claim: str | None  # of the retrained model, as `training.retraining` words it
-    from_scratch: str | None  # why no checkpoint serves
 
 
 class Move(BaseModel):
@@ -108,14 +91,13 @@ class Planner:
         self._folder = folder
         # where it holds a password it is not written down: whoever runs the commands has $MLFLOW_TRACKING_URI
         self._tracking_uri = tracking_uri if tracking_uri and tracking_uri == found.known.shown else None
-        self._versions = {f"models:/{v.name}/{v.version}": v for v in found.known.versions}
-        self._jobs: dict[str, TrainJob | RegisterJob] = {}
 
-    def plan(self) -> tuple[Plan, dict[str, TrainJob | RegisterJob]]:
+    def plan(self) -> tuple[Plan, dict[str, AnyJob]]:
         found = self._found
         touched = [t for t in found.trainings if t.verdict != "not_trained_on"]
         derive = [self._derive(family) for family in found.families]
-        retrainings, not_retrained = self._retrainings(touched)
+        jobs = Jobs(found, self._tracking_uri)
+        retrainings, not_retrained = jobs.make(touched)
         by_version = {r.instead_of: r.register_job for r in retrainings}
         moves = [
             Move(alias=f"models:/{v.name}@{alias}", version=v.version, job=by_version.get(v.model))
@@ -142,7 +124,7 @@ class Planner:
             commands=self._commands(derive, retrainings, moves),
             notes=[*([found.known.note] if found.known.note else []), *notes],
         )
-        return plan, self._jobs
+        return plan, jobs.files
 
     def _derive(self, family: Family) -> ToDerive:
         keeps, derived = family.newest_with, family.derived_without
@@ -159,116 +141,6 @@ class Planner:
             command=None if derived else shlex.join(words),
         )
 
-    def _retrainings(self, touched: Sequence[Training]) -> tuple[list[Retraining], dict[str, str]]:
-        """Jobs for the versions that an alias points at; where a model has nothing else, for its newest."""
-        chosen = [(t, v) for t in touched for v in t.versions if v.aliases]
-        sound = {v.name for t in self._found.trainings if t.verdict == "not_trained_on" for v in t.versions}
-        for name in sorted({v.name for t in touched for v in t.versions} - {v.name for _, v in chosen} - sound):
-            versions = [(t, v) for t in touched for v in t.versions if v.name == name]
-            chosen.append(max(versions, key=lambda tv: int(tv[1].version)))
-        made: list[Retraining] = []
-        left = {v.model: "no alias points at it" for t in touched for v in t.versions}
-        for training, version in chosen:
-            alone = [v.name for _, v in chosen].count(version.name) == 1
-            suffix = version.name if alone else f"{version.name}-{version.version}"
-            try:
-                made.append(self._retraining(training, version, suffix))
-                del left[version.model]
-            except UserError as error:
-                left[version.model] = error.message
-        return made, left
-
-    def _retraining(self, training: Training, version: Version, suffix: str) -> Retraining:
-        from pipelines.register import RegisterJob
-
-        family = next((f for f in self._found.families for m, _ in f.members if m.id == training.manifest_id), None)
-        if family is None:
-            raise UserError("its manifest is not there, or keeps none of the pictures")
-        job = self._train_job(self._versions[version.model], training, family)
-        point, why = self._point(training, job)
-        if point is not None:
-            job = job.model_copy(update={"resume_from": point.checkpoint})
-        train_job, register_job = f"retrain-{suffix}.yaml", f"register-{suffix}.yaml"
-        self._jobs[train_job] = job
-        self._jobs[register_job] = RegisterJob(
-            name=version.name, bundle="what the retraining prints", alias=None, tracking_uri=self._tracking_uri
-        )
-        return Retraining(
-            instead_of=version.model,
-            manifest=job.manifest,
-            train_job=train_job,
-            register_job=register_job,
-            checkpoint=point.checkpoint if point else None,
-            images_saved=point.images_seen if point else 0,
-            images=job.steps * job.batch_size,
-            share_saved=point.images_seen / point.images if point else 0.0,
-            claim=point.claim if point else None,
-            from_scratch=why,
-        )
-
-    def _train_job(self, version: ModelVersion, training: Training, family: Family) -> TrainJob:
-        """The version's own job, on the derived manifest to be."""
-        from training import tracking
-        from training.job import TrainJob
-
-        info = tracking.info_of(version, tracking_uri=self._found.known.uri)
-        folder = self._run_folder(training)
-        derived = family.derived_without
-        places = {
-            "manifest": derived.uri if derived else family.folder_for(self._found.entry.id),
-            "output": folder.rpartition("/")[0] if folder else storage.join("runs", version.name, "training"),
-            "ledger": self._found.ledger.uri,
-        }
-        raw = {**info.job, **places}
-        experiment = {}
-        if training.run_id is not None and training.status != "UNKNOWN":
-            experiment["experiment"] = tracking.experiment_of(training.run_id, tracking_uri=self._found.known.uri)
-        raw["tracking"] = {"uri": self._tracking_uri, **experiment}
-        try:
-            return TrainJob.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"its job is not one of this version of cleanplate: {where}: {first['msg']}") from None
-
-    def _run_folder(self, training: Training) -> str | None:
-        runs = {run.run_id: run for run in self._found.known.runs}
-        run = runs.get(str(training.run_id))
-        return run.tags.get("run_folder") if run else None
-
-    def _point(self, training: Training, job: TrainJob) -> tuple[RetrainingPoint | None, str | None]:
-        """Where the retraining may start, or why it starts from scratch."""
-        from curation.takedowns.revocation import Revocations
-        from training import retraining, tracking
-        from training.exposure import exposures
-
-        folder = self._run_folder(training)
-        if folder is None:
-            return None, "where its run kept its checkpoints is not on record"
-        version = self._versions[training.versions[0].model]
-        try:
-            roster = tracking.training_set(version, tracking_uri=self._found.known.uri)
-            manifest, rows = self._found.sightings.of(roster.info.manifest_uri)
-        except UserError as error:
-            return None, f"which of its pictures are affected is not known: {error.message}"
-        # whatever else was revoked since leaves with them
-        revoked = {row.id for row in rows} | set(Revocations(self._found.state.in_force).of_manifest(manifest))
-        budget = job.steps * job.batch_size
-        firsts = [e.first for e in exposures(roster, job.seed, budget, revoked) if e.first is not None]
-        point = retraining.earliest(folder, roster, revoked, job)
-        if point is not None:
-            return point, None
-        first = min(firsts, default=budget)
-        if first < job.conditioning_window:
-            return None, (
-                f"image {first + 1:,} shows a picture that is revoked, and the captions of the first "
-                f"{job.conditioning_window:,} are what the conditioning is standardised over"
-            )
-        return None, (
-            f"no whole checkpoint is left in {folder} from before image {first + 1:,}, which shows the first picture "
-            f"that is revoked; `milestones` in a train job keeps such"
-        )
-
     def _commands(self, derive: Sequence[ToDerive], made: Sequence[Retraining], moves: Sequence[Move]) -> list[str]:
         commands = [d.command for d in derive if d.command is not None]
         if made:
@@ -276,7 +148,11 @@ class Planner:
         for r in made:
             job, result = (shlex.quote(storage.join(self._folder, n)) for n in (r.train_job, f"{r.train_job}.json"))
             register = shlex.quote(storage.join(self._folder, r.register_job))
-            commands.append(f"cleanplate train {job} --json > {result}")
+            taught = ""
+            if r.teacher_job is not None:
+                teacher = shlex.quote(storage.join(self._folder, f"{r.teacher_job}.json"))
+                taught = f'--set "teacher=$(bundle_of {teacher})" '
+            commands.append(f"cleanplate {r.verb} {job} {taught}--json > {result}")
             commands.append(f'cleanplate register {register} --set "bundle=$(bundle_of {result})"')
         for move in moves:
             for r in made:
@@ -299,6 +175,7 @@ def _affected(training: Training, version: Version) -> Affected:
         run_id=training.run_id,
         certain=training.verdict == "trained_on",
         why=training.why,
+        through=[f"{through.kind} {through.name}" for through in training.through],
         pictures=len(training.pictures),
         times=training.times,
         first=training.first,

@@ -87,6 +87,7 @@ def _status(found: Survey) -> EntryStatus:
     resolved = all(step.done for step in steps if step.what in ("derived", "moved")) and found.known.note is None
     _record(found, planned, resolved)
     notes = [f"not read: {place}: {why}" for place, why in sorted(found.unreadable.items())]
+    notes += [f"{t.title}: through {through.title}" for t in touched for through in t.through]
     notes += [f"{t.title}: {t.why}" for t in touched if t.why]
     return EntryStatus(
         **told,
@@ -123,9 +124,12 @@ def _retrained(found: Survey, touched: Sequence[Training]) -> list[Step]:
     steps = []
     for name in sorted({v.name for t in touched for v in t.versions}):
         without = _without(found, name)
-        detail = "no version was trained on a set without the pictures"
+        detail = "no version was trained on a set without the pictures, and made from such models only"
         if without:
-            detail = f"version {without[-1].version} was trained on a set without them, by its digest"
+            detail = (
+                f"version {without[-1].version} was trained on a set without them, by its digest, and so was all that "
+                "it was made from"
+            )
         steps.append(Step(what="retrained", subject=name, done=bool(without), detail=detail))
     return steps
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from curation.errors import UserError
+from pipelines.sightings import Sightings
 from pipelines.takedown import open_ledger
-from pipelines.trainings import Registry, Sightings, Training, registry, trainings
+from pipelines.trainings import Registry, Training, registry, trainings
 from serving.takedowns import TAG, Examined
 
 if TYPE_CHECKING:

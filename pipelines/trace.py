@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from curation.errors import UserError
 from curation.lineage import Found
-from pipelines.trainings import Registry, Sightings, Training, registry, trainings
+from pipelines.sightings import Sightings
+from pipelines.trainings import Registry, Training, registry, trainings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +55,7 @@ class Serving(BaseModel):
     model: str  # models:/NAME@alias
     version: str
     certain: bool
+    through: list[str] = []  # the models that it was made from by which it comes, where it was not itself
 
 
 class Trace(BaseModel):
@@ -130,7 +132,12 @@ def ledger_state(given: str | None, known: Registry, manifests: Sequence[str] = 
 def serving(found: Sequence[Training]) -> list[Serving]:
     """The aliases that point at a version which was trained on the pictures, or may have been."""
     return [
-        Serving(model=f"models:/{v.name}@{alias}", version=v.version, certain=training.verdict == "trained_on")
+        Serving(
+            model=f"models:/{v.name}@{alias}",
+            version=v.version,
+            certain=training.verdict == "trained_on",
+            through=[t.name for t in training.through] if training.own_verdict != "trained_on" else [],
+        )
         for training in found
         if training.verdict != "not_trained_on"
         for v in training.versions
@@ -214,6 +221,9 @@ def summary(result: Trace | VersionTrace) -> list[str]:
     elif trained:
         times = count(sum(t.times for t in trained), "time")
         parts.append(f"trained on by {count(len(versions), 'version')} in {count(len(trained), 'run')}, seen {times}")
+        only = [v for t in trained if t.own_verdict != "trained_on" for v in t.versions]
+        if only:
+            parts.append(f"{len(only):,} of them only through a model that it was made from")
     else:
         parts.append("trained on by nothing that is known")
     if doubtful:
@@ -248,6 +258,10 @@ def show(result: Trace | VersionTrace) -> None:
         console.print(f"not read: {lost.uri}: {lost.why}", markup=False, highlight=False, soft_wrap=True)
     console.print(trainings_table(result.trainings))
     for training in result.trainings:
+        for through in training.through:
+            was = "was" if through.verdict == "trained_on" else "may have been"
+            line = f"{training.title}: through {through.title}, which {was} trained on them"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if training.why:
             console.print(f"{training.title}: {training.why}", markup=False, highlight=False, soft_wrap=True)
 
@@ -271,11 +285,13 @@ def trainings_table(found: Sequence[Training]) -> Table:
     table = Table("model versions", "aliases", "run", "trained on it", "pictures", "times seen", "first at image")
     for training in found:
         aliases = ", ".join(alias for v in training.versions for alias in v.aliases)
-        known = training.verdict == "trained_on" and training.images is not None
+        known = training.own_verdict == "trained_on" and training.images is not None
         counts = (f"{len(training.pictures):,}", f"{training.times:,}") if known else ("", "")
         first = "" if training.first is None else f"{training.first + 1:,}"
         run_id = (training.run_id or "")[:12]
         verdict = {"trained_on": "yes", "not_trained_on": "no", "unknown": "unknown"}[training.verdict]
+        if training.verdict == "trained_on" and training.own_verdict != "trained_on":
+            verdict = f"through its {training.through[0].kind}"
         cells = (training.title if training.versions else training.name, aliases, run_id, verdict, *counts, first)
         table.add_row(*map(Text, cells))
     return table

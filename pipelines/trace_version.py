@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from curation.errors import UserError
-from pipelines.trainings import is_missing
+from pipelines.trace import count
 
 if TYPE_CHECKING:
     from curation.manifest import Manifest
+    from training.bundle import BundleInfo
     from training.roster import Roster
+    from training.tracking import ModelVersion
 
 _SHOWN = 10
 
@@ -46,6 +48,20 @@ class Revoked(BaseModel):
     entries: dict[str, int]  # id of an entry, and how many rows it revokes; a row counts for one entry
 
 
+class MadeFrom(BaseModel):
+    """A model that the version was made from, and how much of what it was trained on is revoked."""
+
+    kind: str  # teacher, autoencoder
+    name: str  # models:/NAME/VERSION where it is registered, else as it calls itself
+    sha256: str
+    through: str | None  # the sha256 of the model that was made from it; None: the version itself was
+    manifest_id: str | None
+    training_set_digest: str | None
+    training_rows: int | None
+    revoked: Revoked | None
+    notes: list[str]  # what is not known, and why
+
+
 class VersionTrace(BaseModel):
     """What a model version was made from."""
 
@@ -68,6 +84,7 @@ class VersionTrace(BaseModel):
     ledgers: list[Asked]
     takedowns: dict[str, str]  # entry, first digits: what `takedown plan` found of it
     revoked: Revoked | None
+    made_from: list[MadeFrom] = []
     notes: list[str]  # what is not known, and why
 
 
@@ -81,7 +98,7 @@ def run(subject: str, *, ledger: str | None, tracking_uri: str | None) -> Versio
     from training import tracking
 
     uri = tracking.tracking_uri(tracking_uri)
-    if is_missing(uri):
+    if tracking.is_missing(uri):
         raise UserError(
             f"there is no tracking database at {uri}",
             field="--tracking-uri",
@@ -119,8 +136,42 @@ def run(subject: str, *, ledger: str | None, tracking_uri: str | None) -> Versio
         ledgers=asked,
         takedowns={k.removeprefix("takedown."): v for k, v in version.tags.items() if k.startswith("takedown.")},
         revoked=_revoked(places, manifest, roster, notes),
+        made_from=_made_from(version, info, named, places, tracking_uri, notes),
         notes=notes,
     )
+
+
+def _made_from(
+    version: ModelVersion, info: BundleInfo, named: str | None, places: list[str], uri: str | None, notes: list[str]
+) -> list[MadeFrom]:
+    """Each model that the version was made from.
+
+    Args:
+        named: the ledger that was given; else those that each training asked.
+        places: the ledgers that the version's own training set is held against.
+    """
+    from training import dependencies, tracking
+
+    own = version.tags.get("bundle_sha256")
+    found = _or_note(notes, lambda: tracking.walk(dependencies.of_info(info), own=own, tracking_uri=uri))
+    made = []
+    for dependency in found or []:
+        lost: list[str] = []
+        roster = _or_note(lost, lambda d=dependency: tracking.dependency_set(version, d, tracking_uri=uri))
+        manifest = _manifest(roster.info.manifest_uri, roster.info.manifest_id, lost) if roster is not None else None
+        asked = [] if named else _listed(dependency.ledger_uri)
+        registered = tracking.versions_of_bundle(dependency.sha256, tracking_uri=uri)
+        name = f"models:/{registered[0].name}/{registered[0].version}" if registered else dependency.name
+        made.append(
+            MadeFrom(
+                **dependency.model_dump(include={"kind", "sha256", "through", "manifest_id", "training_set_digest"}),
+                name=name,
+                training_rows=dependency.training_rows if roster is None else len(roster),
+                revoked=_revoked(list(dict.fromkeys([*places, *asked])), manifest, roster, lost),
+                notes=lost,
+            )
+        )
+    return made
 
 
 def _listed(joined: str | None) -> list[str]:
@@ -222,9 +273,16 @@ def summary(result: VersionTrace) -> list[str]:
     revoked = "revoked share unknown"
     if result.revoked is not None:
         revoked = f"{result.revoked.rows:,} revoked by now ({result.revoked.share:.2%})"
+    behind = ""
+    if result.made_from:
+        known = [model.revoked for model in result.made_from if model.revoked is not None]
+        doubtful = len(result.made_from) - len(known)
+        rows = count(sum(revoked.rows for revoked in known), "picture")
+        behind = f"; made from {count(len(result.made_from), 'other model')}, {rows} of theirs revoked"
+        behind += f", {doubtful:,} unknown" if doubtful else ""
     return [
         f"{result.name} version {result.version} ({aliases}): {result.training_rows:,} pictures of manifest "
-        f"{result.manifest_id[:16]}, {result.images_seen:,} images seen; {revoked}"
+        f"{result.manifest_id[:16]}, {result.images_seen:,} images seen; {revoked}{behind}"
     ]
 
 
@@ -249,6 +307,16 @@ def show(result: VersionTrace) -> None:
         lines.append(f"{title:<13}{shown}{more}")
     if result.revoked is not None:
         lines += [f"{'revoked':<13}{n:,} pictures by entry {entry}" for entry, n in result.revoked.entries.items()]
+    for model in result.made_from:
+        trained = "what it was trained on is not known"
+        if model.training_rows is not None:
+            trained = f"{model.training_rows:,} pictures, digest {model.training_set_digest or 'unknown'}"
+        share = "revoked share unknown"
+        if model.revoked is not None:
+            share = f"{model.revoked.rows:,} revoked by now ({model.revoked.share:.2%})"
+        label = "made from" if model.through is None else "behind that"
+        lines.append(f"{label:<13}{model.kind} {model.name}: {trained}; {share}")
+        lines += [f"{'':<13}{note}" for note in model.notes]
     lines += [f"{'examined':<13}{value} by entry {entry}" for entry, value in result.takedowns.items()]
     lines += [f"{'not known':<13}{note}" for note in result.notes]
     console = Console()

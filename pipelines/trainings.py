@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
 from curation.errors import UserError
+from pipelines.sightings import Sightings
 from training.exposure import Exposure
 
 if TYPE_CHECKING:
-    from curation.lineage import Found, Query
-    from curation.manifest import Manifest
+    from training.dependencies import Dependency
     from training.roster import Roster
     from training.tracking import ModelVersion, RunRecord
 
@@ -32,8 +31,29 @@ class Version(BaseModel):
         return f"models:/{self.name}/{self.version}"
 
 
+Verdict = Literal["trained_on", "not_trained_on", "unknown"]
+
+
+class Through(BaseModel):
+    """A model that a training was made from, and that was trained on the queried pictures, or may have been."""
+
+    kind: str  # teacher, autoencoder
+    name: str  # models:/NAME/VERSION where it is registered, else as it calls itself
+    sha256: str
+    direct: bool  # or what it was made from was made from it
+    verdict: Verdict
+    why: str | None = None  # what is not known, and why
+    pictures: int = 0  # of those that it was trained on
+
+    @property
+    def title(self) -> str:
+        """For a person, after "through"."""
+        return f"its {self.kind} {self.name}" if self.direct else f"{self.name}, a {self.kind} behind it"
+
+
 class Training(BaseModel):
-    """A run, or a version without one, and what of the queried pictures it was trained on."""
+    """A run, or a version without one, and what of the queried pictures it was trained on, itself or through a model
+    that it was made from."""
 
     run_id: str | None
     name: str
@@ -43,9 +63,11 @@ class Training(BaseModel):
     manifest_uri: str | None
     training_rows: int | None
     images: int | None  # samples seen in all
-    verdict: Literal["trained_on", "not_trained_on", "unknown"]
+    verdict: Verdict
+    own_verdict: Verdict = "unknown"  # by its own training set alone
+    through: list[Through] = []  # models that it was made from and that were, or may have been, trained on them
     why: str | None = None  # what is not known, and why
-    pictures: list[Exposure] = []
+    pictures: list[Exposure] = []  # of its own training set, as are the samples that are counted
     times: int = 0  # samples that showed any of the pictures
     first: int | None = None  # the sample that showed any of them first, counted from 0
 
@@ -53,45 +75,6 @@ class Training(BaseModel):
     def title(self) -> str:
         """For a person: the versions, or the run where there is none."""
         return ", ".join(f"{v.name} version {v.version}" for v in self.versions) or f"run {self.name} ({self.run_id})"
-
-
-class Sightings:
-    """Manifests, each opened and searched for a query once."""
-
-    def __init__(self, query: Query) -> None:
-        self.query = query
-        self._found: dict[str, tuple[Manifest, list[Found]] | UserError] = {}
-
-    def of(self, uri: str) -> tuple[Manifest, list[Found]]:
-        """A manifest and its rows that the query is about.
-
-        Raises:
-            UserError: it cannot be read.
-        """
-        from pyarrow import ArrowException
-
-        from curation.lineage import find
-        from curation.manifest import Manifest
-
-        if uri not in self._found:
-            try:
-                manifest = Manifest.open(uri)
-                self._found[uri] = (manifest, find(manifest, self.query))
-            except UserError as error:
-                self._found[uri] = error
-            except (OSError, ArrowException) as error:
-                self._found[uri] = UserError(f"{uri} cannot be read: {error}", field="manifest")
-        found = self._found[uri]
-        if isinstance(found, UserError):
-            raise found
-        return found
-
-    @property
-    def ids(self) -> set[str]:
-        """Of all rows that were found in any manifest so far, and of all files that the query names."""
-        named = {s.sha256 for entry in self.query.entries for s in entry.selectors if s.sha256 is not None}
-        rows = (found[1] for found in self._found.values() if not isinstance(found, UserError))
-        return named | {row.id for found in rows for row in found}
 
 
 @dataclass(frozen=True)
@@ -120,6 +103,11 @@ class Registry:
         )
 
     @property
+    def by_bundle(self) -> dict[str, ModelVersion]:
+        """Versions by the sha256 of their bundles."""
+        return {v.tags["bundle_sha256"]: v for v in reversed(self.versions) if "bundle_sha256" in v.tags}
+
+    @property
     def ledgers(self) -> list[str]:
         """Where the takedown ledgers lie that any training asked."""
         named = [tags.get("ledger_uri", "none") for tags in self._tags]
@@ -131,17 +119,12 @@ def without_password(uri: str) -> str:
     return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1", uri)
 
 
-def is_missing(uri: str) -> bool:
-    """Whether a tracking URI names a local database that is not there; whoever asks it would make an empty one."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
-
-
 def registry(tracking_uri: str | None) -> Registry:
     """Reads a tracking server. A local database that is not there is not made."""
     from training import tracking
 
     uri = tracking.tracking_uri(tracking_uri)
-    if is_missing(uri):
+    if tracking.is_missing(uri):
         return Registry(uri, [], [], f"there is no tracking database at {uri}: what was trained is not known")
     return Registry(uri, tracking.versions(tracking_uri=uri), tracking.runs(tracking_uri=uri))
 
@@ -162,9 +145,12 @@ def trainings(known: Registry, sightings: Sightings) -> list[Training]:
             sightings.of(uri)
         except UserError:
             continue
-    found = [_training(known.uri, run, by_run.pop(run.run_id, []), sightings) for run in known.runs]
-    found += [_training(known.uri, runs.get(str(run_id)), versions, sightings) for run_id, versions in by_run.items()]
-    return found + [_training(known.uri, None, [version], sightings) for version in alone]
+    several: list[tuple[RunRecord | None, list[ModelVersion]]]
+    several = [(run, by_run.pop(run.run_id, [])) for run in known.runs]
+    several += [(runs.get(str(run_id)), versions) for run_id, versions in by_run.items()]
+    several += [(None, [version]) for version in alone]
+    made_from = _MadeFrom(known, sightings)
+    return [made_from.added(_training(known.uri, *one, sightings), *one) for one in several]
 
 
 def _training(uri: str, run: RunRecord | None, versions: list[ModelVersion], sightings: Sightings) -> Training:
@@ -185,7 +171,7 @@ def _training(uri: str, run: RunRecord | None, versions: list[ModelVersion], sig
         roster = _roster(uri, run, versions)
     except UserError as error:
         return made.model_copy(update={"why": error.message})
-    ids, doubt = _ids(roster, sightings)
+    ids, doubt = sightings.asked_of(roster)
     seed = _number(tags.get("seed"))
     hits = ids & set(roster.ids)
     if not hits:
@@ -196,6 +182,63 @@ def _training(uri: str, run: RunRecord | None, versions: list[ModelVersion], sig
     if made.status not in ("FINISHED", "UNKNOWN"):
         doubt = doubt or "the run did not finish: counted up to the last image that it told of"
     return made.model_copy(update={"verdict": "trained_on", "why": doubt, **_shown(roster, seed, images, hits)})
+
+
+class _MadeFrom:
+    """Adds to trainings what the models were trained on that they were made from."""
+
+    def __init__(self, known: Registry, sightings: Sightings) -> None:
+        self._uri = known.uri
+        self._names = {sha256: f"models:/{v.name}/{v.version}" for sha256, v in known.by_bundle.items()}
+        self._sightings = sightings
+        self._rosters: dict[str, Roster] = {}
+
+    def added(self, made: Training, run: RunRecord | None, versions: list[ModelVersion]) -> Training:
+        """A training with all that is behind it, and the verdict that follows."""
+        from training import tracking
+
+        of = versions[0] if versions else run
+        assert of is not None
+        own = made.verdict
+        try:
+            found = [self._through(of, d) for d in tracking.dependencies_of(of, tracking_uri=self._uri)]
+        except UserError as error:
+            verdict = own if own == "trained_on" else "unknown"
+            return made.model_copy(update={"own_verdict": own, "verdict": verdict, "why": made.why or error.message})
+        behind = [through for through in found if through.verdict != "not_trained_on"]
+        verdicts = [own, *(through.verdict for through in behind)]
+        why = [made.why, *(f"{through.title}: {through.why}" for through in behind if through.why)]
+        return made.model_copy(
+            update={
+                "own_verdict": own,
+                "through": behind,
+                "verdict": next(v for v in ("trained_on", "unknown", "not_trained_on") if v in verdicts),
+                "why": "; ".join(filter(None, why)) or None,
+            }
+        )
+
+    def _through(self, of: ModelVersion | RunRecord, dependency: Dependency) -> Through:
+        from training import tracking
+
+        made = Through(
+            kind=dependency.kind,
+            name=self._names.get(dependency.sha256, dependency.name),
+            sha256=dependency.sha256,
+            direct=dependency.through is None,
+            verdict="unknown",
+        )
+        if dependency.sha256 not in self._rosters:
+            try:
+                roster = tracking.dependency_set(of, dependency, tracking_uri=self._uri)
+            except UserError as error:  # another training may have a copy
+                return made.model_copy(update={"why": error.message})
+            self._rosters[dependency.sha256] = roster
+        roster = self._rosters[dependency.sha256]
+        ids, doubt = self._sightings.asked_of(roster)
+        hits = ids & set(roster.ids)
+        if hits:
+            return made.model_copy(update={"verdict": "trained_on", "pictures": len(hits), "why": doubt})
+        return made.model_copy(update={"verdict": "unknown" if doubt else "not_trained_on", "why": doubt})
 
 
 def _shown(roster: Roster, seed: int, images: int, ids: set[str]) -> dict[str, object]:
@@ -213,18 +256,6 @@ def _roster(uri: str, run: RunRecord | None, versions: list[ModelVersion]) -> Ro
         return tracking.training_set(versions[0], tracking_uri=uri)
     assert run is not None
     return tracking.training_set(run.run_id, tracking_uri=uri)
-
-
-def _ids(roster: Roster, sightings: Sightings) -> tuple[set[str], str | None]:
-    """The ids that a training on this roster is asked for, and why they may not be all."""
-    named = {s.sha256 for entry in sightings.query.entries for s in entry.selectors if s.sha256 is not None}
-    try:
-        manifest, found = sightings.of(roster.info.manifest_uri)
-    except UserError as error:
-        return sightings.ids, f"its manifest cannot be read, so that there may be more: {error.message}"
-    if manifest.id != roster.info.manifest_id:
-        return sightings.ids, f"{manifest.uri} is not the manifest that it was trained on, so that there may be more"
-    return named | {row.id for row in found}, None
 
 
 def _images(uri: str, run: RunRecord | None, tags: dict[str, str]) -> int | None:

@@ -119,6 +119,8 @@ class TakedownStanding(BaseModel):
     """Entries that came after its training and that it was not examined for."""
     problem: str | None = None
     """Why the ledger says nothing."""
+    through: tuple[str, ...] = ()
+    """Models that it was made from and that some of these entries are about, by their names."""
 
     @property
     def clear(self) -> bool:

@@ -3,7 +3,8 @@
 `cleanplate takedown plan` looks at every registered version and leaves a tag `takedown.<entry>` with its answer. A
 version that was trained on what an entry is about stays affected for ever; the way out is another version. What is not
 known counts as affected: an entry that came after the training and that nobody has examined this version for, and a
-ledger that cannot be read.
+ledger that cannot be read. What is true of a model that a version was made from, a student's teacher at any depth, is
+true of the version (`training.dependencies`).
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import bisect
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from curation.errors import UserError
 from curation.takedowns import Ledger, LedgerState, of_place
 from curation.takedowns.ledger import VARIABLE
 from serving.api import TakedownStanding
 from serving.job import ServeJob
+from training import dependencies
 from training.bundle import read_info
-from training.tracking import ModelVersion, resolve
+from training.tracking import ModelVersion, resolve, versions_of_bundle, walk
 
 TAG = "takedown."
 """Of a version's tag, followed by the first `DIGITS` of an entry's id; its value is an `Examined`."""
@@ -30,6 +33,22 @@ DIGITS = 12
 Examined = Literal["affected", "unaffected", "unknown"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What is on record of a model that a version was made from.
+
+    Attributes:
+        name: for a person.
+        tags: of all versions that it is registered as.
+        ledgers, trained_under: that its training asked, and what they held.
+    """
+
+    name: str
+    tags: tuple[Mapping[str, str], ...]
+    ledgers: tuple[str, ...]
+    trained_under: tuple[str, ...]
 
 
 def check(job: ServeJob) -> None:
@@ -53,8 +72,10 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
     info = read_info(version.bundle)
     # Requests that came since may lie where the environment says by now.
     now = [os.environ[VARIABLE]] if os.environ.get(VARIABLE) else []
-    ledgers = [job.ledger] if job.ledger else list(dict.fromkeys([*_listed(info.ledger_uri), *now]))
-    found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version))
+    behind, problem = models_behind(version, dependencies.of_info(info), tracking_uri=job.tracking_uri)
+    asked = [*_listed(info.ledger_uri), *(uri for model in behind for uri in model.ledgers), *now]
+    ledgers = [job.ledger] if job.ledger else list(dict.fromkeys(asked))
+    found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version), behind, problem)
     if found.clear:
         return found
     name = f"{version.name} version {version.version}"
@@ -66,40 +87,125 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
     raise UserError(f"{name} is not served: {_told(found)}", field="model", remedy=_remedy(version, found))
 
 
-def standing(tags: Mapping[str, str], ledgers: Sequence[str], trained_under: Sequence[str]) -> TakedownStanding:
+def models_behind(
+    version: ModelVersion, named: Iterable[dependencies.Dependency], *, tracking_uri: str | None
+) -> tuple[list[Behind], str | None]:
+    """The models that a version was made from, at any depth, and why these may not be all."""
+    try:
+        found = walk(list(named), own=version.tags.get("bundle_sha256"), tracking_uri=tracking_uri)
+    except UserError as error:
+        return [], error.message
+    behind = []
+    for dependency in found:
+        registered = versions_of_bundle(dependency.sha256, tracking_uri=tracking_uri)
+        name = f"models:/{registered[0].name}/{registered[0].version}" if registered else dependency.name
+        heeded = [_listed(dependency.ledger_uri), _listed(dependency.ledger_version)]
+        if dependency.ledger_uri is None and registered:  # an older student names its teacher's sha256 alone
+            tags = registered[0].tags
+            heeded = [_listed(tags.get("ledger_uri")), _listed(tags.get("takedown_ledger_version"))]
+        tagged = tuple(found.tags for found in registered)
+        behind.append(Behind(f"its {dependency.kind} {name}", tagged, tuple(heeded[0]), tuple(heeded[1])))
+    return behind, None
+
+
+def standing(
+    tags: Mapping[str, str],
+    ledgers: Sequence[str],
+    trained_under: Sequence[str],
+    behind: Sequence[Behind] = (),
+    problem: str | None = None,
+) -> TakedownStanding:
     """How a version stands to the takedowns in force.
 
     Args:
         tags: the version's, by their names without prefix.
         ledgers: where the ledgers lie; none where the version names none, so that its tags are all there is.
         trained_under: the ledgers' versions that its training heeded.
+        behind: the models that it was made from.
+        problem: why these may not be all.
     """
-    examined = {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
-    marked = {entry for entry, value in examined.items() if value != "unaffected"}
-    newer: set[str] = set()
+    states, problems = _read(ledgers)
+    problems += [] if problem is None else [problem]
+    examined = _examined(tags)
+    own = _entries(states, examined, examined, trained_under, ledgers)
+    affected, unexamined, through = set(own.affected), set(own.unexamined), []
+    problems += own.problems
+    for model in behind:
+        found = _all_examined(model)
+        named = [uri for uri in model.ledgers if uri in ledgers] or ledgers
+        # whoever examined the version examined what it was made from, too
+        theirs = _entries(states, found, {**examined, **found}, model.trained_under, named)
+        affected |= theirs.affected
+        unexamined |= theirs.unexamined
+        problems += [f"{model.name}: {problem}" for problem in theirs.problems]
+        through += [model.name] if theirs.affected or theirs.unexamined else []
+    return TakedownStanding(
+        affected=tuple(sorted(affected)),
+        unexamined=tuple(sorted(unexamined)),
+        problem="; ".join(problems) or None,
+        through=tuple(through),
+    )
+
+
+class _Entries(NamedTuple):
+    affected: set[str]
+    unexamined: set[str]
+    problems: list[str]
+
+
+def _read(ledgers: Sequence[str]) -> tuple[dict[str, LedgerState], list[str]]:
+    states: dict[str, LedgerState] = {}
     problems = []
     for uri in ledgers:
         try:
-            state = Ledger.open(of_place(uri)).read()
+            states[uri] = Ledger.open(of_place(uri)).read()
         except UserError as error:
             problems.append(error.message)
-            continue
+    return states, problems
+
+
+def _entries(
+    states: Mapping[str, LedgerState],
+    tagged: Mapping[str, str],
+    examined: Mapping[str, str],
+    trained_under: Sequence[str],
+    named: Sequence[str],
+) -> _Entries:
+    """The entries that speak against one model.
+
+    Args:
+        tagged: its own tags, by entry.
+        examined: those and what counts as such.
+        named: the ledgers that are expected to hold what its training heeded.
+    """
+    marked = {entry for entry, value in tagged.items() if value != "unaffected"}
+    newer: set[str] = set()
+    problems = []
+    for uri, state in states.items():
         heeded = _heeded(state, trained_under)
-        if heeded is None and not state.entries:
+        if heeded is None and not state.entries and uri in named:
             problems.append(f"the takedown ledger at {uri} holds nothing of what it held when the version was trained")
         newer |= {entry.id[:DIGITS] for entry in state.in_force if entry.id not in (heeded or ())}
         # an entry that was taken back is about nothing any more; one that the ledger lost still is
         marked -= {entry.id[:DIGITS] for entry in state.entries if entry.withdrawn is not None}
-    return TakedownStanding(
-        affected=tuple(sorted(marked)),
-        unexamined=tuple(sorted(newer - set(examined))),
-        problem="; ".join(problems) or None,
-    )
+    return _Entries(marked, newer - set(examined), problems)
+
+
+def _examined(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(TAG): value for name, value in tags.items() if name.startswith(TAG)}
+
+
+def _all_examined(model: Behind) -> dict[str, str]:
+    """Of all versions that a model is registered as; the worst answer counts."""
+    found: dict[str, str] = {}
+    for tags in model.tags:
+        found |= {entry: value for entry, value in _examined(tags).items() if found.get(entry) in (None, "unaffected")}
+    return found
 
 
 def _listed(joined: str | None) -> list[str]:
     """What a bundle names of the ledgers that its training asked, with commas between them; "none" for none."""
-    return [] if joined is None or joined == "none" else joined.split(", ")
+    return [] if joined in (None, "none", "unknown") else str(joined).split(", ")
 
 
 def _heeded(state: LedgerState, versions: Sequence[str]) -> frozenset[str] | None:
@@ -128,9 +234,11 @@ def _version(ids: Sequence[str]) -> str:
 def _told(found: TakedownStanding) -> str:
     parts = []
     if found.affected:
-        parts.append(f"it was trained on pictures that were taken down since (entries {', '.join(found.affected)})")
+        what = f"it or what it was made from ({', '.join(found.through)})" if found.through else "it"
+        parts.append(f"{what} was trained on pictures that were taken down since (entries {', '.join(found.affected)})")
     if found.unexamined:
-        parts.append(f"nobody has examined it for {_some(found.unexamined)}, which came after its training")
+        of = f", or that of what it was made from ({', '.join(found.through)})" if found.through else ""
+        parts.append(f"nobody has examined it for {_some(found.unexamined)}, which came after its training{of}")
     if found.problem is not None:
         parts.append(f"what was taken down is not known: {found.problem}")
     return "; ".join(parts)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation.cards import practice
 from curation.cards.difference import Difference
-from curation.cards.document import Answer, Size, Table, absent, says
+from curation.cards.document import Answer, Size, Table, absent, says, stated
 from curation.cards.domains import Amount
 from curation.cards.facts import Facts, Place
 from curation.cards.provider import Provider
@@ -48,6 +48,7 @@ class Model(BaseModel):
     text_encoder: str
     config_sha256: str
     metrics: dict[str, float]
+    made_from: tuple[str, ...] = ()  # other models, each with what it was trained on
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,15 @@ def counts(title: str, name: str, found: Mapping[str, int], *, of: str = "kept p
     ranked = sorted(((n, name) for name, n in found.items() if n), key=lambda item: (-item[0], item[1]))
     rows = tuple((clean(name), n) for n, name in ranked)
     return Table(title, (name, of), rows, ("total", sum(n for n, _ in ranked)))
+
+
+def made_from(of: Disclosed, question: str, what: str) -> Answer:
+    """The models that the model was made from: those that its bundle names, and then what the provider says."""
+    said = of.provider.model.dependencies
+    if of.model is None or not of.model.made_from:
+        return stated(question, said, what, "model.dependencies")
+    named = [clean(text, 300) for text in of.model.made_from]
+    return says(question, [*named, *([said] if said else [])], "model")
 
 
 def drop_funnel(of: Disclosed) -> Table:

@@ -17,6 +17,7 @@ from curation.cards.disclosed import (
     creators,
     drop_funnel,
     limits,
+    made_from,
     period,
     protocols,
     removed,
@@ -89,9 +90,8 @@ def _general(of: Disclosed) -> tuple[Section, ...]:
             "Model identification",
             (
                 names,
-                stated(
-                    "Model dependencies", said.dependencies,
-                    "whether the model results from another general-purpose AI model", "model.dependencies",
+                made_from(
+                    of, "Model dependencies", "whether the model results from another general-purpose AI model"
                 ),
                 stated(
                     "Date of placement of the model on the Union market", day.isoformat() if day else None, "the date",

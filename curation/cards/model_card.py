@@ -9,6 +9,7 @@ from curation.cards.disclosed import (
     clean,
     drop_funnel,
     limits,
+    made_from,
     protocols,
     rights_said,
     signals_seen,
@@ -75,7 +76,7 @@ def _details(of: Disclosed, model: Model) -> tuple[Answer | Table, ...]:
     who = " · ".join(part for part in (said.provider.name, said.provider.contact) if part)
     return (
         stated("Who made it", who, "the provider's name and contact", "provider.name"),
-        stated("Models it was made from", said.model.dependencies, "whether there are any", "model.dependencies"),
+        made_from(of, "Models it was made from", "whether there are any"),
         Table("The model", ("what", "value"), rows, origin="model"),
     )
 

@@ -26,6 +26,7 @@ def bundle_of(tmp_path: Path) -> Callable[[str], str]:
 
     def trained_on(manifest_id: str) -> str:
         from training.bundle import BundleInfo
+        from training.dependencies import Dependency
         from training.sampling import SamplingParams
 
         info = BundleInfo(
@@ -35,6 +36,13 @@ def bundle_of(tmp_path: Path) -> Callable[[str], str]:
             patch_size=1,
             prediction="v_prediction", channel_mean=(0, 0, 0), channel_std=(1, 1, 1), text_encoder="tiny",
             captions=["a red apple"], sampling=SamplingParams(steps=3), parameters=1, libraries={},
+            depends_on=(
+                Dependency(
+                    kind="teacher", name="tutor", sha256="a" * 64, manifest_id="m" * 64, training_set_digest="d" * 64,
+                    training_rows=1234,
+                ),
+                Dependency(kind="autoencoder", name="somebody's", sha256="b" * 64),
+            ),
         )  # fmt: skip
         folder = tmp_path / "bundle"
         folder.mkdir()
@@ -75,8 +83,11 @@ def test_with_a_bundle_there_is_a_model_card(found: Manifest, tmp_path: Path, bu
     assert card.startswith("# Model card: tiny\n")
     assert "1 picture, each seen 0.0 times" in card
     assert "trained on 1 of the 65 kept pictures" in card
-    named = json.loads((out / "eu-summary.json").read_text())
-    assert "tiny" in named["basis"]["Model"]
+    text = (out / "eu-summary.json").read_text()
+    assert "tiny" in json.loads(text)["basis"]["Model"]
+    for said in (card, text, (out / "eu-summary.html").read_text()):  # what it was made from, and on what that was
+        assert "teacher tutor (aaaaaaaaaaaa…), trained on 1,234 pictures of the manifest mmmmmmmmmmmm…" in said
+        assert "b" * 12 + "…); what it was trained on is not on record" in said
 
 
 def test_a_bundle_of_another_manifest_is_refused(

@@ -21,6 +21,7 @@ from serving.takedowns import check, heed, standing
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
 from training.bundle import INFO_FILE
+from training.dependencies import MOST
 from training.tracking import ModelVersion
 
 Versions = Callable[..., ModelVersion]
@@ -55,6 +56,20 @@ def versions(bundle: Path, tmp_path: Path) -> Versions:
         )
 
     return make
+
+
+def of_a_student(
+    version: ModelVersion, tmp_path: Path, ledger: Ledger | None, heeded: str | None = None, **changes: Any
+) -> ModelVersion:
+    """The version as one that was distilled from a teacher whose training heeded a ledger as it was then."""
+    told = {"kind": "teacher", "name": "mentor", "sha256": "a" * 64, **changes}
+    if ledger is not None:
+        told |= {"ledger_uri": ledger.uri, "ledger_version": heeded}
+    folder = tmp_path / f"student-{len(list(tmp_path.iterdir()))}"
+    shutil.copytree(version.bundle, folder)
+    info = json.loads((folder / INFO_FILE).read_text())
+    (folder / INFO_FILE).write_text(json.dumps(info | {"depends_on": [*info["depends_on"], told]}))
+    return version.model_copy(update={"bundle": str(folder)})
 
 
 def job(policy: str, **changes: Any) -> ServeJob:
@@ -103,6 +118,68 @@ def test_an_affected_version_is_refused_or_warned_about(
     # what cannot be told counts like what is affected, and so does a tag without any ledger to ask
     assert entry.id[:12] in refused(before.model_copy(update={"tags": tag(entry, "unknown")})).message
     assert entry.id[:12] in refused(versions(None, tags=tag(entry))).message
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path) -> str:
+    """Where there is no tracking server: nothing but the bundle is on record."""
+    return f"sqlite:///{tmp_path}/nowhere/mlflow.db"
+
+
+def test_what_a_student_heeded_its_teacher_must_have_heeded_too(
+    versions: Versions, ledger: Ledger, tmp_path: Path, empty_store: str
+) -> None:
+    before = ledger.read().version
+    entry = ask(ledger, "a.example")
+    version = versions(ledger)  # a student whose own training left out what was asked
+    at = {"tracking_uri": empty_store}
+    assert heed(job("refuse", **at), of_a_student(version, tmp_path, ledger, ledger.read().version)) is not None
+    student = of_a_student(version, tmp_path, ledger, before)
+    error = refused(student, **at)
+    assert entry.id[:12] in error.message
+    assert "what it was made from (its teacher mentor)" in error.message
+    assert [action.what for action in ledger.read().actions] == ["version_refused"]
+    # once the student was examined, its teacher was
+    examined = student.model_copy(update={"tags": tag(entry, "unaffected")})
+    found = heed(job("refuse", **at), examined)
+    assert found is not None
+    assert found.clear
+    assert "was trained on pictures" in refused(student.model_copy(update={"tags": tag(entry)}), **at).message
+    assert not (tmp_path / "nowhere").exists()
+    # a teacher of whom nothing is known heeded nothing
+    unknown = of_a_student(version, tmp_path, None)
+    assert entry.id[:12] in refused(unknown, **at).message
+    warned = heed(job("warn", **at), unknown)
+    assert warned is not None
+    assert (warned.unexamined, warned.through) == ((entry.id[:12],), ("its teacher mentor",))
+
+
+def test_every_model_behind_is_asked_and_its_ledgers(
+    versions: Versions, ledger: Ledger, tmp_path: Path, empty_store: str
+) -> None:
+    other = Ledger.open(str(tmp_path / "elsewhere"))
+    before = other.read().version
+    version = versions(ledger)
+    for sha256, ledger_of, heeded in (("b", ledger, ledger.read().version), ("c", other, before)):
+        version = of_a_student(version, tmp_path, ledger_of, heeded, sha256=sha256 * 64)  # of one name, all of them
+    found = heed(job("refuse", tracking_uri=empty_store), version)
+    assert found is not None
+    assert found.clear
+    entry = ask(other, "a.example")  # in a ledger that only the second one names
+    assert entry.id[:12] in refused(version, tracking_uri=empty_store).message
+    assert [action.what for action in other.read().actions] == ["version_refused"]
+    for event in (Path(other.uri) / "events").glob("*.parquet"):
+        event.write_bytes(b"torn")
+    found = heed(job("warn", tracking_uri=empty_store), version)
+    assert found is not None
+    assert found.problem is not None
+
+
+def test_too_many_models_behind_are_no_permission(versions: Versions, tmp_path: Path, empty_store: str) -> None:
+    version = versions(None)
+    for i in range(MOST + 1):
+        version = of_a_student(version, tmp_path, None, sha256=f"{i:064x}")
+    assert f"more than {MOST}" in refused(version, tracking_uri=empty_store).message
 
 
 def test_a_newer_entry_must_have_been_examined(versions: Versions, ledger: Ledger) -> None:
