@@ -1,4 +1,4 @@
-"""Pictures inside containers: a tar's members and a Parquet file's cells, each with a location of its own.
+"""Pictures inside containers: a tar's members, a Parquet file's cells, the frames of a folder; each has a location.
 
 A location says everything that reading needs (container, offset and size; or row group, row and column), so that any
 worker can read any member without an index. Members are read in the order asked for; those that follow one another in
@@ -8,7 +8,11 @@ one container share its open file, and of a Parquet column no more than a few ce
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,6 +23,8 @@ from curation.errors import UserError
 from curation.manifest import Reason
 
 _MARK = "member:["
+_FRAMES_MARK = b"cleanplate frames\n"
+_FRAMES_AT_A_TIME = 8
 _CELLS = 16  # cells of a column that are held at a time
 _READ_AHEAD = 2**20  # bytes of a Parquet column chunk that are read at a time
 
@@ -51,6 +57,63 @@ def parquet_cell(container: str, row_group: int, row: int, column: str) -> str:
 def broken_member(reason: str, detail: str) -> str:
     """The location of an input that was found, and that has no bytes to read."""
     return _location("broken", str(reason), detail)
+
+
+def frame_folder(frames: Sequence[tuple[str, int | None, datetime | None]]) -> str:
+    """The location of a folder of frames.
+
+    Args:
+        frames: of each file in order its location, size and time.
+    """
+    told = [[location, size, None if at is None else at.timestamp()] for location, size, at in frames]
+    return "member:" + json.dumps(["frames", told], ensure_ascii=False, separators=(",", ":"))
+
+
+def frames_of(location: str) -> list[str]:
+    """The locations of the files that a location of `frame_folder` stands for, in order; empty for any other."""
+    if not location.startswith(_FRAME_FOLDER):
+        return []
+    return [frame for frame, _, _ in json.loads(location.removeprefix("member:"))[1]]
+
+
+def known_by(location: str) -> str | None:
+    """What of a member's location tells it from another, None of what is no member.
+
+    A frame folder is known by its files' names, sizes and times, wherever it lies.
+    """
+    if not is_member(location):
+        return None
+    if not location.startswith(_FRAME_FOLDER):
+        return location
+    return json.dumps([[frame.rsplit("/", 1)[-1], *rest] for frame, *rest in json.loads(location[7:])[1]])
+
+
+_FRAME_FOLDER = _MARK + '"frames"'
+
+
+def pack(frames: Sequence[bytes]) -> bytes:
+    """The bytes of a frame folder: a mark, then of each file in order its length (8 bytes, big-endian) and its bytes.
+
+    The mark is `cleanplate frames` and a line feed. No two lists of files give the same bytes; the id of a frame
+    folder's row is their sha256.
+    """
+    return _FRAMES_MARK + b"".join(struct.pack(">Q", len(frame)) + frame for frame in frames)
+
+
+def unpack(data: bytes) -> list[bytes] | None:
+    """The inverse of `pack`; None for any other bytes."""
+    if not data.startswith(_FRAMES_MARK) or len(data) == len(_FRAMES_MARK):
+        return None
+    frames, position = [], len(_FRAMES_MARK)
+    while position < len(data):
+        if position + 8 > len(data):
+            return None
+        (length,) = struct.unpack_from(">Q", data, position)
+        position += 8 + length
+        if position > len(data):
+            return None
+        frames.append(data[position - length : position])
+    return frames
 
 
 def is_member(location: str) -> bool:
@@ -108,6 +171,8 @@ class MemberReader:
             kind, *parts = json.loads(location.removeprefix("member:"))
             if kind == "broken":
                 raise MemberError(*parts)
+            if kind == "frames":
+                return self._from_folder([(location, size) for location, size, _ in parts[0]])
             return self._from_tar(*parts) if kind == "tar" else self._from_parquet(*parts)
         except MemberError as error:
             return error
@@ -129,6 +194,14 @@ class MemberReader:
             raise MemberError(Reason.TRUNCATED, f"{len(data)} of {size} bytes are in the tar")
         return data
 
+    def _from_folder(self, frames: Sequence[tuple[str, int | None]]) -> bytes:
+        self._limit(sum(size or 0 for _, size in frames))
+        remote = storage.is_remote(frames[0][0])
+        with ThreadPoolExecutor(_FRAMES_AT_A_TIME if remote else 1) as threads:
+            found = list(threads.map(partial(_frame, limit=self._max_bytes), (location for location, _ in frames)))
+        self._limit(sum(map(len, found)))
+        return pack(found)
+
     def _from_parquet(self, container: str, row_group: int, row: int, column: str) -> bytes:
         place = (container, row_group, column)
         if self._cells is None or self._cells.place != place or row < self._cells.start:
@@ -144,6 +217,15 @@ class MemberReader:
     def _limit(self, size: int) -> None:
         if size > self._max_bytes:
             raise MemberError(Reason.TOO_LARGE, f"{size} bytes")
+
+
+def _frame(location: str, limit: int) -> bytes:
+    try:
+        with storage.open_file(location) as file:
+            return file.read(limit + 1)
+    except FileNotFoundError:
+        name = location.rsplit("/", 1)[-1]
+        raise MemberError(Reason.NOT_FOUND, f"its frame {name} is not there") from None
 
 
 def _why(error: Exception, kind: str) -> MemberError:

@@ -27,11 +27,13 @@ from curation.duplicates import (
     CopyInputs,
     DuplicatesConfig,
     Edges,
+    Motion,
     find,
+    other_frames,
     preference,
 )
-from curation.manifest import IMAGE, Decision, Manifest, Reason, Verdict, schema
-from curation.policy import MEASURED, Policy, Ruling
+from curation.manifest import IMAGE, OPTIONAL, Decision, Manifest, Reason, Verdict, schema
+from curation.policy import Policy, Ruling
 from curation.rights.verdict import Observation, verdict
 from curation.units import embedding_matrix
 
@@ -43,17 +45,20 @@ def rule_all(
 
     Args:
         policy: what to decide by.
-        measured: a measured unit, at least the columns `MEASURED`.
+        measured: a measured unit, at least the policy's `columns`.
         heads: its scores by the heads on embeddings; None where the job has none.
         captions: its captions; None where the job has none.
     """
-    rows: list[dict[str, Any]] = measured.select([c for c in MEASURED if c != "colour_layout"]).to_pylist()
+    rows: list[dict[str, Any]] = measured.select([c for c in policy.columns if c not in _UNREAD]).to_pylist()
     for column in ("scores", "safety"):
         if heads is not None:
             for row, more in zip(rows, heads[column].to_pylist(), strict=True):
                 row[column] = [*(row[column] or ()), *(more or ())]
     told = [None] * len(rows) if captions is None else captions["captions"].to_pylist()
     return [policy.rule(row | {"captions": found}) for row, found in zip(rows, told, strict=True)]
+
+
+_UNREAD = ("colour_layout", "frame_layouts")
 
 
 class Facts(NamedTuple):
@@ -70,10 +75,12 @@ class Facts(NamedTuple):
     licence: np.ndarray  # (N,) int64: place of the licence in the job's list
     kept: np.ndarray  # (N,) bool: by the row's own ruling
     opted_out: np.ndarray  # (N,) bool
+    frames: np.ndarray  # (N, F) uint64, as `Motion` has them; (N, 0) where the job takes stills
+    frame_colours: np.ndarray  # (N, F, 48) uint8
 
     @classmethod
     def of(cls, policy: Policy, rows: pa.Table, rulings: Sequence[Ruling], embeddings: np.ndarray) -> Facts:
-        """Of rows with the columns `MEASURED` (or a manifest's) and their own rulings."""
+        """Of rows with the policy's `columns` (or a manifest's) and their own rulings."""
         n = rows.num_rows
         pictured = rows["pixel_hash"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
         turned = np.zeros((n, 7 if policy.job.duplicates.turned else 0), np.uint64)
@@ -86,12 +93,15 @@ class Facts(NamedTuple):
         area = np.array(
             [(w or 0) * (h or 0) for w, h in zip(*(rows[c].to_pylist() for c in _SIZE), strict=True)], np.int64
         )
+        phashes = pc.fill_null(rows["phash"], 0).to_numpy().astype(np.uint64)
+        told = rows.select([c for c in _FRAMES if c in rows.column_names]).to_pylist()
+        motion = Motion.of(told, phashes, colours, policy.job.frames or 0)
         stated = zip(rows["licence"].to_pylist(), rows["licence_url"].to_pylist(), strict=True)
         return cls(
             np.array(rows["id"].to_pylist(), "S64"),
             pictured,
             np.array(pc.fill_null(rows["pixel_hash"], "").to_pylist(), "S64"),
-            pc.fill_null(rows["phash"], 0).to_numpy().astype(np.uint64),
+            phashes,
             turned,
             colours,
             embeddings,
@@ -99,7 +109,14 @@ class Facts(NamedTuple):
             np.array([policy.licences.rank(name or url) for name, url in stated], np.int64),
             np.array([r.decision == Decision.KEPT for r in rulings], bool),
             np.array([r.reason == Reason.OPTED_OUT for r in rulings], bool),
+            motion.phashes,
+            motion.layouts,
         )
+
+    @property
+    def motion(self) -> Motion | None:
+        """The rows' frames; None where the job takes stills."""
+        return Motion(self.frames, self.frame_colours) if self.frames.shape[1] else None
 
     def copy_inputs(self) -> CopyInputs:
         turned = self.turned if self.turned.shape[1] else None
@@ -112,6 +129,7 @@ class Facts(NamedTuple):
 
 
 _SIZE = ("width", "height")
+_FRAMES = ("frame_phashes", "frame_layouts")
 
 
 @dataclass(frozen=True)
@@ -174,9 +192,11 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     edges = _edges(rows.copy_inputs(), config.binding(), work)
     measures = (rows.ids, rows.pixel_hashes, rows.phashes, rows.colours)
     denied = Copies(*measures, config.binding(), edges=edges).spread(rows.opted_out)
+    if rows.motion is not None and rows.opted_out.any():
+        denied = _by_any_frame(rows, rows.motion, denied, config.binding())
     ranks = {"licence": rows.licence, "resolution": -rows.area}
     order = preference(config.prefer, ranks, first=first[pictured])
-    duplicates = Copies(*measures, config, edges=edges).elect(rows.kept & (denied.of < 0), order)
+    duplicates = Copies(*measures, config, edges=edges, motion=rows.motion).elect(rows.kept & (denied.of < 0), order)
     nearest, similarity = edges.nearest()
     total = len(everything.ids)
     return Settled(
@@ -187,6 +207,33 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     )
 
 
+def _by_any_frame(rows: Facts, motion: Motion, denied: Bindings, config: DuplicatesConfig) -> Bindings:
+    """What is bound to something opted out, also where it is another frame than the first that looks like it."""
+    frames = other_frames(rows.phashes, motion)
+    n = len(rows.ids)
+    owners = np.concatenate([np.arange(n), frames.owners])
+    marked = rows.opted_out[owners]
+    found = Copies(
+        rows.ids[owners],
+        np.concatenate([rows.pixel_hashes, frames.pixel_hashes(rows.ids)]),
+        np.concatenate([rows.phashes, frames.phashes]),
+        np.concatenate([rows.colours, frames.colours]),
+        config.model_copy(update={"semantic": None, "perceptual": _unturned(config)}),
+    ).spread(marked)
+    of, kind, similarity = denied.of.copy(), denied.kind.copy(), denied.similarity.copy()
+    for i in np.flatnonzero(found.of >= 0):
+        owner = owners[i]
+        if of[owner] < 0 or (kind[owner] == found.kind[i] and similarity[owner] < found.similarity[i]):
+            of[owner], kind[owner] = owners[found.of[i]], found.kind[i]
+            similarity[owner] = found.similarity[i]
+    return Bindings(of, kind, similarity)
+
+
+def _unturned(config: DuplicatesConfig) -> Any:
+    assert config.perceptual is not None, "an opt-out's reach has it"
+    return config.perceptual.model_copy(update={"turned": False})
+
+
 def _requested(policy: Policy, facts: Facts) -> Facts | None:
     """Pictures that somebody asked to take down, as rows that are opted out: their copies are to be found."""
     asked = policy.optouts.pictures
@@ -194,6 +241,7 @@ def _requested(policy: Policy, facts: Facts) -> Facts | None:
         return None
     n = len(asked)
     phashes = np.array([s.phash for s in asked], np.uint64)
+    colours = np.stack([np.frombuffer(s.colour_layout or b"", np.uint8) for s in asked])
     return Facts(
         ids=np.array([s.value for s in asked], "S64"),
         pictured=np.ones(n, bool),
@@ -201,12 +249,14 @@ def _requested(policy: Policy, facts: Facts) -> Facts | None:
         phashes=phashes,
         # Of a picture handed in, the other orientations are not known; its own hash stands for them and adds nothing.
         turned=np.repeat(phashes[:, None], facts.turned.shape[1], axis=1),
-        colours=np.stack([np.frombuffer(s.colour_layout or b"", np.uint8) for s in asked]),
+        colours=colours,
         embeddings=np.zeros((n, facts.embeddings.shape[1]), np.float16),
         area=np.zeros(n, np.int64),
         licence=np.zeros(n, np.int64),
         kept=np.zeros(n, bool),
         opted_out=np.ones(n, bool),
+        frames=np.repeat(phashes[:, None], facts.frames.shape[1], axis=1),
+        frame_colours=np.repeat(colours[:, None], facts.frames.shape[1], axis=1),
     )
 
 
@@ -259,7 +309,9 @@ def parent_facts(policy: Policy, parent: Manifest) -> Facts:
     wanted = [*_OF_PARENT, *(["embedding"] if policy.job.duplicates.semantic else [])]
     present = parent.schema.names
     parts = []
-    for batch in parent.batches([c for c in (*wanted, "phash_turned", "decision", "reason") if c in present]):
+    for batch in parent.batches(
+        [c for c in (*wanted, "phash_turned", *_OF_MOVING, "decision", "reason") if c in present]
+    ):
         rows = pa.Table.from_batches([batch])
         binding = pc.or_(
             pc.equal(rows["decision"], Decision.KEPT.value), pc.equal(rows["reason"], Reason.OPTED_OUT.value)
@@ -276,6 +328,7 @@ _OF_PARENT = (
     *("id", "uri", "final_uri", "redirects", "source_url", "host", "creator", "licence", "licence_url"),
     *("width", "height", "pixel_hash", "phash", "colour_layout", "embedded"),
 )
+_OF_MOVING = ("frame_files", *_FRAMES)
 
 
 def _of_parent(policy: Policy, row: Mapping[str, Any]) -> Ruling:
@@ -333,7 +386,7 @@ def manifest_rows(
         found[name] = [getattr(r, name) for r in bound]
     for name in ("duplicate_of", "similarity", "duplicate_cluster", "nearest", "nearest_similarity"):
         found[name] = settled[name]
-    fields = schema(dim)
+    fields = schema(dim, [name for name in OPTIONAL.names if name in found])
     return pa.Table.from_arrays([_column(found[field.name], field.type) for field in fields], schema=fields)
 
 

@@ -39,7 +39,7 @@ from curation.manifest import (
     write_part,
 )
 from curation.measure import forget
-from curation.policy import MEASURED, Policy
+from curation.policy import Policy
 from curation.site_desk import desks
 from curation.units import Stage, Unit
 
@@ -172,7 +172,7 @@ def _note(what: str, removed: Counter[str]) -> str:
 def _decide(found: Listing, on_progress: OnProgress) -> Settled:
     """Rules on every row, a unit at a time, and settles what only the whole set can tell."""
     policy, parts, done, removed = found.policy, [], 0, Counter[str]()
-    columns = [*MEASURED, *(["embedding"] if policy.job.duplicates.semantic else [])]
+    columns = [*policy.columns, *(["embedding"] if policy.job.duplicates.semantic else [])]
     for unit in found.units:
         measured, heads, captions = _stored(found.stages, unit, columns)
         rulings = [ruling for ruling, _ in rule_all(policy, measured, heads, captions)]

@@ -91,6 +91,15 @@ class Heads:
             columns["scores"][row] = [] if rated is None else [{"name": aesthetic.NAME, "score": float(rated[i])}]
         return columns
 
+    def worst(self, frames: np.ndarray) -> list[dict[str, Any]]:
+        """A moving picture's `safety`: of each concept the score of the frame that comes closest to it.
+
+        Args:
+            frames: float16 (F, dim), the embeddings of its frames.
+        """
+        scores = cosines(self._vectors, _units(frames)).max(axis=0)  # a score that is no number stays none
+        return [{"concept": name, "score": float(score)} for name, score in zip(self._concepts, scores, strict=True)]
+
 
 def _units(embeddings: np.ndarray) -> np.ndarray:
     """float32 unit vectors of what float16 keeps of the embeddings."""

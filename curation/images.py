@@ -13,6 +13,8 @@ import hashlib
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -83,15 +85,22 @@ def decode(data: bytes, config: ImageConfig, min_side: int = _WORKING_SIDE, abou
     """
     if not data:
         raise ImageError(Reason.EMPTY, "zero bytes")
-    _openers()
     about = about or scan(data)
     found = _turbo(data, about, config, min_side)
     if found is not None:
         return found
+    with judging(data):
+        return _decode(data, config, min_side)
+
+
+@contextmanager
+def judging(data: bytes) -> Iterator[None]:
+    """Makes whatever Pillow says of the bytes an `ImageError`."""
+    _openers()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data, config, min_side)
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -128,7 +137,7 @@ def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
         if kind not in FORMATS:
             raise ImageError(Reason.UNSUPPORTED_FORMAT, kind)
         width, height = image.size
-        _check_size(width, height, config)
+        check_size(width, height, config)
         if kind == "JPEG":
             scale = max(1.0, min(width, height) / min_side)
             image.draft(None, (int(width / scale), int(height / scale)))
@@ -139,16 +148,16 @@ def _decode(data: bytes, config: ImageConfig, min_side: int) -> Decoded:
             orientation = image.getexif().get(0x0112, 1)  # behind `load`, whose errors are not to be taken for EXIF's
         except Exception:  # a damaged block of metadata is no reason to lose the picture
             orientation = 1
-        pixels = _flatten(image, config.background)
-    return _upright(pixels, kind, width, height, orientation)
+        pixels = flatten(image, config.background)
+    return upright(pixels, kind, width, height, orientation)
 
 
-def _check_size(width: int, height: int, config: ImageConfig) -> None:
+def check_size(width: int, height: int, config: ImageConfig) -> None:
     if width * height > config.max_pixels:
         raise ImageError(Reason.TOO_MANY_PIXELS, f"{width}x{height}")
 
 
-def _upright(pixels: np.ndarray, kind: str, width: int, height: int, orientation: int) -> Decoded:
+def upright(pixels: np.ndarray, kind: str, width: int, height: int, orientation: int) -> Decoded:
     if orientation in _TURNS:
         pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
         if orientation >= 5:
@@ -179,7 +188,7 @@ def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> 
     header = about.jpeg
     if header is None or header.components not in (1, 3) or header.precision != 8 or not header.width * header.height:
         return None
-    _check_size(header.width, header.height, config)
+    check_size(header.width, header.height, config)
     if header.progressive and data.count(_SCAN) * header.width * header.height > _MOST_SCANNED:
         raise ImageError(Reason.CORRUPT, f"{data.count(_SCAN)} scans: each is decoded over all of the picture")
     side = min(min_side, header.width, header.height)
@@ -189,10 +198,10 @@ def _turbo(data: bytes, about: Embedded, config: ImageConfig, min_side: int) -> 
         if "premature end" in str(error).lower():  # where an end marker follows, Pillow would paint the rest grey
             raise ImageError(Reason.TRUNCATED, str(error)) from None
         return None
-    return _upright(np.asarray(pixels), "JPEG", header.width, header.height, about.orientation)
+    return upright(np.asarray(pixels), "JPEG", header.width, header.height, about.orientation)
 
 
-def _flatten(image: Image.Image, background: str) -> np.ndarray:
+def flatten(image: Image.Image, background: str) -> np.ndarray:
     """RGB pixels: palettes expanded, 16 bits scaled to 8, transparency composited over the background."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
@@ -222,11 +231,20 @@ _AREA_BELOW = 0.7  # above it, four taps of bicubic see every pixel, and cost a 
 
 
 def centre(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The centre square, (side, side, 3). Only it is resized: all of a 1 x 100,000 picture would take gigabytes."""
-    height, width = pixels.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    return resize(pixels[top : top + short, left : left + short], side, side)
+    """The centre square, (side, side, 3)."""
+    return cover(pixels, side, side)
+
+
+def cover(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The largest middle part of the shape asked for, (height, width, 3).
+
+    Only it is resized: all of a 1 x 100,000 picture would take gigabytes.
+    """
+    tall, wide = pixels.shape[:2]
+    high = min(tall, max(1, round(wide * height / width)))
+    broad = min(wide, max(1, round(tall * width / height)))
+    top, left = (tall - high) // 2, (wide - broad) // 2
+    return resize(pixels[top : top + high, left : left + broad], width, height)
 
 
 def square(pixels: np.ndarray, side: int, config: ImageConfig) -> np.ndarray:

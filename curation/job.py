@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.aesthetic import AestheticConfig
+from curation.buckets import BucketsConfig
 from curation.captions import CaptionerConfig, CaptionPolicy, MetadataCaptions
 from curation.clip import ClipConfig
 from curation.duplicates import DuplicatesConfig
@@ -14,7 +15,8 @@ from curation.fetch import FetchConfig
 from curation.filters import FilterConfig
 from curation.groups import GroupsConfig
 from curation.images import ImageConfig
-from curation.manifest import Name
+from curation.manifest import OPTIONAL, Name
+from curation.moving import MOST
 from curation.rights.config import RightsConfig
 from curation.rights.licences import LicencesConfig
 from curation.rights.lists import OptOutList
@@ -52,6 +54,18 @@ class CurateJob(BaseModel):
     fetch: FetchConfig = Field(FetchConfig(), description="how bytes are fetched, and what is refused")
     images: ImageConfig = Field(ImageConfig(), description="what is accepted as an image")
     image_size: int = Field(256, ge=8, le=4096, description="side of the training-size picture, in pixels")
+    frames: int | None = Field(
+        None,
+        ge=2,
+        le=MOST,
+        description="frames that moving pictures are sampled to, evenly, as a strip of squares below each other; what "
+        "has fewer is dropped as too_few_frames. null takes stills, and the first frame of what moves",
+    )
+    buckets: BucketsConfig | None = Field(
+        None,
+        description="shapes of one area that training-size pictures are cut to, instead of a square; without it,"
+        " or with frames, they are image_size x image_size",
+    )
     pictures: bool = Field(True, description="whether kept rows carry a picture to train on; false copies none at all")
     licences: LicencesConfig = Field(LicencesConfig(), description="which stated licences may be trained on")
     rights: RightsConfig = Field(RightsConfig(), description="signals that are asked for, and what their silence means")
@@ -95,10 +109,17 @@ class CurateJob(BaseModel):
             return self.duplicates
         return self.duplicates.model_copy(update={"semantic": semantic.model_copy(update={"seed": self.seed})})
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `manifest.OPTIONAL` that its manifest has."""
+        of_sizes = ("image_width", "image_height")
+        wanted = [name for name in OPTIONAL.names if name not in of_sizes] if self.frames is not None else []
+        return (*wanted, *(of_sizes if self.buckets is not None else ()))
+
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""
         paths = {"path", "metadata"}
-        return self.model_dump(
+        found = self.model_dump(
             mode="json",
             exclude={
                 "source": {*paths, "of"},
@@ -123,3 +144,10 @@ class CurateJob(BaseModel):
                 ),
             },
         )
+        # Fields that came later: a job that leaves them out is the job that it was.
+        for name in ("frames", "buckets"):
+            if found[name] is None:
+                del found[name]
+        if not found["source"].get("sequences"):
+            found["source"].pop("sequences", None)
+        return found

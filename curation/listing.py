@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from curation import storage
 from curation.aesthetic import NAME as AESTHETIC
 from curation.captions import CaptionsConfig
+from curation.containers import frames_of
 from curation.errors import UserError
 from curation.fetch import PASSING
 from curation.filters import Filters
@@ -38,6 +39,7 @@ from curation.units import Stage, Unit, cut, fingerprint, unit_key
 # Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
 MEASURE_VERSION = 4
 _MOST_PASSED_ON = 1024
+_TALLEST = 65_500
 _CHECK_ACCESS = "check the path, who may use it, and the AWS_* variables for s3://"
 _AGAIN = PASSING | {Reason.NOT_ASKED, Reason.SITE_UNREACHABLE}
 
@@ -141,6 +143,12 @@ def listing(job: CurateJob) -> Listing:
         raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
     has_urls = pc.any(pc.match_substring_regex(inputs["location"], "(?i)^https?://")).as_py()
     job.fetch.check(bool(has_urls), job.workers)
+    if job.frames is None and any(frames_of(location) for location in inputs["location"].to_pylist()):
+        raise UserError(
+            "the source lists frame folders, and the job takes stills",
+            field="frames",
+            remedy="set it to how many frames to sample, or set source.sequences to false",
+        )
     units = []
     for rows in cut(inputs, job.unit_size):
         unwanted = [
@@ -183,11 +191,13 @@ def _check(job: CurateJob) -> None:
         Registry(job.rights.registry)  # says what is missing
     if job.aesthetic is not None:
         job.aesthetic.check()
-    if job.scorers and job.unit_size > _MOST_PASSED_ON:
+    _check_shapes(job)
+    if job.scorers and job.unit_size * (job.frames or 1) > _MOST_PASSED_ON:
+        several = "" if job.frames is None else f" of {job.frames} frames"
         raise UserError(
-            f"a unit of {job.unit_size} pictures is too much to pass from a worker to a scorer at once",
+            f"a unit of {job.unit_size} pictures{several} is too much to pass from a worker to a scorer at once",
             field="unit_size",
-            remedy=f"set it to {_MOST_PASSED_ON} or less, or scorers to 0",
+            remedy=f"set it to {_MOST_PASSED_ON // (job.frames or 1)} or less, or scorers to 0",
         )
     if "licence" in job.duplicates.prefer and job.licences.allow is None:
         raise UserError(
@@ -197,6 +207,27 @@ def _check(job: CurateJob) -> None:
         )
     CaptionsConfig(captioners=job.captions, policy=job.caption_policy).check(job.clip, pictures=job.pictures)
     Filters(job.filters).check({*job.quality, *([AESTHETIC] if job.aesthetic is not None else [])})
+
+
+def _check_shapes(job: CurateJob) -> None:
+    if job.frames is not None and job.buckets is not None:
+        raise UserError(
+            "moving pictures are sampled to squares",
+            field="buckets",
+            remedy="leave out buckets, or frames and take stills",
+        )
+    if job.buckets is not None and job.images.fit == "pad":
+        raise UserError(
+            "a picture that fills its bucket is not padded",
+            field="images.fit",
+            remedy="set it to crop, or leave buckets out",
+        )
+    if job.frames is not None and job.frames * job.image_size > _TALLEST:
+        raise UserError(
+            f"a strip of {job.frames} frames of {job.image_size} pixels is {job.frames * job.image_size} pixels high",
+            field="frames",
+            remedy=f"keep it below {_TALLEST}, the most that a JPEG can hold: fewer frames, or a smaller image_size",
+        )
 
 
 def _wanting_clip(job: CurateJob) -> dict[str, Any]:
@@ -211,6 +242,9 @@ def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, Caption
         sites=storage.join(job.output, ".work", "sites"),
         images=job.images,
         image_size=job.image_size,
+        frames=job.frames,
+        buckets=job.buckets,
+        columns=job.columns,
         pictures=job.pictures,
         clip=job.clip,
         quality=job.quality,
@@ -242,6 +276,10 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
         "turned": job.duplicates.turned,
         "decoders": decoders(),
     }
+    if job.frames is not None:
+        measured["frames"] = job.frames
+    if job.buckets is not None:
+        measured["buckets"] = job.buckets.shapes
     if job.clip is not None or job.safety.nsfw is not None:
         # Sums in another order, or on another device, end in other bits.
         measured["threads"] = job.threads

@@ -127,6 +127,7 @@ class Reason(StrEnum):
     TOO_MANY_REDIRECTS = "too_many_redirects"
     BAD_URL = "bad_url"
     NO_IMAGE = "no_image"
+    FRAMES_DIFFER = "frames_differ"
     # dropped or held, by policy
     OPTED_OUT = "opted_out"
     OPTED_OUT_NEAR_COPY = "opted_out_near_copy"
@@ -135,6 +136,8 @@ class Reason(StrEnum):
     LICENCE_NOT_ALLOWED = "licence_not_allowed"
     LICENCE_UNSTATED = "licence_unstated"
     TOO_SMALL = "too_small"
+    ODD_SHAPE = "odd_shape"
+    TOO_FEW_FRAMES = "too_few_frames"
     FILTERED = "filtered"
     NOT_MEASURED = "not_measured"
     UNSAFE = "unsafe"
@@ -146,14 +149,32 @@ class Reason(StrEnum):
     DUPLICATE_SEMANTIC = "duplicate_semantic"
 
 
-def schema(embedding_dim: int | None) -> pa.Schema:
+OPTIONAL = pa.schema(
+    [
+        ("frames", pa.int32()),  # of the film strip in `image`: they stand below each other, all of one size
+        ("source_frames", pa.int32()),  # of what was sampled
+        ("frame_files", pa.list_(pa.struct([("uri", pa.string()), ("sha256", pa.string())]))),  # of a frame folder
+        ("frame_phashes", pa.list_(pa.uint64())),  # of every frame in the strip
+        ("frame_layouts", pa.list_(pa.binary())),
+        ("image_width", pa.int32()),  # of the picture in `image`, where it is not a square
+        ("image_height", pa.int32()),
+    ]
+)
+"""Columns of jobs with `frames` or with `buckets` (`CurateJob.columns`); other manifests are without them."""
+
+
+def schema(embedding_dim: int | None, optional: Iterable[str] = ()) -> pa.Schema:
     """The manifest's Arrow schema for CLIP embeddings of width `embedding_dim`; None leaves that column out.
+
+    Of the columns in `OPTIONAL` it has those that `optional` names; other names are passed over.
 
     A row without a picture has an embedding of zeros: Parquet readers of Arrow cannot read back a null in a
     fixed-size list, and zeros are near nothing.
     """
     columns = _columns() if embedding_dim is None else _columns(("embedding", pa.list_(pa.float16(), embedding_dim)))
-    return pa.schema(columns)
+    wanted = set(optional)
+    more = [(field.name, field.type) for field in OPTIONAL if field.name in wanted]
+    return pa.schema([*columns[:-1], *more, columns[-1]])
 
 
 def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType]]:

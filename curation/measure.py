@@ -7,6 +7,7 @@ alone: the same input gives the same bits wherever and beside whatever it is mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,28 +18,18 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from curation import manifest, nsfw
+from curation.buckets import BucketsConfig
 from curation.clip import Clip, ClipConfig
+from curation.containers import frames_of, unpack
 from curation.fetch import FetchConfig, Fetched, Fetcher, row_id
-from curation.images import (
-    Decoded,
-    ImageConfig,
-    ImageError,
-    centre,
-    decode,
-    encode,
-    encoding_of,
-    perceptual,
-    pixel_hash,
-    resize,
-    square,
-)
+from curation.images import Decoded, ImageConfig, ImageError, decode, encode, encoding_of, square
 from curation.manifest import Reason, named, texts
-from curation.metadata import scan
+from curation.metadata import Embedded
+from curation.moving import look, of_frames, scan_frames, size_of, strip
 from curation.places import host_and_domain, is_url
-from curation.quality import measure as quality
 from curation.rights.config import RightsConfig
-from curation.rights.statements import of_file
 from curation.rights.verdict import Observation
+from curation.sight import NSFW_SIDE, Eye, Sight, shown
 from curation.site_desk import records
 from curation.site_rights import Shown, SiteRights, own_records
 from curation.sources import INPUTS
@@ -46,7 +37,6 @@ from curation.sources.inputs import without_password
 from curation.units import embedding_array
 
 _CHUNK = 64  # pictures whose pixels are held at a time
-_NSFW_SIDE = 256
 _SIDE_OF_HASHES, _SIDE_OF_SCORES = 64, 128  # where nothing larger is asked of the pixels
 
 
@@ -61,6 +51,9 @@ class MeasureConfig(BaseModel):
     desks: tuple[str, ...] = ()  # actors that ask the sites for all workers
     images: ImageConfig
     image_size: int
+    frames: int | None = None
+    buckets: BucketsConfig | None = None
+    columns: tuple[str, ...] = ()  # of `manifest.OPTIONAL`
     pictures: bool
     clip: ClipConfig | None
     quality: tuple[str, ...]
@@ -95,31 +88,41 @@ _FAILED = (
 )
 
 
-def schema(embedding_dim: int | None) -> pa.Schema:
-    """Columns of a measured unit: those of the input, then what was measured."""
-    columns = manifest.schema(embedding_dim)
-    measured = (*_MEASURED, *(["embedding"] if embedding_dim is not None else []))
-    return pa.schema([*INPUTS, *(columns.field(name) for name in measured), *_FAILED])
+# float16 (frames, dim), row by row: what each frame of a strip is to CLIP. They stay among the measurements.
+_EMBEDDINGS = pa.field("frame_embeddings", pa.binary())
+
+
+def schema(embedding_dim: int | None, optional: Sequence[str] = ()) -> pa.Schema:
+    """Columns of a measured unit: those of the input, then what was measured.
+
+    Args:
+        embedding_dim, optional: as of `manifest.schema`.
+    """
+    columns = manifest.schema(embedding_dim, optional)
+    measured = [*_MEASURED, *(["embedding"] if embedding_dim is not None else []), *optional]
+    frames = [_EMBEDDINGS] if "frames" in optional and embedding_dim is not None else []
+    return pa.schema([*INPUTS, *(columns.field(name) for name in measured), *_FAILED, *frames])
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Pixels of some rows of a unit, uint8 (P, side, side, 3), a stack for each model that wants them.
 
-    The stacks may be longer than `rows`; what stands behind is not filled.
+    A moving picture's row comes once for each of its frames. The stacks may be longer than `rows`; what stands behind
+    is not filled.
     """
 
     rows: list[int]
     clip: np.ndarray | None
     nsfw: np.ndarray | None
 
-    def add(self, row: int, pixels: np.ndarray) -> None:
+    def add(self, row: int, sight: Sight) -> None:
         """Takes what the models want of a row's pixels."""
         place = len(self.rows)
         if self.clip is not None:
-            self.clip[place] = centre(pixels, self.clip.shape[1])
-        if self.nsfw is not None:  # which looks at all of a picture, squeezed
-            self.nsfw[place] = resize(pixels, _NSFW_SIDE, _NSFW_SIDE)
+            self.clip[place] = sight.clip
+        if self.nsfw is not None:
+            self.nsfw[place] = sight.nsfw
         self.rows.append(row)
 
     def cut(self) -> Chunk:
@@ -143,7 +146,16 @@ class Look:
         self._fetcher = Fetcher(config.fetch, self._admit)
         least = _SIDE_OF_SCORES if config.quality or config.nsfw is not None else _SIDE_OF_HASHES
         self._registered: Mapping[str, Observation] = {}  # what a registry says of the unit's URLs
-        self._side = max(clip_side or 0, config.image_size if config.pictures else 0) or least
+        wanted = config.image_size if config.buckets is None else config.buckets.side
+        self._side = max(clip_side or 0, wanted if config.pictures else 0) or least
+        picture = self._square if config.buckets is None else config.buckets.cut
+        self._eye = Eye(
+            picture=picture if config.pictures else None,
+            clip_side=clip_side,
+            nsfw=config.nsfw is not None,
+            quality=config.quality,
+            turned=config.turned,
+        )
 
     def __call__(self, inputs: pa.Table, columns: Columns, unwanted: Sequence[int] = ()) -> Iterator[Chunk]:
         """Looks at the inputs of one unit.
@@ -157,11 +169,15 @@ class Look:
             The pixels of rows that have any, some rows at a time.
         """
         uris, locations = inputs["uri"].to_pylist(), inputs["location"].to_pylist()
-        columns |= {name: [None] * len(uris) for name in (*_MEASURED, *(field.name for field in _FAILED))}
+        names = (*_MEASURED, *self._config.columns, *(field.name for field in _FAILED))
+        columns |= {name: [None] * len(uris) for name in names}
         for row, (uri, stated) in enumerate(zip(uris, inputs["metadata"].to_pylist(), strict=True)):
             columns["id"][row] = row_id(uri, None)
             if not is_url(uri):  # from a file or a container, whose metadata may say where it had the picture from
                 columns["source_url"][row] = _stated_url(dict(stated or ()))
+            if "frame_files" in columns:
+                files = [frame.rsplit("/", 1)[-1] for frame in frames_of(locations[row])]
+                columns["frame_files"][row] = [{"uri": f"{uri}{name}", "sha256": None} for name in files] or None
             columns["page_url"][row] = _stated_page(dict(stated or ()))
             columns["host"][row], columns["domain"][row] = host_and_domain(columns["source_url"][row] or uri)
             if any(name.endswith(".unread") for name, _ in stated or ()):
@@ -181,12 +197,12 @@ class Look:
                 found = self._read(columns, row, uris[row], fetched)
             except Exception as error:  # whatever one picture does, the others of its unit are not to suffer for it
                 _fail(columns, row, "decode", Reason.CORRUPT, repr(error)[:200])
-                found = None
-            if found is not None:
-                chunk.add(row, found.pixels)
-            if len(chunk.rows) == _CHUNK:
+                found = []
+            if len(chunk.rows) + len(found) > _CHUNK:
                 yield chunk
                 chunk = self._chunk()
+            for sight in found:
+                chunk.add(row, sight)
         if chunk.rows:
             yield chunk
 
@@ -216,11 +232,11 @@ class Look:
             found += self._rights.observe(url, fetched, page)
             found += [self._registered[url]] if url in self._registered else []
         if fetched.data is not None:
-            found += of_file(fetched.data, self._config.rights)
+            found += of_frames(fetched.data, self._config.rights)
         return [observation.row() for observation in found] or None
 
-    def _read(self, columns: Columns, row: int, uri: str, fetched: Fetched) -> Decoded | None:
-        """Fills in what bytes and pixels say; returns the pixels, or None with the reason in the columns."""
+    def _read(self, columns: Columns, row: int, uri: str, fetched: Fetched) -> list[Sight]:
+        """Fills in what bytes and pixels say; returns the frames seen, none where the reason is in the columns."""
 
         def put(**values: Any) -> None:
             for name, value in values.items():
@@ -229,62 +245,113 @@ class Look:
         put(final_uri=fetched.final_uri, redirects=list(fetched.redirects) or None, headers=named(fetched.headers))
         if fetched.data is None:
             _fail(columns, row, "fetch", fetched.reason, fetched.detail)
-            return None
-        put(id=row_id(uri, fetched.data), bytes=len(fetched.data))
+            return []
+        put(id=row_id(uri, fetched.data), bytes=size_of(fetched.data))
+        for file, data in zip(self._files(columns, row), unpack(fetched.data) or (), strict=False):
+            file["sha256"] = row_id(file["uri"], data)
         # Before anything is encoded anew: what a file says about its rights is lost with its original bytes.
-        about = scan(fetched.data)
+        about = scan_frames(fetched.data)
         damaged = [texts(columns["embedded"][row]).get("damaged"), about.fields.get("damaged")]
         told = ",".join(filter(None, damaged))
         put(embedded=named({**about.fields, **({"damaged": told} if told else {})}))
         config = self._config
         try:
-            found = decode(fetched.data, config.images, self._side, about)
+            total, frames = self._seen(fetched.data, about)
         except ImageError as error:
             _fail(columns, row, "decode", error.reason, error.detail)
-            return None
-        hashes = perceptual(found, turned=config.turned)
+            return []
+        found = shown(frames)
         put(format=found.format, width=found.width, height=found.height)
-        put(pixel_hash=pixel_hash(found.pixels), phash=hashes.phash, colour_layout=hashes.colour_layout)
-        put(phash_turned=list(hashes.turned) or None)
-        if config.pictures:
-            picture = square(found.pixels, config.image_size, config.images)
-            encoded = encode(picture, encoding_of(config.images, found.format))
-            put(image={"bytes": encoded, "path": uri.rsplit("/", 1)[-1]})
+        put(pixel_hash=found.pixel_hash, phash=found.hashes.phash, colour_layout=found.hashes.colour_layout)
+        put(phash_turned=list(found.hashes.turned) or None)
+        if config.frames is not None:
+            put(frames=len(frames), source_frames=total, frame_phashes=[f.hashes.phash for f in frames])
+            put(frame_layouts=[f.hashes.colour_layout for f in frames])
+        if pictures := [frame.picture for frame in frames if frame.picture is not None]:
+            encoded = encode(strip(pictures), encoding_of(config.images, found.format))
+            put(image={"bytes": encoded, "path": uri.rstrip("/").rsplit("/", 1)[-1]})
+            if config.buckets is not None:
+                put(image_width=pictures[0].shape[1], image_height=pictures[0].shape[0])
         if config.quality:
-            scores = quality(found.pixels, config.quality)
-            put(scores=[{"name": name, "score": score} for name, score in scores.items()])
-        return found
+            put(scores=[{"name": name, "score": score} for name, score in found.scores.items()])
+        return frames
+
+    def _seen(self, data: bytes, about: Embedded) -> tuple[int, list[Sight]]:
+        """How many frames there are, and what is seen on those that count: on one, where the job takes stills."""
+        config = self._config
+        if config.frames is None:
+            return 1, [self._eye(decode(data, config.images, self._side, about))]
+        return look(data, config.images, config.frames, self._side, about, self._eye)
+
+    def _files(self, columns: Columns, row: int) -> list[dict[str, Any]]:
+        return columns["frame_files"][row] or [] if "frame_files" in columns else []
+
+    def _square(self, found: Decoded) -> np.ndarray:
+        return square(found.pixels, self._config.image_size, self._config.images)
 
     def _chunk(self) -> Chunk:
         def stack(side: int | None) -> np.ndarray | None:
             return None if side is None else np.empty((_CHUNK, side, side, 3), np.uint8)
 
-        return Chunk([], stack(self._clip_side), stack(None if self._config.nsfw is None else _NSFW_SIDE))
+        return Chunk([], stack(self._clip_side), stack(None if self._config.nsfw is None else NSFW_SIDE))
 
 
 class Embed:
     """The models that want pixels: CLIP, and the classifiers beside it."""
 
     def __init__(self, config: MeasureConfig, clip: Clip | None) -> None:
-        self._clip = clip
+        self._clip, self._columns = clip, config.columns
         self._nsfw = None if config.nsfw is None else config.nsfw.build()
 
     def __call__(self, inputs: pa.Table, columns: Columns, chunks: Iterator[Chunk]) -> pa.Table:
-        """A table with the columns of `schema`, a row for every input in the same order."""
+        """A table with the columns of `schema`, a row for every input in the same order.
+
+        A moving picture's embedding is the mean of its frames', brought to length one; its score by a classifier is
+        that of its worst frame.
+        """
         dim = None if self._clip is None else self._clip.dim
         embeddings = np.zeros((inputs.num_rows, dim or 0), np.float16)
+        frames: dict[int, list[np.ndarray]] = {}
+        worst: dict[int, float] = {}
         for chunk in chunks:
+            count = len(chunk.rows)
             if self._clip is not None and chunk.clip is not None:
-                embeddings[chunk.rows] = self._clip.embed_images(chunk.clip[: len(chunk.rows)])
+                for row, embedding in zip(chunk.rows, self._clip.embed_images(chunk.clip[:count]), strict=True):
+                    frames.setdefault(row, []).append(embedding)
             if self._nsfw is not None and chunk.nsfw is not None:
-                for row, score in zip(chunk.rows, self._nsfw(chunk.nsfw[: len(chunk.rows)]), strict=True):
-                    columns["safety"][row] = [{"concept": nsfw.CONCEPT, "score": float(score)}]
-        fields = schema(dim)
+                for row, score in zip(chunk.rows, self._nsfw(chunk.nsfw[:count]), strict=True):
+                    worst[row] = max(worst.get(row, 0.0), float(score), key=_badness)
+        for row, found in frames.items():
+            embeddings[row] = found[0] if len(found) == 1 else _mean(found)
+        for row, score in worst.items():
+            columns["safety"][row] = [{"concept": nsfw.CONCEPT, "score": score}]
+        if "frames" in self._columns and dim is not None:
+            several = {row: np.stack(found).astype("<f2").tobytes() for row, found in frames.items()}
+            columns[_EMBEDDINGS.name] = [several.get(row) for row in range(inputs.num_rows)]
+        fields = schema(dim, self._columns)
         arrays = [inputs[name] for name in INPUTS.names]
         for field in list(fields)[len(arrays) :]:
             is_embedding = field.name == "embedding"
             arrays.append(embedding_array(embeddings) if is_embedding else pa.array(columns[field.name], field.type))
         return pa.Table.from_arrays(arrays, schema=fields)
+
+
+def frame_embeddings(measured: pa.Table) -> list[np.ndarray | None] | None:
+    """What each row's frames are to CLIP, (frames, dim); None where the job takes stills."""
+    if _EMBEDDINGS.name not in measured.column_names:
+        return None
+    dim = measured.schema.field("embedding").type.list_size
+    cells = measured[_EMBEDDINGS.name].to_pylist()
+    return [None if cell is None else np.frombuffer(cell, "<f2").reshape(-1, dim) for cell in cells]
+
+
+def _badness(score: float) -> float:
+    return math.inf if math.isnan(score) else score  # a score that is no number is no acquittal
+
+
+def _mean(embeddings: Sequence[np.ndarray]) -> np.ndarray:
+    mean = np.asarray(np.mean(np.stack(embeddings), axis=0, dtype=np.float32))
+    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
 
 
 _URL_NAMES = ("url", "image_url", "img_url", "source_url", "original_url", "source", "link", "page_url")

@@ -26,7 +26,8 @@ MEASURED = (
     *("failed_stage", "failed_reason", "bytes", "width", "height", "pixel_hash", "phash", "phash_turned"),
     *("colour_layout", "embedded", "scores", "safety", "sightings"),
 )
-"""What of a measured unit the policy reads: everything but pictures and embeddings."""
+"""What of a measured unit the policy reads: everything but pictures and embeddings. A job with frames has more."""
+MEASURED_OF_FRAMES = ("frames", "frame_files", "frame_phashes", "frame_layouts")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,16 @@ class Policy:
         object.__setattr__(self, "licences", Licences(self.job.licences))
         object.__setattr__(self, "filters", Filters(self.job.filters))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a measured unit that are read: `MEASURED`, and those of frames where the job has them."""
+        return (*MEASURED, *(MEASURED_OF_FRAMES if self.job.frames is not None else ()))
+
     def rule(self, row: Mapping[str, Any]) -> tuple[Ruling, Choice]:
         """Decides a measured row by itself, as if it had no copies, and chooses its captions.
 
         Args:
-            row: the columns `MEASURED`, with the lists `scores` and `safety` of all stages, and `captions`.
+            row: the policy's `columns`, with the lists `scores` and `safety` of all stages, and `captions`.
         """
         choice = choose([Caption(**c) for c in row["captions"] or ()], self.job.caption_policy)
         listed = self.optouts.observe(row)
@@ -126,9 +132,14 @@ class Policy:
 
     def _size(self, row: Mapping[str, Any]) -> Ruling | None:
         side, least = min(row["width"], row["height"]), self.job.images.min_side
-        if side >= least:
-            return None
-        return Ruling(Decision.DROPPED, "size", Reason.TOO_SMALL, "images.min_side", side, least)
+        if side < least:
+            return Ruling(Decision.DROPPED, "size", Reason.TOO_SMALL, "images.min_side", side, least)
+        if self.job.frames is not None and row["frames"] < self.job.frames:
+            return Ruling(Decision.DROPPED, "size", Reason.TOO_FEW_FRAMES, "frames", row["frames"], self.job.frames)
+        buckets = self.job.buckets
+        if buckets is not None and (lost := buckets.place(row["width"], row["height"]).lost) > buckets.max_crop:
+            return Ruling(Decision.DROPPED, "size", Reason.ODD_SHAPE, "buckets.max_crop", lost, buckets.max_crop)
+        return None
 
     def _filters(self, row: Mapping[str, Any], choice: Choice) -> Ruling | None:
         caption = None if choice.caption is None else choice.caption.text

@@ -216,7 +216,7 @@ def _read(base: Manifest, part: str, dim: int | None) -> pa.Table:
 
     system, path = storage.filesystem(storage.join(base.uri, part))
     rows = pq.read_table(path, filesystem=system)
-    wanted = schema(dim)
+    wanted = schema(dim, rows.column_names)
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
         for field in wanted
@@ -227,6 +227,7 @@ def _read(base: Manifest, part: str, dim: int | None) -> pa.Table:
 _FACTS = (
     *("id", "uri", "final_uri", "redirects", "source_url", "host", "creator", "licence", "licence_url", "embedded"),
     *("width", "height", "pixel_hash", "phash", "phash_turned", "colour_layout", "rights", "decision", "reason"),
+    *("frame_files", "frame_phashes", "frame_layouts"),
 )
 
 
@@ -256,7 +257,9 @@ def _rule_again(found: Sources, seen: Mapping[str, Sequence[Observation]] | None
 
 
 def _unread(rows: pa.Table) -> list[str]:
-    return [name for name in ("embedding", "colour_layout", "phash_turned") if name in rows.column_names]
+    return [
+        name for name in ("embedding", "colour_layout", "phash_turned", "frame_layouts") if name in rows.column_names
+    ]
 
 
 def _again(policy: Policy, row: Mapping[str, Any], seen: Mapping[str, Sequence[Observation]] | None) -> Ruling | None:

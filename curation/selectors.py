@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation.manifest import texts
 from curation.places import host_and_domain, same_url
@@ -98,16 +99,16 @@ class Selectors:
         """The selectors that select a row, each once, in the order of what it says of itself.
 
         Args:
-            row: `id`, `uri`, `final_uri`, `redirects`, `source_url`, `host`, `creator`, `embedded`, `phash`; whatever
-                is absent or null selects nothing.
+            row: `id`, `uri`, `final_uri`, `redirects`, `source_url`, `host`, `creator`, `embedded`, `phash`, and of
+                moving pictures `frame_files`, `frame_phashes`; whatever is absent or null selects nothing.
         """
         found: dict[Match, None] = {}
         for kind, value in candidates(row):
             number = self._number(kind, value)
             if number is not None:
                 found[Match(kind, value, number)] = None
-        phash = row.get("phash")
-        if phash is not None and len(self._phashes):
+        phashes = [phash for phash in (row.get("phash"), *(row.get("frame_phashes") or ())) if phash is not None]
+        for phash in dict.fromkeys(phashes) if len(self._phashes) else ():
             near = np.bitwise_count(self._phashes ^ np.uint64(phash)) <= self._radius
             found |= {Match("phash", f"{phash:016x}", int(number)): None for number in self._of_phash[near]}
         return list(found)
@@ -131,9 +132,16 @@ class Selectors:
             hashes = rows["phash"].combine_chunks()
             there = np.flatnonzero(hashes.is_valid().to_numpy(zero_copy_only=False))
             values = hashes.drop_null().to_numpy().astype(np.uint64)
-            row_numbers, places = near(values, self._phashes, self._radius)
-            np.minimum.at(best, there[row_numbers], self._of_phash[places])
+            self._nearest(best, there, values)
+            if "frame_phashes" in rows.column_names:
+                owners, values = flat(rows["frame_phashes"])
+                self._nearest(best, owners, values)
         return np.where(best == none, -1, best)
+
+    def _nearest(self, best: np.ndarray, owners: np.ndarray, phashes: np.ndarray) -> None:
+        """Takes the first selector that each hash is near to, for the row that owns it."""
+        row_numbers, places = near(phashes, self._phashes, self._radius)
+        np.minimum.at(best, owners[row_numbers], self._of_phash[places])
 
     def _number(self, kind: str, value: str) -> int | None:
         known = self._numbers[kind]
@@ -147,8 +155,8 @@ class Selectors:
 
 _PLACES = ("source_url", "final_uri", "redirects")
 _COLUMNS: dict[str, tuple[str, ...]] = {
-    "uri": ("uri", *_PLACES),
-    "sha256": ("id",),
+    "uri": ("uri", *_PLACES, "frame_files"),
+    "sha256": ("id", "frame_files"),
     "creator": ("creator", "embedded"),
     "domain": ("host", "uri", *_PLACES),
 }
@@ -163,6 +171,8 @@ def candidates(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         if place:
             found.append(("uri", place))
             hosts.append(host_and_domain(place)[0])
+    for frame in row.get("frame_files") or ():  # who refuses a frame refuses what it is a part of
+        found += [(kind, frame[kind]) for kind in ("uri", "sha256") if frame[kind]]
     for stated in texts(row.get("embedded")).get("creator", "").split("\n"):
         # Several names may stand in one line, and a single one may be written "Doe, Jane".
         found += [("creator", name) for name in (stated, *re.split(r"[;,]", stated)) if name.strip()]
@@ -170,6 +180,14 @@ def candidates(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = host.split(".")
         found += [("domain", ".".join(labels[i:])) for i in range(len(labels))]
     return list(dict.fromkeys(found))
+
+
+def flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a column of lists of hashes, and of each the row that it is of."""
+    lists = pa.chunked_array(column).combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    owners = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    return owners.astype(np.int64), lists.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
 
 
 _OWN = (("uri", "uri"), ("sha256", "id"), ("creator", "creator"))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
-from curation.containers import is_member
+from curation.containers import known_by
 from curation.manifest import digest_rows, to_parquet
 
 
@@ -58,11 +58,11 @@ def unit_key(inputs: pa.Table) -> str:
     """The name of a unit: a hash of its inputs' names, sizes, times and stated metadata.
 
     Where an input lies does not count where size and time tell it from another: a folder may move. What has neither,
-    and what is inside a container, is known by its place alone.
+    and what is inside a container, is known by its place alone; a frame folder is known by its files.
     """
     known = pc.and_(inputs["size"].is_valid(), inputs["modified"].is_valid())
-    inside = pa.array([is_member(location) for location in inputs["location"].to_pylist()], pa.bool_())
-    place = pc.if_else(pc.and_(known, pc.invert(inside)), None, inputs["location"])
+    inside = pa.array([known_by(location) for location in inputs["location"].to_pylist()], pa.string())
+    place = pc.coalesce(inside, pc.if_else(known, None, inputs["location"]))
     return digest_rows(inputs.set_column(inputs.column_names.index("location"), "location", place))[:32]
 
 

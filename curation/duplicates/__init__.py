@@ -10,6 +10,7 @@ A new kind of copy is an edge kind in `edges`, found there, and a step of `Copie
 from curation.duplicates.copies import KINDS, REASONS, RULES, Bindings, Copies, preference
 from curation.duplicates.edges import CopyInputs, DuplicatesConfig, Edges, PerceptualConfig, find
 from curation.duplicates.hamming import near_pairs
+from curation.duplicates.motion import Frames, Motion, other_frames
 from curation.duplicates.semantic import SemanticConfig
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "CopyInputs",
     "DuplicatesConfig",
     "Edges",
+    "Frames",
+    "Motion",
     "PerceptualConfig",
     "SemanticConfig",
     "find",
     "near_pairs",
+    "other_frames",
     "preference",
 ]

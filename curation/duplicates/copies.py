@@ -24,6 +24,7 @@ from curation.duplicates.edges import (
     Edges,
     find,
 )
+from curation.duplicates.motion import Motion
 from curation.manifest import Reason
 
 KINDS = ("exact", "pixel", "perceptual", "semantic")
@@ -87,6 +88,7 @@ class Copies:
         turned: (N, 7) uint64, hashes of the other orientations.
         embeddings: (N, D) float16, L2-normalised; zeros where there is none.
         edges: what `find` gave for these rows and a config whose search covers this one; found anew when None.
+        motion: frames of the pictures, that must be alike one by one where two are to be copies; None: stills.
     """
 
     def __init__(
@@ -100,12 +102,13 @@ class Copies:
         turned: np.ndarray | None = None,
         embeddings: np.ndarray | None = None,
         edges: Edges | None = None,
+        motion: Motion | None = None,
     ) -> None:
         if edges is None:
             edges = find(CopyInputs(ids, pixel_hashes, phashes, colours, turned, embeddings), config)
         elif not edges.covers(config):
             raise ValueError("the edges were found by a narrower search than this config needs")
-        self._config, self._colours = config, colours
+        self._config, self._colours, self._motion = config, colours, motion
         self._bytes, self._pixels, self._hash = edges.same_bytes, edges.same_pixels, edges.same_hash
         self._by_pixels = _Lists(edges.same_pixels, np.arange(len(phashes)))
         perceptual, semantic = config.perceptual, config.semantic
@@ -189,6 +192,8 @@ class Copies:
                 yield members[equal], EXACT, np.ones(np.count_nonzero(equal), np.float32)
                 members = members[~equal]
             if self._config.pixel:
+                if self._motion is not None:
+                    members = members[self._motion.alike(row, members, 0, 0)]
                 yield members, PIXEL, np.ones(len(members), np.float32)
         if self._config.perceptual is not None:
             yield from self._perceptual(row, wanted, self._config.perceptual.colour)
@@ -206,7 +211,7 @@ class Copies:
         if len(near):
             more, less = self._by_hash.gather(near, self._near.weight(own))
             others, likeness = np.concatenate([others, more]), np.concatenate([likeness, less])
-        yield self._coloured([layout], others, likeness, wanted, colour)
+        yield self._coloured(row, [layout], others, likeness, wanted, colour)
         if not self._config.turned:
             return
         picture = self._pixels[row]
@@ -218,10 +223,11 @@ class Copies:
             order = np.lexsort((-likeness, others))  # found from both sides: the nearer counts
             others, likeness = others[order], likeness[order]
             new = np.append(True, others[1:] != others[:-1])
-            yield self._coloured(turned_layouts(layout), others[new], likeness[new], wanted, colour)
+            yield self._coloured(row, turned_layouts(layout), others[new], likeness[new], wanted, colour)
 
     def _coloured(
         self,
+        row: int,
         layouts: Iterable[np.ndarray],
         others: np.ndarray,
         likeness: np.ndarray,
@@ -235,6 +241,8 @@ class Copies:
             agree = np.zeros(len(others), bool)
             for layout in layouts:
                 agree |= np.add.reduce(np.abs(theirs - layout), axis=1) / layout.size / 255 <= colour
+            if self._motion is not None and self._config.perceptual is not None:
+                agree &= self._motion.alike(row, others, self._config.perceptual.radius, colour)
             others, likeness = others[agree], likeness[agree]
         return others, PERCEPTUAL, likeness
 

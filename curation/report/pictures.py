@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from curation import storage
 from curation.manifest import Decision, Manifest, Reason
+from curation.moving import in_rows
 from curation.report.funnel import Outcome
 
 SIDE = 128  # pixels of a thumbnail's longer side
@@ -196,7 +197,7 @@ class Album:
     show_unsafe: bool = False
     revoked: Collection[str] = frozenset()  # ids of rows that were kept, and are taken down by now
 
-    columns: ClassVar[tuple[str, ...]] = ("id", "decision", "stage", "reason", "safety", "image")
+    columns: ClassVar[tuple[str, ...]] = ("id", "decision", "stage", "reason", "safety", "frames", "image")
 
     def tiles(self, numbers: Collection[int]) -> dict[int, Tile]:
         """A tile for every row number."""
@@ -205,7 +206,7 @@ class Album:
         stored = self._from_work({n: row for n, row in rows.items() if n not in tiles and not _bytes(row)})
         for number, row in rows.items():
             if number not in tiles:
-                tiles[number] = thumbnail(_bytes(row) or stored.get(number))
+                tiles[number] = thumbnail(_bytes(row) or stored.get(number), row.get("frames") or 1)
         return tiles
 
     def _refusal(self, row: Mapping[str, Any]) -> Tile | None:
@@ -246,16 +247,16 @@ def _bytes(row: Mapping[str, Any]) -> bytes | None:
     return image["bytes"] if image and image["bytes"] else None
 
 
-def thumbnail(data: bytes | None) -> Tile:
-    """A WebP of at most `SIDE` pixels a side as a data URI."""
+def thumbnail(data: bytes | None, frames: int = 1) -> Tile:
+    """A WebP of at most `SIDE` pixels a side as a data URI; of a film strip, its frames in rows."""
     from PIL import Image
 
     if data is None:
         return Tile(None, "the picture is no longer stored")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (SIDE, SIDE))
-            small = image.convert("RGB")
+            image.draft("RGB", (SIDE, SIDE * frames))
+            small = in_rows(image.convert("RGB"), frames)
             small.thumbnail((SIDE, SIDE))
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=72, method=4)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation import storage
 from curation.errors import UserError
 from curation.sources.inputs import rows_table, stated
+from curation.sources.sequences import gathered
 from curation.sources.tables import read_table
 
 
@@ -24,7 +25,8 @@ class FolderSource(BaseModel):
     """Every file below a folder, in name order; hidden files and the metadata table itself are not inputs.
 
     A row of the metadata table that names a file which is not there is an input too, and fails as `not_found`. Links to
-    folders are not followed. Bytes of a name that are not UTF-8 are written as backslash escapes.
+    folders are not followed. Bytes of a name that are not UTF-8 are written as backslash escapes. With `sequences`, a
+    folder of numbered frames is one input, named with a slash at its end (`sequences.gathered`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,9 @@ class FolderSource(BaseModel):
         None, description="table (CSV, TSV, JSONL, Parquet) with `path` (below the folder), title, creator, licence, …"
     )
     dataset: str = Field("folder", description="name of the collection, for the manifest's `dataset` column")
+    sequences: bool = Field(
+        False, description="whether a folder below it whose files are numbered is one moving picture"
+    )
 
     def inputs(self) -> pa.Table:
         if not storage.is_dir(self.path):
@@ -46,6 +51,9 @@ class FolderSource(BaseModel):
         table = None if self.metadata is None else self._metadata_location()
         files = {name: file for name, file in found.items() if file["location"] != table}
         rows = {} if self.metadata is None else _rows_by_path(self.metadata, "source.metadata")
+        if self.sequences:
+            files, folders = gathered(files)
+            rows = self._of_folders(rows, files, folders)
         names = sorted(files.keys() | rows.keys())
         if not names:
             raise UserError(f"the folder {self.path} is empty", field="source.path", remedy="put pictures into it")
@@ -59,6 +67,27 @@ class FolderSource(BaseModel):
             }
             for name in names
         )
+
+    def _of_folders(
+        self, rows: dict[str, dict[str, Any]], files: dict[str, dict[str, Any]], folders: dict[str, str]
+    ) -> dict[str, dict[str, Any]]:
+        """The metadata table's rows under the names of inputs: a frame folder may be named without its slash."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, row in rows.items():
+            if name in folders:
+                raise UserError(
+                    f"{self.metadata} names {name}, a frame of {folders[name]}",
+                    field="source.metadata",
+                    remedy="name the folder instead, or set source.sequences to false",
+                )
+            slashed = f"{name.rstrip('/')}/"
+            chosen = slashed if name not in files and slashed in files else name
+            if chosen in found:
+                raise UserError(
+                    f"{self.metadata} names {chosen} twice", field="source.metadata", remedy="keep one row of it"
+                )
+            found[chosen] = row
+        return found
 
     def _metadata_location(self) -> str:
         assert self.metadata is not None

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from curation.duplicates import Bindings, Copies, DuplicatesConfig
+from curation.duplicates import Bindings, Copies, DuplicatesConfig, Motion, other_frames
 from curation.duplicates.hamming import between
 from curation.manifest import Decision, Manifest
-from curation.selectors import Selectors, near
+from curation.selectors import Selectors, flat, near
 from curation.takedowns.events import Entry
 
-COLUMNS = ("id", "uri", "final_uri", "redirects", "source_url", "host", "creator", "embedded")
-PICTURE_COLUMNS = ("pixel_hash", "phash", "phash_turned", "colour_layout")
+COLUMNS = ("id", "uri", "final_uri", "redirects", "source_url", "host", "creator", "embedded", "frame_files")
+PICTURE_COLUMNS = ("pixel_hash", "phash", "phash_turned", "colour_layout", "frame_phashes", "frame_layouts")
 _NEEDED = ("pixel_hash", "phash", "colour_layout")  # a row without them has no picture
 _FEW = 256  # hashes that all others are compared with one by one, rather than searched for
 _COLOURS = 48
@@ -65,6 +65,24 @@ class Pictures:
         """Of some rows of a table with `id` and `PICTURE_COLUMNS`, all of which have a picture."""
         names = [c for c in ("id", *PICTURE_COLUMNS) if c in rows.column_names]
         return cls.of(rows.select(names).take(pa.array(places, pa.int64())).to_pylist())
+
+    @classmethod
+    def with_frames(cls, rows: pa.Table, places: np.ndarray) -> tuple[Pictures, np.ndarray]:
+        """`of_rows`, and behind them the other frames of those that move; and for each its place among `places`."""
+        own, owners = cls.of_rows(rows, places), np.arange(len(places))
+        if not {"frame_phashes", "frame_layouts"} <= set(rows.column_names) or not len(places):
+            return own, owners
+        told = rows.select(["frame_phashes", "frame_layouts"]).take(pa.array(places, pa.int64())).to_pylist()
+        most = max(len(row["frame_phashes"] or ()) for row in told)
+        frames = other_frames(own.phashes, Motion.of(told, own.phashes, own.colours, most))
+        more = cls(
+            own.ids[frames.owners],
+            frames.pixel_hashes(own.ids),
+            frames.phashes,
+            np.zeros((len(frames.owners), 7), np.uint64),
+            frames.colours,
+        )
+        return cls.join([own, more]), np.concatenate([owners, frames.owners])
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Pictures:
@@ -122,8 +140,9 @@ class Revocations:
         if neighbours and len(self.pictures) and {"id", *_NEEDED} <= set(rows.column_names):
             reach = _reach(config or DuplicatesConfig())
             rest = np.flatnonzero(_may_be_copies(rows, self.pictures, reach))
-            bindings = _spread(self.pictures, Pictures.of_rows(rows, rest), reach)
-            for row, of in zip(rest.tolist(), bindings.of.tolist(), strict=True):
+            shown, owners = Pictures.with_frames(rows, rest)
+            bindings = _spread(self.pictures, shown, reach)
+            for row, of in zip(rest[owners].tolist(), bindings.of.tolist(), strict=True):
                 if of >= 0 and found[row] is None:
                     found[row] = self.of_pictures[of]
         return found
@@ -149,7 +168,7 @@ class Revocations:
             rows = rows.filter(pc.invert(pc.is_in(rows["id"], settled)))
             for id_ in rows["id"].filter(pc.is_in(rows["id"], known)).to_pylist():  # also where no picture is known
                 found[id_] = Revoked(selected[id_], "near_copy", id_, 1.0)
-            copies_of.append(Pictures.of_rows(rows, np.flatnonzero(_may_be_copies(rows, marked, config))))
+            copies_of.append(Pictures.with_frames(rows, np.flatnonzero(_may_be_copies(rows, marked, config)))[0])
         copies = Pictures.join([self.pictures.take(np.zeros(0, np.int64)), *copies_of])
         bindings = _spread(marked, copies, config)
         for i in np.flatnonzero(bindings.of >= 0):
@@ -180,8 +199,9 @@ class Revocations:
                 if decision == Decision.KEPT:
                     found.setdefault(id_, Revoked(entry, "direct"))
             pictured = here[_pictured(few)]
-            pictures.append(Pictures.of_rows(rows, pictured))
-            owners += [entry for i in pictured if (entry := entries[i]) is not None]
+            shown, of = Pictures.with_frames(rows, pictured)
+            pictures.append(shown)
+            owners += [entry for i in pictured[of] if (entry := entries[i]) is not None]
         return found, selected, pictures, owners
 
 
@@ -239,6 +259,9 @@ def _may_be_copies(rows: pa.Table, marked: Pictures, config: DuplicatesConfig) -
     hashes = _numpy(pc.fill_null(rows["phash"], 0)).astype(np.uint64)
     theirs = np.unique(marked.phashes)
     found[_near(hashes, theirs, radius)[0]] = True
+    if "frame_phashes" in rows.column_names:
+        of, frames = flat(rows["frame_phashes"])
+        found[of[_near(frames, theirs, radius)[0]]] = True
     if config.turned:
         found[_near(hashes, np.unique(marked.turned), radius)[0]] = True
         if "phash_turned" in rows.column_names:

@@ -141,7 +141,8 @@ def test_hashes_alone_do_not_make_a_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("neighbours", [True, False])
 def test_direct_is_by_selectors_and_pictures(neighbours: bool) -> None:
     picture, jane = entry(of_bytes(ORIGINAL)), entry(Selector.of("creator", "jane"), ground="later")
-    table = pa.Table.from_pylist(rows(), schema=schema(None)).select(["uri", *COLUMNS[2:], "id", *PICTURE_COLUMNS])
+    there = schema(None, COLUMNS + PICTURE_COLUMNS)
+    table = pa.Table.from_pylist(rows(), schema=there).select(["uri", *COLUMNS[2:], "id", *PICTURE_COLUMNS])
     found = Revocations([picture, jane]).direct(table, neighbours=neighbours)
     near = picture.id if neighbours else None
     assert found == [picture.id, near, near, near, None, None]
