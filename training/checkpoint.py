@@ -1,8 +1,9 @@
 """Checkpoints: the weights, their average and the optimizer's state, whole or not at all, and without a pickle.
 
-A checkpoint is a folder `images-<images seen>` with one safetensors file per part and `checkpoint.json`, which holds
-the sha256 of each. Locally the folder is renamed into place; on S3 `checkpoint.json` is written last. What follows from
-the images seen (learning rate, data position, all randomness) is not stored.
+A checkpoint is a folder `images-<images seen>` with one safetensors file per part, or one per worker where the state is
+split over workers (`training.pieces`), and `checkpoint.json`, which holds the sha256 of each. Locally the folder is
+renamed into place; on S3 `checkpoint.json` is written last. What follows from the images seen (learning rate, data
+position, all randomness) is not stored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from curation import storage
 from curation.errors import UserError
+from training import pieces
 from training.progress import Leg, Point
+from training.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,9 @@ class CheckpointInfo(BaseModel):
     """The contents of `checkpoint.json`.
 
     Attributes:
-        topology: what the last bits depend on: workers, accumulation, whether captions were resident and whether it
-            ran on GPUs (1 or 0); as it was when the checkpoint was written.
+        topology: what the last bits depend on: workers, accumulation, whether captions were resident, whether it ran
+            on GPUs, and, where they were, whether it was compiled and split over the workers (1 or 0); as it was when
+            the checkpoint was written.
         legs: all topologies since the first image, in order; empty in an older one.
         points: all that the run has measured so far.
         milestone: whether it is kept for ever.
@@ -74,11 +78,12 @@ class CheckpointInfo(BaseModel):
 
 
 def state_sha256(state: State) -> str:
-    """sha256 over the names, types, shapes and bytes of all tensors, in sorted order."""
+    """sha256 over the names, types, shapes and bytes of all tensors, in sorted order. Of a split state all workers have
+    to ask."""
     h = hashlib.sha256()
     for part in sorted(state):
         for name in sorted(state[part]):
-            tensor = state[part][name].detach().cpu().contiguous()
+            tensor = whole(state[part][name].detach()).cpu().contiguous()
             h.update(f"{part}/{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             h.update(tensor.flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()
@@ -113,29 +118,41 @@ def save(
     Args:
         standing: says which are the best; None: those of lowest loss.
     """
-    name = f"{_PREFIX}{info.images_seen:012d}"
-    target = storage.join(folder, name)
-    staging = target if storage.is_remote(folder) else storage.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    target, staging = places(folder, info.images_seen)
     files = {}
     try:
         for part, tensors in state.items():
             data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             files[f"{part}.safetensors"] = hashlib.sha256(data).hexdigest()
             storage.write_bytes(storage.join(staging, f"{part}.safetensors"), data)
-        text = info.model_copy(update={"files": files}).model_dump_json(indent=1)
-        storage.write_bytes(storage.join(staging, INFO_FILE), text.encode())
-        if staging != target:
-            storage.move_tree(staging, target)
-    except FileExistsError:
-        # An earlier attempt of this run got as far. Training is deterministic: it holds the same, unless it is damaged.
-        if problem(target) is not None:
-            storage.remove_tree(target)
-            storage.move_tree(staging, target)
+        publish(target, staging, info.model_copy(update={"files": files}))
     finally:
         if staging != target:
             storage.remove_tree(staging)
     remove_old(folder, keep, keep_best, None if standing is None else standing())
     return target
+
+
+def places(folder: str, images_seen: int) -> tuple[str, str]:
+    """Where a checkpoint will lie, and where it is written; in a bucket they are the same."""
+    name = f"{_PREFIX}{images_seen:012d}"
+    target = storage.join(folder, name)
+    staging = target if storage.is_remote(folder) else storage.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.partial")
+    return target, staging
+
+
+def publish(target: str, staging: str, info: CheckpointInfo) -> None:
+    """Makes what was written a checkpoint, by `checkpoint.json` and a rename."""
+    storage.write_bytes(storage.join(staging, INFO_FILE), info.model_dump_json(indent=1).encode())
+    if staging == target:
+        return
+    try:
+        storage.move_tree(staging, target)
+    except FileExistsError:
+        # An earlier attempt of this run got as far. Training is deterministic: it holds the same, unless it is damaged.
+        if problem(target) is not None:
+            storage.remove_tree(target)
+            storage.move_tree(staging, target)
 
 
 def paths(folder: str) -> list[str]:
@@ -207,13 +224,21 @@ def latest(folder: str) -> str | None:
 def problem(path: str) -> str | None:
     """Why a checkpoint is not whole; None for one that is. Reads all of it."""
     try:
-        for name, expected in _read_info(path).files.items():
-            if hashlib.sha256(storage.read_bytes(storage.join(path, name))).hexdigest() != expected:
-                return f"{name} is not what was written"
+        return problem_of(path, _read_info(path).files)
     except FileNotFoundError as error:
         return f"a file is missing: {error}"
     except ValueError as error:
         return f"{INFO_FILE} is damaged: {error}"
+
+
+def problem_of(path: str, files: Mapping[str, str]) -> str | None:
+    """What is wrong with some of a checkpoint's files, given their sha256; None where nothing is."""
+    try:
+        for name, expected in files.items():
+            if hashlib.sha256(storage.read_bytes(storage.join(path, name))).hexdigest() != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"a file is missing: {error}"
     return None
 
 
@@ -237,44 +262,59 @@ def read_info(path: str) -> CheckpointInfo:
             remedy=f"give a folder `{_PREFIX}…` of a run's `checkpoints`, or leave the field out",
         ) from None
     except ValueError as error:
-        raise _damaged(path, f"{INFO_FILE}: {error}") from None
+        raise damaged(path, f"{INFO_FILE}: {error}") from None
 
 
-def _damaged(path: str, found: str) -> UserError:
+def damaged(path: str, found: str) -> UserError:
+    """The refusal of a checkpoint."""
     return UserError(
         f"the checkpoint {path} is damaged: {found}", field="output", remedy="remove it; an older one is used then"
     )
 
 
-def load(path: str, identity: Identity) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
+def read_state(path: str, info: CheckpointInfo) -> State:
+    """All of a checkpoint's tensors, each whole, however many workers wrote it.
+
+    Raises:
+        UserError: a damaged checkpoint.
+    """
+    found = problem_of(path, info.files)
+    if found is not None:
+        raise damaged(path, found)
+    if pieces.INDEX_FILE in info.files:
+        return pieces.read_whole(path, tuple(info.files))
+    return {
+        name.removesuffix(".safetensors"): safetensors.torch.load(storage.read_bytes(storage.join(path, name)))
+        for name in info.files
+    }
+
+
+Read = Callable[[str, CheckpointInfo], State]
+
+
+def load(path: str, identity: Identity, read: Read = read_state) -> tuple[CheckpointInfo, State]:
     """Reads a checkpoint that belongs to this run.
 
     Raises:
         UserError: a damaged checkpoint, or one of another manifest, text encoder or configuration.
     """
-    found = problem(path)
-    if found is not None:
-        raise _damaged(path, found)
     info = read_info(path)
     _refuse_another(path, info.identity, identity)
-    return info, _read_state(path, info)
+    return info, read(path, info)
 
 
-def load_for_retraining(path: str, identity: Identity) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
+def load_for_retraining(path: str, identity: Identity, read: Read = read_state) -> tuple[CheckpointInfo, State]:
     """Reads a checkpoint of another run, whatever its manifest; what it has seen is for the caller to check.
 
     Raises:
         UserError: a damaged checkpoint, or one of another text encoder or configuration.
     """
     info = read_info(path)
-    found = problem(path)
-    if found is not None:
-        raise _damaged(path, found)
     refuse_other_ways(path, info.identity, identity.config, identity.text_encoder_sha256)
-    return info, _read_state(path, info)
+    return info, read(path, info)
 
 
-def read_part(path: str, part: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_part(path: str, part: str) -> tuple[CheckpointInfo, Mapping[str, Tensor]]:
     """What a checkpoint says about itself, and one part of its state, whatever run it is of.
 
     Raises:
@@ -282,17 +322,16 @@ def read_part(path: str, part: str) -> tuple[CheckpointInfo, dict[str, Tensor]]:
         ValueError: it is damaged.
     """
     info = _read_info(path)
-    data = storage.read_bytes(storage.join(path, f"{part}.safetensors"))
-    if hashlib.sha256(data).hexdigest() != info.files[f"{part}.safetensors"]:
-        raise ValueError(f"{part}.safetensors of {path} is not what was written")
-    return info, safetensors.torch.load(data)
-
-
-def _read_state(path: str, info: CheckpointInfo) -> dict[str, dict[str, Tensor]]:
-    return {
-        name.removesuffix(".safetensors"): safetensors.torch.load(storage.read_bytes(storage.join(path, name)))
-        for name in info.files
-    }
+    file = f"{part}.safetensors"
+    if file in info.files:
+        data = storage.read_bytes(storage.join(path, file))
+        if hashlib.sha256(data).hexdigest() != info.files[file]:
+            raise ValueError(f"{file} of {path} is not what was written")
+        return info, safetensors.torch.load(data)
+    found = problem_of(path, info.files)
+    if found is not None:
+        raise ValueError(f"{path} is damaged: {found}")
+    return info, pieces.read_whole(path, tuple(info.files), part)[part]
 
 
 def _refuse_another(path: str, stored: Identity, wanted: Identity) -> None:

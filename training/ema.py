@@ -8,11 +8,14 @@ stored now and then, are enough to make one of any length afterwards (`training.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from training.sharding import local
 
 PREFIX = "ema_"
 
@@ -36,12 +39,41 @@ class Ema:
 
     def decay(self, step: int) -> float:
         """The decay d of the given step, counted from 1."""
-        return min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
+        return decay_at(step, self._decay, warmup=self._warmup)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Moves the average towards the network's weights after the given step, counted from 1."""
         torch._foreach_lerp_(self._average, self._current, 1 - self.decay(step))
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged network's tensors, by name."""
+        return dict(self.model.state_dict())
+
+
+class ShardedEma:
+    """The same average of a network that is split over workers: each averages its share; nothing is exchanged.
+
+    Attributes:
+        weights: the averaged parameters, split as the network's, and its buffers, by the names of its state.
+    """
+
+    def __init__(self, model: Any, *, decay: float, warmup: bool) -> None:
+        self.weights: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._decay = decay
+        self._warmup = warmup
+        named = dict(model.named_parameters())
+        self._average = [local(self.weights[name]) for name in named]
+        self._current = [local(parameter) for parameter in named.values()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the network's weights after the given step, counted from 1."""
+        torch._foreach_lerp_(self._average, self._current, 1 - decay_at(step, self._decay, warmup=self._warmup))
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged network's tensors, by name."""
+        return self.weights
 
 
 class PowerEma:
@@ -57,8 +89,8 @@ class PowerEma:
             name: parameter.detach().clone() for name, parameter in model.named_parameters()
         }
         self._exponent = exponent(sigma_rel)
-        self._average = list(self.weights.values())
-        self._current = list(model.parameters())
+        self._average = [local(average) for average in self.weights.values()]
+        self._current = [local(parameter) for parameter in model.parameters()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -66,10 +98,15 @@ class PowerEma:
         torch._foreach_lerp_(self._average, self._current, 1 - (1 - 1 / step) ** self._exponent)
 
     @torch.no_grad()
-    def restore(self, weights: dict[str, Tensor]) -> None:
-        """Takes the place of the average that `weights` are of."""
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the place of the average that `weights`, whole tensors, are of."""
         for name, average in self.weights.items():
             average.copy_(weights[name])
+
+
+def decay_at(step: int, decay: float, *, warmup: bool) -> float:
+    """The decay d of the given step, counted from 1, of an `Ema`."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 def part(sigma_rel: float) -> str:

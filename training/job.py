@@ -204,6 +204,11 @@ class TrainJob(_Config):
         Annotated[int, Field(ge=0, le=4096), Tag("number")] | Annotated[ElasticWorkers, Tag("range")],
         Discriminator(lambda given: "range" if isinstance(given, Mapping | ElasticWorkers) else "number"),
     ] = Field(1, description="Ray Train workers, a number or {min, max}; 0 trains in this process without Ray")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="ddp: every worker holds the whole network; fsdp: each a share of its weights, gradients, moments "
+        "and averages, for networks that do not fit one device",
+    )
     gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs with NCCL, 0 on CPUs with gloo")
     labels: dict[str, str] = Field({}, description="node labels that workers are placed by, as Ray's label_selector")
     max_failures: int = Field(
@@ -276,6 +281,11 @@ class TrainJob(_Config):
     def most_workers(self) -> int:
         """Processes that train at once, at most."""
         return self.workers.max if isinstance(self.workers, ElasticWorkers) else max(self.workers, 1)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the network is split, at the most workers: one worker has nothing to split."""
+        return self.strategy == "fsdp" and self.most_workers > 1
 
     @property
     def micro_batch(self) -> int:
@@ -360,6 +370,6 @@ _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "compile", "gradient_checkpointing", "checkpoint_every",
     "keep_checkpoints", "keep_best_checkpoints", "best_by", "bundle", "evaluation", "milestones",
-    "workers", "gpus_per_worker", "labels", "max_failures",
+    "workers", "strategy", "gpus_per_worker", "labels", "max_failures",
     "sample",
 }  # fmt: skip

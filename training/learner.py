@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training import layout, network, objective, randomness, timesteps
+from training import layout, network, objective, randomness, sharding, timesteps
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.conditioning import PromptEncoder
 from training.data import TrainingSet
-from training.ema import Ema, PowerEma, part
+from training.ema import Ema, PowerEma, ShardedEma, part
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
@@ -57,6 +58,8 @@ class Learner:
     Attributes:
         unet: the network, of any kind, never wrapped: what is saved has plain names.
         ema: its moving average.
+        sharded: whether the workers hold a share each of both; then all of them have to take part in `state_sha256` of
+            the state, `gather` and `averaged`.
     """
 
     def __init__(
@@ -70,21 +73,22 @@ class Learner:
         self._captions = CaptionStates(text, choice)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         self._space = space or PatchSpace(job.patch_size)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(job.seed)
-            self.unet = network.build(
-                job.network,
-                channels=self._space.channels,
-                side=data.image_size // self._space.factor,
-                width=text.width,
-            )
-        self.unet.to(place.device, memory_format=layout.memory_format(place.device)).train()
+        self._width = text.width
+        self.sharded = job.strategy == "fsdp" and place.world_size > 1
+        self.unet = self._build().train()
         if job.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
-        layout.hasten(self.unet, place.device)  # after the copy, which draws as whoever loads it does
-        if job.compile:
-            self.unet.compile()  # in place, so that what is saved has plain names
+        self.ema: Ema | ShardedEma
+        if self.sharded:
+            layout.hasten(self.unet, place.device)
+            sharding.shard(self.unet, place.device, bf16=job.precision == "bf16", compile=job.compile)
+            self.ema = ShardedEma(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
+        else:
+            self.unet.to(place.device, memory_format=layout.memory_format(place.device))
+            self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
+            layout.hasten(self.unet, place.device)  # after the copy, which draws as whoever loads it does
+            if job.compile:
+                self.unet.compile()  # in place, so that what is saved has plain names
         self._profiles = {part(length): PowerEma(self.unet, length) for length in job.ema.profiles}
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
@@ -96,9 +100,22 @@ class Learner:
             fused=True,
         )
         self._forward: Any = self.unet
-        if place.world_size > 1:
+        if self.sharded:
+            sharding.begin(self._optimizer)
+        elif place.world_size > 1:
             self._forward = torch.nn.parallel.DistributedDataParallel(
                 self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def _build(self) -> Any:
+        """The network before its first step, on the host."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._job.seed)
+            return network.build(
+                self._job.network,
+                channels=self._space.channels,
+                side=self._data.image_size // self._space.factor,
+                width=self._width,
             )
 
     @property
@@ -119,7 +136,7 @@ class Learner:
             group["lr"] = learning_rate(job.optimizer, middle, job.steps * job.batch_size)
         loss = self._gradients(images_seen)
         # after the all-reduce, so it is the norm of the whole batch's gradient on every rank
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip)
+        norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         step = images_seen // job.batch_size + 1
@@ -134,7 +151,7 @@ class Learner:
         It does so after the first pass of a process, and sums of three or more workers depend on the arrangement in
         their last bit. With this pass a restarted run has the arrangement that the undisturbed one has at that step.
         """
-        if self._place.world_size > 1:
+        if self._forward is not self.unet:
             self._gradients(images_seen)
             self._optimizer.zero_grad(set_to_none=True)
 
@@ -143,12 +160,21 @@ class Learner:
         total = torch.zeros((), device=self._place.device)
         for number, index in enumerate(parts):
             last = number == len(parts) - 1
-            with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
+            with self._exchanging(last):
                 # DDP takes the mean over the workers, whose shares may differ by a sample
                 loss = self._loss(index) / (self._job.batch_size / (len(index) * self._place.world_size))
                 loss.backward()
             total += loss.detach()
         return total
+
+    def _exchanging(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Whether workers exchange their gradients after the pass inside, or add them up until a later one."""
+        if self.sharded:
+            self.unet.set_requires_gradient_sync(now)
+        elif self._forward is not self.unet and not now:
+            unsynced: contextlib.AbstractContextManager[None] = self._forward.no_sync()
+            return unsynced
+        return contextlib.nullcontext()
 
     def _loss(self, index: Tensor) -> Tensor:
         """The loss of the samples with these global indices (N,)."""
@@ -189,7 +215,7 @@ class Learner:
         return {
             **self.averages(),
             "weights": dict(self.unet.state_dict()),
-            "ema": dict(self.ema.model.state_dict()),
+            "ema": self.ema.state(),
             "optimizer": {
                 f"{key}.{name}": value
                 for name, parameter in self._named
@@ -201,9 +227,23 @@ class Learner:
         """A part `ema_<sigma_rel>` for each of the job's `ema.profiles`."""
         return {name: average.weights for name, average in self._profiles.items()}
 
+    def averaged(self) -> Any:
+        """The averaged network, in evaluation mode; where the workers hold shares of it, put together on the first one,
+        and None on the others."""
+        if isinstance(self.ema, Ema):
+            return self.ema.model
+        weights = sharding.gather(self.ema.state(), keep=self._place.rank == 0)
+        if self._place.rank != 0:
+            return None
+        model = self._build().eval().requires_grad_(False)
+        model.load_state_dict(weights)
+        return model.to(self._place.device, memory_format=torch.channels_last)
+
     @torch.no_grad()
-    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Takes the place of the run that `state` was taken from."""
+    def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Takes the place of the run that `state` was taken from. Where the workers hold shares, `state()` is filled in
+        place instead (`training.shards`)."""
+        assert isinstance(self.ema, Ema)
         self.unet.load_state_dict(state["weights"])
         self.ema.model.load_state_dict(state["ema"])
         for name, average in self._profiles.items():

@@ -7,16 +7,18 @@ interrupted.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from curation import storage
-from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining
+from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining, sharding
 from training.bundle import INFO_FILE, DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.conditioning import PromptEncoder
@@ -24,10 +26,13 @@ from training.data import TrainingSet
 from training.grid import grid
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
-from training.notice import Notice, Terminated
+from training.notice import Notice, SharedNotice, Takes, Terminated
 from training.progress import Leg, Point, Report
 from training.space import PatchSpace, Space
 from training.writer import Writer
+
+if TYPE_CHECKING:
+    from training.shards import ShardFiles
 
 logger = logging.getLogger(__name__)
 
@@ -111,19 +116,15 @@ class _Loop:
         self._text = text
         self._place = place
         self._report = report
-        self._notice = notice
+        self._space = space
+        self._notice: Takes = notice
         self._learner = Learner(job, data, text, place, space)
-        # the averaged network as serving will see it; its weights change as training goes on
-        self._model = DiffusionModel(
-            unet=self._learner.ema.model,
-            text=text,
-            betas=job.schedule.betas(),
-            prediction=job.prediction,
-            image_size=data.image_size,
-            patch_size=job.patch_size,
-            device=place.device,
-            space=space,
-        )
+        self._shards: ShardFiles | None = None
+        if self._learner.sharded:
+            from training.shards import ShardFiles
+
+            self._shards = ShardFiles()
+            self._notice = SharedNotice(notice)
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,
             training_set_digest=data.roster.info.digest,
@@ -136,6 +137,7 @@ class _Loop:
             "resident_captions": int(self._learner.resident_captions),
             "gpus": int(place.device.type == "cuda"),
             **({"compiled": 1} if job.compile else {}),
+            **({"sharded": 1} if self._learner.sharded else {}),
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
@@ -144,6 +146,7 @@ class _Loop:
             keep=job.keep_checkpoints,
             keep_best=job.keep_best_checkpoints,
             standing=kept.standing(folder, job.best_by),
+            write=checkpoint.save if self._shards is None else self._shards.write_like(self._learner.state()),
         )
         self.snapshots = Writer(averages.folder_of(folder), keep=1)
         self._saved = 0  # images seen at the newest checkpoint
@@ -183,7 +186,7 @@ class _Loop:
         self.writer.flush()
         self.snapshots.flush()
         sha256 = state_sha256(learner.state())
-        bundle = self._finish(seen, sha256) if self._place.rank == 0 else None
+        bundle = self._finish(seen, sha256)
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
 
     def _due(self, every: int | None, before: int, seen: int) -> bool:
@@ -200,7 +203,8 @@ class _Loop:
     def _save_in_time(self, seen: int) -> None:
         """Saves between two steps, as the run is about to be interrupted.
 
-        All workers hold the same state, so the first one does it alone and the others need not know. What was measured
+        Where all workers hold the same state the first one does it alone and the others need not know; where they hold
+        shares, all take the notice after the same step (`SharedNotice`). What was measured
         since the last point is not in it: a run that goes on from here averages its next point over fewer steps.
         """
         if seen > self._saved:
@@ -237,18 +241,22 @@ class _Loop:
             checkpoint.sweep(self._checkpoints)
             checkpoint.sweep(averages.folder_of(self._folder))
         path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
+        read: checkpoint.Read = checkpoint.read_state
+        if self._shards is not None:
+            read = functools.partial(self._shards.read, into=self._learner.state())
         if path is not None:
-            info, state = checkpoint.load(path, self._identity)
+            info, state = checkpoint.load(path, self._identity, read)
             points = info.points
         elif self._job.resume_from is not None:
             path = self._job.resume_from
-            info, state = retraining.take_up(path, self._identity, self._topology, self._data, self._seen)
+            info, state = retraining.take_up(path, self._identity, self._topology, self._data, self._seen, read)
             points = tuple(point for point in info.points if point.grid is None)  # pictures stay with their run
             if self._place.rank == 0 and self._job.ema.profiles:
                 averages.take_over(path, self._folder, self._identity, retraining.Seen(self._job, self._data))
         else:
             return 0
-        self._learner.restore(state)
+        if self._shards is None:
+            self._learner.restore(state)
         before = info.legs or (Leg(images=0, topology=info.topology),)
         if before[-1].topology == self._topology:
             self._legs = before
@@ -275,7 +283,12 @@ class _Loop:
         """Stores the averages by profile if they are due; they are milestones, which are never removed."""
         times = self._job.ema.snapshots
         due = seen * times // self._budget > before * times // self._budget
-        if due and self._job.ema.profiles and self._place.rank == 0:
+        if not due or not self._job.ema.profiles:
+            return
+        found = self._learner.averages()
+        if self._shards is not None:
+            found = {part: sharding.gather(of, keep=self._place.rank == 0) for part, of in found.items()}
+        if self._place.rank == 0:
             info = CheckpointInfo(
                 images_seen=seen,
                 identity=self._identity,
@@ -286,10 +299,10 @@ class _Loop:
                 milestone=True,
                 seen_sha256=self._seen.upto(seen),
             )
-            self.snapshots.save(self._learner.averages(), info)
+            self.snapshots.save(found, info)
 
     def _save(self, seen: int, milestone: bool) -> None:
-        if self._place.rank == 0:
+        if self._place.rank == 0 or self._shards is not None:
             self.snapshots.flush()  # a run that goes on from here never comes by them again
             since = [p.values["loss"] for p in self._points if p.images > self._saved and "loss" in p.values]
             info = CheckpointInfo(
@@ -312,32 +325,55 @@ class _Loop:
 
     def _draw_grid(self, seen: int) -> None:
         """One column per prompt, one row per seed, as a PNG in the run's folder."""
-        if self._place.rank != 0:
+        model = self._averaged()
+        if model is None:
             return
         distinct = self._data.texts
         prompts = list(self._job.sample.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
         path = storage.join(self._folder, "samples", f"{seen:012d}.png")
-        storage.write_bytes(path, grid(self._model, prompts, finish.sampling_of(self._job)))
+        storage.write_bytes(path, grid(model, prompts, finish.sampling_of(self._job)))
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
 
     def _prepare_evaluations(self, seen: int) -> None:
         """A bundle that checkpoints' weights can be put into, by processes that know nothing of a training."""
-        target = storage.join(self._folder, checkpoint_evaluation.FOLDER, checkpoint_evaluation.MODEL)
-        wanted = self._job.evaluation is not None and self._place.rank == 0
-        if wanted and not storage.exists(storage.join(target, INFO_FILE)):
-            self._write_bundle(target, seen, "")
+        if self._job.evaluation is not None:
+            target = storage.join(self._folder, checkpoint_evaluation.FOLDER, checkpoint_evaluation.MODEL)
+            there = storage.exists(storage.join(target, INFO_FILE))
+            if self._agree(None if there else target) is not None:
+                self._write_bundle(target, seen, "")
 
-    def _finish(self, seen: int, sha256: str) -> str:
+    def _averaged(self) -> DiffusionModel | None:
+        """The averaged network as serving will see it, on the first worker; all have to ask. Its weights may change as
+        training goes on."""
+        network = self._learner.averaged()
+        if self._place.rank != 0:
+            return None
+        return DiffusionModel(
+            unet=network,
+            text=self._text,
+            betas=self._job.schedule.betas(),
+            prediction=self._job.prediction,
+            image_size=self._data.image_size,
+            patch_size=self._job.patch_size,
+            device=self._place.device,
+            space=self._space,
+        )
+
+    def _finish(self, seen: int, sha256: str) -> str | None:
         return self._write_bundle(storage.join(self._folder, "bundle"), seen, sha256)
 
-    def _write_bundle(self, target: str, seen: int, sha256: str) -> str:
+    def _write_bundle(self, target: str, seen: int, sha256: str) -> str | None:
+        """On the first worker; all have to call it."""
+        model = self._averaged()
+        if model is None:
+            return None
         info = finish.describe(
             self._job,
             self._data,
             self._text,
-            self._model,
+            model,
             images_seen=seen,
             state_sha256=sha256,
             metrics=self._metrics,
         )
-        return finish.write(target, self._model, info)
+        return finish.write(target, model, info)

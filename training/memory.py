@@ -1,13 +1,16 @@
 """What training a job takes of a device's memory, told before a device is rented.
 
-Parameters, gradients, optimizer states and the average are counted. Activations are found by running a forward and a
-backward pass with tensors that have sizes and no contents: what each operation allocates, and when it is freed, is
-followed to the peak, so that autocast's copies and recomputation (gradient checkpointing) are in it. Not in it: the
-caption tower, resident captions and pictures, the allocator's gaps and the CUDA context (some 0.5 to 1 GiB).
+Parameters, gradients, optimizer states and the average are counted; with `strategy: fsdp` a worker's share of each, at
+the fewest workers that the job runs with, and what is gathered of the others' while a block computes. Activations are
+found by running a forward and a backward pass with tensors that have sizes and no contents: what each operation
+allocates, and when it is freed, is followed to the peak, so that autocast's copies and recomputation (gradient
+checkpointing) are in it. Not in it: the caption tower, resident captions and pictures, the allocator's gaps and the
+CUDA context (some 0.5 to 1 GiB).
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training import network
+from training import network, sharding
 from training.text import Conditioning
 
 if TYPE_CHECKING:
@@ -33,9 +36,11 @@ class Memory:
 
     Attributes:
         parameters: the network's weights, in fp32.
-        gradients: as many.
+        gradients: as many; all of them also with fsdp, when a worker's share of a batch is computed in parts.
         optimizer: AdamW's two moments, in fp32.
         average: the moving average of the weights, and those of the job's `ema.profiles`.
+        gathered: with fsdp the most that is whole at once: the parameters outside of blocks, those of two blocks in a
+            row, one that computes and one that is fetched, and the largest block's gradients before they are split.
         activations: the most that a forward and a backward pass hold besides.
     """
 
@@ -43,11 +48,12 @@ class Memory:
     gradients: int
     optimizer: int
     average: int
+    gathered: int
     activations: int
 
     @property
     def total(self) -> int:
-        return self.parameters + self.gradients + self.optimizer + self.average + self.activations
+        return self.parameters + self.gradients + self.optimizer + self.average + self.gathered + self.activations
 
 
 def estimate(job: TrainJob, *, channels: int, side: int, width: int) -> Memory:
@@ -64,13 +70,16 @@ def estimate(job: TrainJob, *, channels: int, side: int, width: int) -> Memory:
         model.train()
         if job.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        weights = _bytes(model.parameters())
+        workers = max(job.fewest_workers, 1) if job.strategy == "fsdp" else 1
+        weights, buffers = _share(model.parameters(), workers), _bytes(model.buffers())
+        in_parts = job.batch_size > workers * job.micro_batch
         return Memory(
-            parameters=weights + _bytes(model.buffers()),
-            gradients=weights,
+            parameters=weights + buffers,
+            gradients=_bytes(model.parameters()) if in_parts else weights,
             optimizer=2 * weights,
             # power averages are of the parameters alone (`ema.PowerEma`)
-            average=weights + _bytes(model.buffers()) + len(job.ema.profiles) * weights,
+            average=weights + buffers + len(job.ema.profiles) * weights,
+            gathered=_gathered(model, bf16=job.precision == "bf16") if workers > 1 else 0,
             activations=peak(model, *example(job.micro_batch, channels, side, width), bf16=job.precision == "bf16"),
         )
 
@@ -129,6 +138,20 @@ class _Allocations(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self._now -= size
+
+
+def _share(tensors: Iterable[Tensor], workers: int) -> int:
+    """The bytes of the first of several workers, who has the most: each has some rows of every tensor."""
+    return sum(-(-len(tensor) // workers) * tensor[0].numel() * tensor.element_size() for tensor in tensors)
+
+
+def _gathered(model: Any, *, bf16: bool) -> int:
+    blocks = [_bytes(block.parameters()) for block in sharding.blocks(model)]
+    outside = _bytes(model.parameters()) - sum(blocks)
+    in_a_row = max(map(sum, itertools.pairwise([0, *blocks])), default=0)
+    largest = max(blocks, default=0)
+    # gradients are as wide as what computes, and are summed in fp32
+    return (outside + in_a_row + largest) // (2 if bf16 else 1) + (largest if bf16 else 0)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

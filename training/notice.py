@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any, Protocol
 
 
 class Terminated(SystemExit):
@@ -14,6 +15,15 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
+
+
+class Takes(Protocol):
+    """What the loop asks between two steps."""
+
+    @property
+    def ends(self) -> bool: ...
+
+    def take(self) -> bool: ...
 
 
 class Notice:
@@ -36,6 +46,36 @@ class Notice:
         given = self._given.is_set()
         self._given.clear()
         return given
+
+
+class SharedNotice:
+    """A notice to any of several workers that all of them take after the same step, one after it was given.
+
+    To be asked by all workers after every step. The answer of a step is exchanged while the next one is computed, so
+    nobody waits for it. To be made by all of them at once.
+    """
+
+    def __init__(self, own: Notice) -> None:
+        from torch import distributed as dist
+
+        self.ends = own.ends
+        self._own = own
+        self._group = dist.new_group(backend="gloo")  # between hosts' memories; nothing waits for a GPU
+        self._under_way: tuple[Any, Any] | None = None
+
+    def take(self) -> bool:
+        """Whether any worker was given it by the step before; the same on all."""
+        import torch
+        from torch import distributed as dist
+
+        before = self._under_way
+        flag = torch.tensor(int(self._own.take()))
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._under_way = work, flag
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
 
 
 @contextlib.contextmanager

@@ -178,6 +178,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "images": job.steps * job.batch_size,
         "epochs": round(job.steps * job.batch_size / len(roster), 2),
         "micro_batch": job.micro_batch,
+        "strategy": job.strategy,
         "manifest": manifest.id,
         "training_set_digest": roster.info.digest,
         "ledger": consent.ledger_uri,

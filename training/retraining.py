@@ -13,18 +13,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from curation import storage
 from curation.errors import UserError
 from training import checkpoint
-from training.checkpoint import CheckpointInfo, Identity
+from training.checkpoint import CheckpointInfo, Identity, Read, State
 from training.data import TrainingSet
 from training.job import ElasticWorkers, TrainJob
 from training.order import Order
 from training.roster import Roster
 
-_PARTS = ("workers", "accumulation", "gpus", "compiled")  # of a topology, as told in words
+_PARTS = ("workers", "accumulation", "gpus", "compiled", "sharded")  # of a topology, as told in words
 _CHUNK = 1 << 20  # samples that are hashed at once
 
 
@@ -48,15 +47,20 @@ class Seen:
 
 
 def take_up(
-    path: str, identity: Identity, topology: Mapping[str, int], data: TrainingSet, seen: Seen
-) -> tuple[CheckpointInfo, dict[str, dict[str, Tensor]]]:
+    path: str,
+    identity: Identity,
+    topology: Mapping[str, int],
+    data: TrainingSet,
+    seen: Seen,
+    read: Read = checkpoint.read_state,
+) -> tuple[CheckpointInfo, State]:
     """Reads a checkpoint of another run that a retraining may start from. Nothing of it is believed: the samples that
     it has seen must be, one by one, the first ones of the run that asks.
 
     Raises:
         UserError: another text encoder, configuration or base set, or samples that the run would not show.
     """
-    info, state = checkpoint.load_for_retraining(path, identity)
+    info, state = checkpoint.load_for_retraining(path, identity, read)
     refuse_other_base(path, info, data.roster)
     if info.seen_sha256 != seen.upto(info.images_seen):
         raise _refused(
@@ -145,7 +149,7 @@ def _of_run(path: str, roster: Roster, job: TrainJob) -> CheckpointInfo | None:
 def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     """In words, no stronger than what the tests show."""
     kept = "if the base set, captions and pictures stay what they were, which the job checks before it starts"
-    now = _place(job.most_workers, job.accumulation, job.gpus_per_worker, int(job.compile))
+    now = _place(job.most_workers, job.accumulation, job.gpus_per_worker, int(job.compile), int(job.is_sharded))
     legs = [leg.topology for leg in info.legs] or [info.topology]
     then = [_place(*(topology.get(part, 0) for part in _PARTS)) for topology in legs]
     if isinstance(job.workers, ElasticWorkers) or set(then) != {now}:
@@ -166,6 +170,6 @@ def _claim(info: CheckpointInfo, job: TrainJob) -> str:
     )
 
 
-def _place(workers: int, accumulation: int, gpus: int, compiled: int) -> str:
-    kind = f"{'compiled ' if compiled else ''}{'GPU' if gpus else 'CPU'}"
+def _place(workers: int, accumulation: int, gpus: int, compiled: int, sharded: int) -> str:
+    kind = f"{'compiled ' if compiled else ''}{'sharded ' if sharded else ''}{'GPU' if gpus else 'CPU'}"
     return f"{workers} {kind} worker(s) with accumulation {accumulation}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from training import distill, layout, network, objective, randomness
 from training.bundle import DiffusionModel
 from training.captions import CaptionChoice, CaptionStates
+from training.checkpoint import State
 from training.data import TrainingSet
 from training.distill import Denoise, Grid
 from training.distill_job import ConsistencyConfig, DistillJob
@@ -177,7 +178,7 @@ class Student:
         return parts if self._average is None else {**parts, "average": dict(self._average.state_dict())}
 
     @torch.no_grad()
-    def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, state: State) -> None:
         """Takes the place of the run that `state` was taken from."""
         self.unet.load_state_dict(state["weights"])
         self._teacher.load_state_dict(state["teacher"])

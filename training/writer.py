@@ -8,22 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from training import checkpoint
 from training.checkpoint import CheckpointInfo, Standing, State
+from training.sharding import local
+
+
+class Write(Protocol):
+    """Writes a state, which lies in the host's memory, into a folder of checkpoints and returns its path there."""
+
+    def __call__(
+        self,
+        folder: str,
+        state: State,
+        info: CheckpointInfo,
+        *,
+        keep: int,
+        keep_best: int,
+        standing: Callable[[], Standing] | None,
+    ) -> str: ...
 
 
 class Writer:
-    """Writes the checkpoints of one run into one folder. `close` it, whatever happens: a thread may be writing."""
+    """Writes the checkpoints of one run into one folder. `close` it, whatever happens: a thread may be writing.
+
+    Of a state that is split over workers it is given this worker's shares (`training.shards` writes them).
+    """
 
     def __init__(
-        self, folder: str, *, keep: int, keep_best: int = 0, standing: Callable[[], Standing] | None = None
+        self,
+        folder: str,
+        *,
+        keep: int,
+        keep_best: int = 0,
+        standing: Callable[[], Standing] | None = None,
+        write: Write = checkpoint.save,
     ) -> None:
         self._folder = folder
+        self._write = write
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "standing": standing}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._under_way: Future[str] | None = None
@@ -37,7 +63,7 @@ class Writer:
         """
         self.flush()
         self._take(state)
-        self._under_way = self._thread.submit(checkpoint.save, self._folder, self._copy, info, **self._keep)
+        self._under_way = self._thread.submit(self._write, self._folder, self._copy, info, **self._keep)
 
     def flush(self) -> None:
         """Waits until all is written. Raises what writing failed with."""
@@ -60,7 +86,8 @@ class Writer:
         on_gpu = False
         for part, tensors in state.items():
             copies = self._copy.setdefault(part, {})
-            for name, tensor in tensors.items():
+            for name, all_of_it in tensors.items():
+                tensor = local(all_of_it)
                 if name not in copies:
                     copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
                 copies[name].copy_(tensor, non_blocking=True)

@@ -55,6 +55,7 @@ def test_weights_and_states_are_what_a_learner_holds(make_job: MakeJob, data: Tr
     moments = {name: tensor for name, tensor in state["optimizer"].items() if not name.startswith("step.")}
     assert told.optimizer == allocated(moments)
     assert told.total == 5 * told.parameters + told.activations
+    assert told.gathered == 0
 
 
 def test_averages_of_other_lengths_are_counted(make_job: MakeJob, data: TrainingSet, text: TextEncoder) -> None:
@@ -98,5 +99,35 @@ def test_the_same_accounting_of_real_tensors_agrees() -> None:
 
 def test_a_dry_run_tells_it(make_job: MakeJob) -> None:
     told = train.plan(make_job())["memory_mib"]
-    assert set(told) == {"parameters", "gradients", "optimizer", "average", "activations", "total"}
+    assert set(told) == {"parameters", "gradients", "optimizer", "average", "gathered", "activations", "total"}
     assert told["total"] == pytest.approx(sum(told.values()) / 2, abs=0.5)
+
+
+def test_workers_that_split_a_network_hold_a_share_each() -> None:
+    whole, split, most, in_parts = (
+        memory.estimate(tiny(batch_size=16, precision="fp32", **changes), channels=12, side=16, width=WIDTH)
+        for changes in (
+            {"workers": 4, "strategy": "ddp"},
+            {"workers": 4, "strategy": "fsdp"},
+            {"workers": {"min": 2, "max": 4}, "strategy": "fsdp"},
+            {"workers": 4, "strategy": "fsdp", "accumulation": 2},
+        )
+    )
+    unet = network.build(tiny().network, channels=12, side=16, width=WIDTH)
+    rows = [-(-len(p) // 4) * p[0].numel() for p in unet.parameters()]
+    assert split.parameters == split.gradients == split.average == 4 * sum(rows)
+    assert split.optimizer == 2 * split.parameters
+    assert split.parameters == pytest.approx(whole.parameters / 4, rel=0.01)
+    assert most.parameters == pytest.approx(whole.parameters / 2, rel=0.01)  # at the fewest workers
+    assert (split.activations, split.total) == (whole.activations, sum(vars(split).values()))
+    # a step in two parts adds up whole gradients before they are split
+    assert (in_parts.gradients, in_parts.parameters) == (whole.gradients, split.parameters)
+    largest = max(sum(p.numel() for p in block.parameters()) for block in (*unet.down_blocks, *unet.up_blocks))
+    assert 4 * largest < split.gathered < 2 * whole.parameters
+
+
+def test_a_worker_that_is_alone_splits_nothing() -> None:
+    alone, plain = (
+        memory.estimate(tiny(strategy=strategy), channels=12, side=16, width=WIDTH) for strategy in ("fsdp", "ddp")
+    )
+    assert alone == plain
