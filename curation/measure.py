@@ -25,7 +25,7 @@ from curation.fetch import FetchConfig, Fetched, Fetcher, row_id
 from curation.images import Decoded, ImageConfig, ImageError, decode, encode, encoding_of, square
 from curation.manifest import Reason, named, texts
 from curation.metadata import Embedded
-from curation.moving import look, of_frames, scan_frames, size_of, strip
+from curation.moving import MOST, look, of_frames, scan_frames, size_of, strip
 from curation.places import host_and_domain, is_url
 from curation.rights.config import RightsConfig
 from curation.rights.verdict import Observation
@@ -36,7 +36,7 @@ from curation.sources import INPUTS
 from curation.sources.inputs import without_password
 from curation.units import embedding_array
 
-_CHUNK = 64  # pictures whose pixels are held at a time
+_CHUNK = MOST  # pictures whose pixels are held at a time: no less than a film has frames
 _SIDE_OF_HASHES, _SIDE_OF_SCORES = 64, 128  # where nothing larger is asked of the pixels
 
 

@@ -100,14 +100,14 @@ def look(
             taken.append(take(found))
         return len(files), taken
     if about.jpeg is None and data:
-        animated = _animated(data, config, count, take)
+        animated = _animated(data, config, count, about.orientation, take)
         if animated is not None:
             return animated
     return 1, [take(decode(data, config, min_side, about))]
 
 
 def _animated(
-    data: bytes, config: ImageConfig, count: int, take: Callable[[Decoded], _Taken]
+    data: bytes, config: ImageConfig, count: int, orientation: int, take: Callable[[Decoded], _Taken]
 ) -> tuple[int, list[_Taken]] | None:
     """The frames of an animated file as a viewer composes them; None for any other, which `decode` judges."""
     with judging(data), Image.open(io.BytesIO(data)) as image:
@@ -120,7 +120,6 @@ def _animated(
         total = int(getattr(image, "n_frames", 1)) - first
         if total * image.width * image.height > _MOST_DECODED:
             raise ImageError(Reason.TOO_MANY_PIXELS, f"{total} frames of {image.width}x{image.height}")
-        orientation = image.getexif().get(0x0112, 1)
         taken = []
         for i in places(total, count):
             image.seek(first + i)

@@ -15,10 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from curation.containers import pack
 from curation.engine import CurateResult, curate
+from curation.fetch import FetchConfig, Fetcher
 from curation.job import CurateJob
 from curation.listing import listing
 from curation.manifest import Decision, Manifest
+from curation.sources import FolderSource
 from tests.curation.faults import Faults
 from tests.curation.pictures import drawing, encoded, noise
 from tests.curation.seaweed import S3, seaweed
@@ -279,3 +282,16 @@ def test_from_s3_to_s3(made: tuple[dict[str, Any], CurateResult], s3: S3, tmp_pa
     (tmp_path / "part.parquet").write_bytes(part)
     assert pq.read_table(tmp_path / "part.parquet")["uri"][0].as_py().startswith("s3://heap/pictures/")
     assert s3.secret not in done.stdout + done.stderr
+
+
+def test_a_frame_folder_in_a_bucket_is_one_input(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    frames = [encoded(noise(i)) for i in range(11)]
+    for number, frame in enumerate(frames):
+        s3.put("films", f"loops/walk/{number}.png", frame)
+    s3.put("films", "loops/still.png", frames[0])
+    inputs = FolderSource(path="s3://films/loops", sequences=True).inputs()
+    assert inputs["uri"].to_pylist() == ["s3://films/loops/still.png", "s3://films/loops/walk/"]
+    still, walk = Fetcher(FetchConfig())(inputs["location"].to_pylist())
+    assert (still.data, walk.data) == (frames[0], pack(frames))

@@ -59,12 +59,20 @@ def test_films_are_curated_shown_and_taken_down(ray_cluster: None, tmp_path: Pat
         **dict.fromkeys(["right.gif", "left again.webp", "blue.webp", "walk/"], "passed"),
         **{"left.gif": "duplicate_pixel", "still.png": "too_few_frames", "broken.gif": "not_an_image"},
     }
-    assert curate(listing(job.model_copy(update={"workers": 2, "output": str(tmp_path / "again")}))).id == base.id
     for row in base.table(["image", "frames"], decision=Decision.KEPT).to_pylist():
         with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
             assert (image.size, row["frames"]) == ((32, 4 * 32), 4)
     tiles = Album(base, {}).tiles(range(7))
     assert [tile.uri is not None for tile in tiles.values()].count(True) == 6
+
+    # What a parent kept binds what comes later, frame by frame.
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "again.png").write_bytes(film(moving(8), "PNG"))
+    (tmp_path / "more" / "blue back.webp").write_bytes(film(moving(9, colour="blue", back=True), "WEBP"))
+    source = job.source.model_copy(update={"path": str(tmp_path / "more")})
+    later = job.model_copy(update={"source": source, "parent": base.uri, "output": str(tmp_path / "later")})
+    more = Manifest.open(curate(listing(later)).manifest)
+    assert reasons(more) == {"again.png": "duplicate_pixel", "blue back.webp": "passed"}
 
     assert base.info.ledger is not None
     ledger = Ledger.open(base.info.ledger.uri)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -89,6 +90,29 @@ def test_a_film_that_is_cut_says_so(kind: str, reason: str) -> None:
     with pytest.raises(ImageError) as caught:
         looked(data[: int(len(data) * 0.8)], 6)
     assert caught.value.reason == reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["GIF", "PNG", "WEBP"]), st.data())
+def test_damaged_films_are_decoded_or_say_why(kind: str, drawn: st.DataObject) -> None:
+    data = bytearray(_SOUND[kind])
+    for _ in range(drawn.draw(st.integers(1, 4))):
+        data[drawn.draw(st.integers(0, len(data) - 1))] = drawn.draw(st.integers(0, 255))
+    with suppress(ImageError):
+        total, taken = looked(bytes(data))
+        assert 1 <= len(taken) <= total
+
+
+_SOUND = {kind: film([noise(i, (24, 16)) for i in range(4)], kind) for kind in ("GIF", "PNG", "WEBP")}
+
+
+def test_a_film_is_turned_upright_as_its_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [noise(i, (24, 16)) for i in range(4)]
+    for kind in ("PNG", "WEBP"):
+        _, taken = looked(film(frames, kind, exif=exif))
+        assert (taken[1] == np.asarray(frames[1].transpose(Image.Transpose.ROTATE_270))).all()
 
 
 def test_a_film_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
