@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,12 +14,13 @@ from pipelines.trainings import Training, Version
 
 if TYPE_CHECKING:
     from pipelines.register import RegisterJob
+    from training.autoencoder_job import AutoencoderJob
     from training.bundle import BundleInfo
     from training.distill_job import DistillJob
     from training.job import TrainJob
     from training.retraining import RetrainingPoint
 
-    AnyJob = TrainJob | DistillJob | RegisterJob
+    AnyJob = TrainJob | DistillJob | AutoencoderJob | RegisterJob
 
 _Job = TypeVar("_Job", bound=BaseModel)
 _PRINTED = "what the retraining prints"  # a bundle that is not there yet; the plan's commands set it
@@ -29,12 +30,12 @@ class Retraining(BaseModel):
     """A version that is to be made anew, in its own way, on the derived manifest."""
 
     instead_of: str  # models:/NAME/VERSION
-    verb: Literal["train", "distill"] = "train"
-    teacher: str | None = None  # of a distillation: models:/NAME/VERSION
-    teacher_job: str | None = None  # or the train job of the plan whose bundle it learns from
+    verb: Literal["train", "distill", "autoencoder"] = "train"
+    teacher: str | None = None  # of a distillation: models:/NAME/VERSION, where the plan does not make it
+    takes: dict[str, str] = {}  # fields of the job, and the jobs of the plan whose bundles they name
     manifest: str
     train_job: str
-    register_job: str
+    register_job: str | None  # none of an autoencoder, which is part of the models that draw with it
     checkpoint: str | None
     images_saved: int
     images: int
@@ -116,24 +117,37 @@ class Jobs:
         from training import tracking
 
         info = tracking.info_of(self._versions[version.model], tracking_uri=self._found.known.uri)
-        distilled = info.job.get("kind") == "distill"
-        train_job, register_job = f"{'distill' if distilled else 'retrain'}-{suffix}.yaml", f"register-{suffix}.yaml"
-        if distilled:
-            made = self._distillation(training, version, info, train_job, left)
+        register_job = f"register-{suffix}.yaml"
+        if info.job.get("kind") == "distill":
+            made = self._distillation(training, version, info, f"distill-{suffix}.yaml", left)
         else:
-            made = self._training(training, version, info, train_job)
+            made = self._training(training, version, info, f"retrain-{suffix}.yaml")
         self.files[register_job] = RegisterJob(
             name=version.name, bundle=_PRINTED, alias=None, tracking_uri=self._tracking_uri
         )
         return made.model_copy(update={"register_job": register_job})
 
     def _training(self, training: Training, version: Version, info: BundleInfo, file: str) -> Retraining:
+        from training import latents
         from training.job import TrainJob
 
-        if training.through:
-            raise UserError(f"{training.through[0].title} has to be made anew before it: then change its job by hand")
-        job = self._job(TrainJob, training, version, info)
-        point, why = self._point(training, job)
+        folder = self._run_folder(training)
+        places: dict[str, Any] = {}
+        takes: dict[str, str] = {}
+        if info.job.get("autoencoder") is not None:
+            if folder is None:
+                raise UserError("where its run kept its autoencoder is not on record")
+            kept = storage.join(folder, latents.FOLDER)
+            places["autoencoder"] = {**info.job["autoencoder"], "path": kept}
+            if training.through:
+                takes["autoencoder.path"] = self._autoencoder(training, kept)
+                places["autoencoder"] = {"path": _PRINTED}
+        elif training.through:
+            raise UserError(
+                f"{training.through[0].title} has to be made anew before it, and its job does not name that"
+            )
+        job = self._job(TrainJob, info.job, training, folder, version.name, **places)
+        point, why = (None, "its autoencoder is made anew") if takes else self._point(training, job)
         if point is not None:
             job = job.model_copy(update={"resume_from": point.checkpoint})
         self.files[file] = job
@@ -141,7 +155,8 @@ class Jobs:
             instead_of=version.model,
             manifest=job.manifest,
             train_job=file,
-            register_job="",
+            register_job=None,
+            takes=takes,
             checkpoint=point.checkpoint if point else None,
             images_saved=point.images_seen if point else 0,
             images=job.steps * job.batch_size,
@@ -150,22 +165,58 @@ class Jobs:
             from_scratch=why,
         )
 
+    def _autoencoder(self, training: Training, folder: str) -> str:
+        """The job that makes the autoencoder anew that a run kept a copy of in a folder, once for all that draw with
+        it."""
+        from training import latents
+        from training.autoencoder_job import AutoencoderJob
+
+        made_from = training.through[0]
+        known = f"autoencoder {made_from.sha256}"
+        if known not in self._made:
+            where = storage.join(folder, latents.INFO_FILE)
+            try:
+                info = latents.AutoencoderInfo.model_validate_json(storage.read_bytes(where))
+            except (OSError, ValidationError):
+                raise UserError(f"{made_from.title} was not trained here: name another one in its job") from None
+            run = next((t for t in self._found.trainings if t.run_id == info.run_id and not t.versions), None)
+            if run is None:
+                raise UserError(f"the run that made {made_from.title} is not on record here")
+            file = f"autoencoder-{made_from.sha256[:8]}.yaml"
+            job = self._job(AutoencoderJob, info.job, run, self._run_folder(run), info.name)
+            self.files[file] = job
+            self._made[known] = Retraining(
+                instead_of=f"autoencoder {info.name}",
+                verb="autoencoder",
+                manifest=job.manifest,
+                train_job=file,
+                register_job=None,
+                checkpoint=None,
+                images_saved=0,
+                images=job.steps * job.batch_size,
+                share_saved=0.0,
+                claim=None,
+                from_scratch="an autoencoder is trained from scratch",
+            )
+        return self._made[known].train_job
+
     def _distillation(
         self, training: Training, version: Version, info: BundleInfo, file: str, left: dict[str, str]
     ) -> Retraining:
         from training.distill_job import DistillJob
 
         teacher, teacher_job = self._teacher(version, left)
-        job = self._job(DistillJob, training, version, info, teacher=teacher or _PRINTED)
+        folder = self._run_folder(training)
+        job = self._job(DistillJob, info.job, training, folder, version.name, teacher=teacher or _PRINTED)
         self.files[file] = job
         return Retraining(
             instead_of=version.model,
             verb="distill",
             teacher=teacher,
-            teacher_job=teacher_job,
+            takes={} if teacher_job is None else {"teacher": teacher_job},
             manifest=str(job.manifest),
             train_job=file,
-            register_job="",
+            register_job=None,
             checkpoint=None,
             images_saved=0,
             images=job.budget,
@@ -189,15 +240,27 @@ class Jobs:
             raise UserError(f"its teacher {model} has no job: {left.get(model, 'it is in the making itself')}")
         return sound.model, None
 
-    def _job(self, kind: type[_Job], training: Training, version: Version, info: BundleInfo, **places: str) -> _Job:
-        """The version's own job, on the derived manifest to be."""
+    def _job(
+        self,
+        kind: type[_Job],
+        told: Mapping[str, Any],
+        training: Training,
+        folder: str | None,
+        name: str,
+        **places: Any,
+    ) -> _Job:
+        """A training's own job, on the derived manifest to be.
+
+        Args:
+            told: the job as it is on record, without places.
+            folder: of its run.
+        """
         from training import tracking
 
-        folder = self._run_folder(training)
         raw: dict[str, Any] = {
-            **info.job,
+            **told,
             "manifest": self._manifest(training),
-            "output": folder.rpartition("/")[0] if folder else storage.join("runs", version.name, "training"),
+            "output": folder.rpartition("/")[0] if folder else storage.join("runs", name, "training"),
             "ledger": self._found.ledger.uri,
             **places,
         }

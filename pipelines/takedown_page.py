@@ -61,7 +61,7 @@ def _manifest_row(found: ToDerive) -> str:
 
 def _retraining(r: Retraining) -> str:
     if r.verb == "distill":
-        taught = f"`{r.teacher}`" if r.teacher else f"what `{r.teacher_job}` makes"
+        taught = f"`{r.teacher}`" if r.teacher else f"what `{r.takes['teacher']}` makes"
         return f"- `{r.train_job}`, for {r.instead_of}: distilled again from {taught}, {r.images:,} images."
     if r.checkpoint is None:
         return f"- `{r.train_job}`, for {r.instead_of}: from scratch, {r.images:,} images, since {r.from_scratch}."

@@ -97,7 +97,7 @@ def summary(plan: Plan) -> list[str]:
     ]
     for r in plan.retrainings:
         saved = f"{r.images_saved:,} of {r.images:,} images saved by a checkpoint" if r.checkpoint else "from scratch"
-        taught = f"of {r.teacher or r.teacher_job}" if r.verb == "distill" else saved
-        lines.append(f"{r.train_job} {r.verb}s {r.instead_of} anew, {taught}")
+        saved = f"from {r.teacher or r.takes['teacher']}" if r.verb == "distill" else saved
+        lines.append(f"{r.train_job} {'distils' if r.verb == 'distill' else 'trains'} {r.instead_of} anew, {saved}")
     lines += [f"no job for {model}: {why}" for model, why in plan.not_retrained.items()]
     return [*lines, *plan.notes, f"read {storage.join(plan.folder, 'plan.md')}; the commands are in plan.sh"]

@@ -147,16 +147,17 @@ class Planner:
             commands.append(_BUNDLE)
         for r in made:
             job, result = (shlex.quote(storage.join(self._folder, n)) for n in (r.train_job, f"{r.train_job}.json"))
+            sets = ""
+            for field, other in r.takes.items():
+                sets += f'--set "{field}=$(bundle_of {shlex.quote(storage.join(self._folder, f"{other}.json"))})" '
+            commands.append(f"cleanplate {r.verb} {job} {sets}--json > {result}")
+            if r.register_job is None:
+                continue
             register = shlex.quote(storage.join(self._folder, r.register_job))
-            taught = ""
-            if r.teacher_job is not None:
-                teacher = shlex.quote(storage.join(self._folder, f"{r.teacher_job}.json"))
-                taught = f'--set "teacher=$(bundle_of {teacher})" '
-            commands.append(f"cleanplate {r.verb} {job} {taught}--json > {result}")
             commands.append(f'cleanplate register {register} --set "bundle=$(bundle_of {result})"')
         for move in moves:
             for r in made:
-                if r.register_job == move.job:
+                if r.register_job is not None and r.register_job == move.job:
                     register = shlex.quote(storage.join(self._folder, r.register_job))
                     result = shlex.quote(storage.join(self._folder, f"{r.train_job}.json"))
                     alias = move.alias.rpartition("@")[2]

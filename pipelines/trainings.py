@@ -48,7 +48,7 @@ class Through(BaseModel):
     @property
     def title(self) -> str:
         """For a person, after "through"."""
-        return f"its {self.kind} {self.name}" if self.direct else f"{self.name}, a {self.kind} behind it"
+        return f"its {self.kind} {self.name}" if self.direct else f"{self.name}, the {self.kind} behind that"
 
 
 class Training(BaseModel):

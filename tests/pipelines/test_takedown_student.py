@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from pipelines.trainings import Training
 from serving.job import ServeJob
 from serving.takedowns import check
 from tests.pipelines.world import World
-from training import distillation, merkle, tracking
+from training import autoencoding, distillation, merkle, tracking
+from training.autoencoder_job import AutoencoderJob
 from training.dependencies import Dependency, to_tag
 from training.distill_job import DistillJob
 from training.launch import launch
@@ -170,9 +172,9 @@ def test_the_student_is_refused_as_its_teacher_is_and_made_good_in_order(fresh: 
         "models:/drawings/1": (True, 1, []),
         "models:/pupil/1": (True, 0, ["teacher models:/drawings/1"]),
     }
-    assert [(r.instead_of, r.verb, r.teacher, r.teacher_job) for r in plan.retrainings] == [
-        ("models:/drawings/1", "train", None, None),
-        ("models:/pupil/1", "distill", None, "retrain-drawings.yaml"),
+    assert [(r.instead_of, r.verb, r.teacher, r.takes) for r in plan.retrainings] == [
+        ("models:/drawings/1", "train", None, {}),
+        ("models:/pupil/1", "distill", None, {"teacher": "retrain-drawings.yaml"}),
     ]
     assert plan.not_retrained == {}
     order = [line.split()[1] for line in plan.commands if line.startswith("cleanplate")]
@@ -206,7 +208,7 @@ def test_the_student_is_refused_as_its_teacher_is_and_made_good_in_order(fresh: 
     # planned again, a student whose teacher has a sound successor is distilled from that
     tracking.set_alias("pupil", "champion", "1", tracking_uri=world.tracking_uri)
     (again,) = student.plan("again").retrainings
-    assert (again.verb, again.teacher, again.teacher_job) == ("distill", "models:/drawings/2", None)
+    assert (again.verb, again.teacher, again.takes) == ("distill", "models:/drawings/2", {})
     assert config.load_job(f"{world.root}/again/distill-pupil.yaml").teacher == "models:/drawings/2"
 
 
@@ -252,11 +254,50 @@ def test_what_is_not_known_of_a_teacher_counts_as_affected(student: Student) -> 
     tracking.tag_version("pupil", "1", {"depends_on": to_tag(named)}, tracking_uri=world.tracking_uri)
 
 
-def test_a_copy_of_the_teachers_set_is_enough(student: Student) -> None:
+def test_an_autoencoder_is_made_anew_before_what_draws_with_it(tmp_path: Path, tower: Path, empty_store: Path) -> None:
+    world = World.make(tmp_path, tower, empty_store)
+    told = {
+        "manifest": world.manifest.uri, "output": str(tmp_path / "autoencoders"), "images": 16, "batch_size": 8,
+        "precision": "fp32", "tracking": {"uri": world.tracking_uri, "experiment": "world"},
+        "ledger": world.ledger.uri,
+    }  # fmt: skip
+    encoder = autoencoding.launch(AutoencoderJob.model_validate(told))
+    entry = world.ask("sha256", world.id_of(PICTURE))
+    network = {"block_out_channels": (32,), "layers_per_block": 1, "attention_heads": 2}
+    world.register(world.train(network=network, autoencoder={"path": encoder.bundle}, images=16), "latent")
+    found = Student(world, entry)
+    training = found.of(found.trace(world.id_of(PICTURE)), "models:/latent/1")
+    assert [(t.title, t.verdict, t.pictures) for t in training.through] == [
+        ("its autoencoder autoencoder", "trained_on", 1)
+    ]
+    with pytest.raises(UserError, match="its autoencoder autoencoder"):
+        check(found.served("models:/latent@champion"))
+
+    plan = found.plan()
+    first, second = plan.retrainings
+    assert (first.verb, first.takes, second.verb) == ("autoencoder", {}, "train")
+    assert second.takes == {"autoencoder.path": first.train_job}
+    assert second.from_scratch == "its autoencoder is made anew"
+    order = [line.split()[1] for line in plan.commands if line.startswith("cleanplate")]
+    assert order == ["recheck", "autoencoder", "train", "register", "register", "takedown"]
+    assert f'--set "autoencoder.path=$(bundle_of {plan.folder}/{first.train_job}.json)" --json' in "\n".join(
+        plan.commands
+    )
+
+    world.recheck(output=plan.manifests[0].into)
+    again = autoencoding.launch(config.load_job(f"{plan.folder}/{first.train_job}", kind="autoencoder"))
+    job = config.load_job(f"{plan.folder}/{second.train_job}", [f"autoencoder.path={again.bundle}"], kind="train")
+    version = world.register(launch(job, text_encoder=str(tower)), "latent")
+    assert version.version == "2"
+    assert found.status().state == "resolved"
+    check(found.served("models:/latent@champion"))
+
+
+def test_a_copy_of_the_teachers_set_is_enough(student: Student, empty_store: Path) -> None:
     """The teacher is not registered where the student is: its training set is known all the same."""
     world = student.world
     distilled = student.distil(str(next((world.root / "training").iterdir()) / "bundle"), name="lone")
-    uri = f"sqlite:///{world.root}/other.db"
+    uri = f"sqlite:///{shutil.copy(empty_store, world.root / 'other.db')}"
     run = tracking.Run.start(
         "lone", uri=uri, experiment="x", known_run_id=None, tags={"manifest_id": world.manifest.id}
     )
