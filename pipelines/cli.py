@@ -362,7 +362,7 @@ def prove(
     digest: Annotated[str | None, typer.Option(metavar="HEX", help="training-set digest to check it against")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that a picture was in a model's training set, or was not."""
+    """Prove that a picture was in a model's training set and in those of its teachers, or was not."""
     from pipelines import prove as verb
 
     if (sha256 is None) == (verify is None) or (verify is None) != (digest is None):

@@ -8,7 +8,7 @@ contract with serving (`bundle`, `card`), MLflow (`tracking`), and the Ray Train
 it (`prepare`, `memory`). Then what is done with a model: `evaluate` with its `distances` and `features`,
 `memorization`, distillation (`distill` is its mathematics, `student`, `distill_loop`, `distill_job`, `distillation`),
 and export (`export_job`, `export`, `exported`, `onnx_denoiser`, `parity`, `quantize`, `tensorrt_engine`).
-`run_record` is what a run's folder remembers of it.
+`run_record` is what a run's folder remembers of it; `dependencies` are the models that a model was made from.
 
 May import: `curation.manifest`, `curation.takedowns`, `curation.errors`, `curation.storage`,
 `curation.torchvision_ops`, and nothing else of ours. Only `launch` knows Ray and only `tracking` knows MLflow; the
