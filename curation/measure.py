@@ -1,13 +1,12 @@
 """Measuring one work unit: from inputs to a table of everything that bytes and pixels say, decisions left open.
 
-`Look` fetches, decodes and hashes; `Embed` runs the models that want pixels. One process does both on one decode, or,
-where GPUs do the second, one actor does the first and another the second. What a row measures depends on its input
+`Look` fetches, decodes and hashes; `embed.Embed` runs the models that want pixels. One process does both on one decode,
+or, where GPUs do the second, one actor does the first and another the second. What a row measures depends on its input
 alone: the same input gives the same bits wherever and beside whatever it is measured.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation import manifest, nsfw
 from curation.buckets import BucketsConfig
-from curation.clip import Clip, ClipConfig
+from curation.clip import ClipConfig
 from curation.containers import frames_of, unpack
 from curation.fetch import FetchConfig, Fetched, Fetcher, row_id
 from curation.images import Decoded, ImageConfig, ImageError, decode, encode, encoding_of, square
@@ -34,7 +33,6 @@ from curation.site_desk import records
 from curation.site_rights import Shown, SiteRights, own_records
 from curation.sources import INPUTS
 from curation.sources.inputs import without_password
-from curation.units import embedding_array
 
 _CHUNK = MOST  # pictures whose pixels are held at a time: no less than a film has frames
 _SIDE_OF_HASHES, _SIDE_OF_SCORES = 64, 128  # where nothing larger is asked of the pixels
@@ -89,7 +87,7 @@ _FAILED = (
 
 
 # float16 (frames, dim), row by row: what each frame of a strip is to CLIP. They stay among the measurements.
-_EMBEDDINGS = pa.field("frame_embeddings", pa.binary())
+EMBEDDINGS = pa.field("frame_embeddings", pa.binary())
 
 
 def schema(embedding_dim: int | None, optional: Sequence[str] = ()) -> pa.Schema:
@@ -100,7 +98,7 @@ def schema(embedding_dim: int | None, optional: Sequence[str] = ()) -> pa.Schema
     """
     columns = manifest.schema(embedding_dim, optional)
     measured = [*_MEASURED, *(["embedding"] if embedding_dim is not None else []), *optional]
-    frames = [_EMBEDDINGS] if "frames" in optional and embedding_dim is not None else []
+    frames = [EMBEDDINGS] if "frames" in optional and embedding_dim is not None else []
     return pa.schema([*INPUTS, *(columns.field(name) for name in measured), *_FAILED, *frames])
 
 
@@ -294,64 +292,6 @@ class Look:
             return None if side is None else np.empty((_CHUNK, side, side, 3), np.uint8)
 
         return Chunk([], stack(self._clip_side), stack(None if self._config.nsfw is None else NSFW_SIDE))
-
-
-class Embed:
-    """The models that want pixels: CLIP, and the classifiers beside it."""
-
-    def __init__(self, config: MeasureConfig, clip: Clip | None) -> None:
-        self._clip, self._columns = clip, config.columns
-        self._nsfw = None if config.nsfw is None else config.nsfw.build()
-
-    def __call__(self, inputs: pa.Table, columns: Columns, chunks: Iterator[Chunk]) -> pa.Table:
-        """A table with the columns of `schema`, a row for every input in the same order.
-
-        A moving picture's embedding is the mean of its frames', brought to length one; its score by a classifier is
-        that of its worst frame.
-        """
-        dim = None if self._clip is None else self._clip.dim
-        embeddings = np.zeros((inputs.num_rows, dim or 0), np.float16)
-        frames: dict[int, list[np.ndarray]] = {}
-        worst: dict[int, float] = {}
-        for chunk in chunks:
-            count = len(chunk.rows)
-            if self._clip is not None and chunk.clip is not None:
-                for row, embedding in zip(chunk.rows, self._clip.embed_images(chunk.clip[:count]), strict=True):
-                    frames.setdefault(row, []).append(embedding)
-            if self._nsfw is not None and chunk.nsfw is not None:
-                for row, score in zip(chunk.rows, self._nsfw(chunk.nsfw[:count]), strict=True):
-                    worst[row] = max(worst.get(row, 0.0), float(score), key=_badness)
-        for row, found in frames.items():
-            embeddings[row] = found[0] if len(found) == 1 else _mean(found)
-        for row, score in worst.items():
-            columns["safety"][row] = [{"concept": nsfw.CONCEPT, "score": score}]
-        if "frames" in self._columns and dim is not None:
-            several = {row: np.stack(found).astype("<f2").tobytes() for row, found in frames.items()}
-            columns[_EMBEDDINGS.name] = [several.get(row) for row in range(inputs.num_rows)]
-        fields = schema(dim, self._columns)
-        arrays = [inputs[name] for name in INPUTS.names]
-        for field in list(fields)[len(arrays) :]:
-            is_embedding = field.name == "embedding"
-            arrays.append(embedding_array(embeddings) if is_embedding else pa.array(columns[field.name], field.type))
-        return pa.Table.from_arrays(arrays, schema=fields)
-
-
-def frame_embeddings(measured: pa.Table) -> list[np.ndarray | None] | None:
-    """What each row's frames are to CLIP, (frames, dim); None where the job takes stills."""
-    if _EMBEDDINGS.name not in measured.column_names:
-        return None
-    dim = measured.schema.field("embedding").type.list_size
-    cells = measured[_EMBEDDINGS.name].to_pylist()
-    return [None if cell is None else np.frombuffer(cell, "<f2").reshape(-1, dim) for cell in cells]
-
-
-def _badness(score: float) -> float:
-    return math.inf if math.isnan(score) else score  # a score that is no number is no acquittal
-
-
-def _mean(embeddings: Sequence[np.ndarray]) -> np.ndarray:
-    mean = np.asarray(np.mean(np.stack(embeddings), axis=0, dtype=np.float32))
-    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12))
 
 
 _URL_NAMES = ("url", "image_url", "img_url", "source_url", "original_url", "source", "link", "page_url")

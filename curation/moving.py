@@ -3,6 +3,9 @@
 The strip is one picture, its frames below each other: whatever shows pictures shows it, and one decode gives them all.
 The bytes of a frame folder are its files' bytes in order, packed so that no two lists of files give the same bytes
 (`containers.pack`): their sha256 is the row's id.
+
+Every sampled frame is looked at: a film is as unsafe as its worst frame, and an opt-out of what any of them shows
+reaches it. What is not sampled is trained on by nobody, and only its bytes and what they say of themselves are read.
 """
 
 from __future__ import annotations

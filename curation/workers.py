@@ -20,10 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from curation.captions import CaptionInput, CaptionsConfig, Told
 from curation.clip import Clip, ClipConfig
+from curation.embed import Embed, frame_embeddings
 from curation.heads import HeadsConfig
 from curation.listing import Listing, Todo
 from curation.manifest import CAPTIONS, GROUPS, SAFETY, SCORES, digest_rows, texts
-from curation.measure import Chunk, Columns, Embed, Look, MeasureConfig, frame_embeddings
+from curation.measure import Chunk, Columns, Look, MeasureConfig
 from curation.moving import middle_of
 from curation.sources import INPUTS
 from curation.units import Stage, embedding_matrix
