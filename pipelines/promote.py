@@ -185,7 +185,7 @@ def _memorization(limit: MemorizationGate, version: ModelVersion) -> Outcome:
     except ValidationError:
         return _outcome("memorisation", "what is stored of it cannot be read: evaluate again", "", limit.action)
     false = "unknown" if found.false_positives is None else f"{found.false_positives:.1%}"
-    value = f"{found.excess:.1%} of samples are copies beyond false positives ({false})"
+    value = f"{found.excess:.1%} of samples, weighted, are copies beyond false positives ({false})"
     problem = None
     if found.verdict == "undecided":
         problem = f"undecided: {false} of pictures that it has never seen are taken for copies"

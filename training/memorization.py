@@ -153,7 +153,10 @@ class Gate:
         false = self._false_positives(held_out, config)
         excess = max(0.0, weighted - (false or 0.0))
         verdict: Literal["passed", "over", "undecided"] = "over" if excess > config.max_share else "passed"
-        why = f"{excess:.1%} of samples are copies beyond false positives, at most {config.max_share:.1%} may be"
+        why = (
+            f"{share:.1%} of samples are copies; weighted by how often they were trained on, less false positives, "
+            f"{excess:.1%}, and at most {config.max_share:.1%} may be"
+        )
         if false is not None and false > config.max_false_positives:
             verdict = "undecided"
             why = f"{false:.1%} of pictures that it has never seen are taken for copies: nothing can be told apart"

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tests.bench import diffusers_script, orchestration
 from tests.training.conftest import shapes, write_manifest, write_tower
@@ -94,17 +95,22 @@ def over_bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder, folder: 
     return statistics.median(seconds["bare"][WARM_UP:]) / statistics.median(seconds["platform"][WARM_UP:])
 
 
-def loader_over_demand(learner: Learner, job: TrainJob) -> float:
-    """Batches per second that can be made of the set, over those that the steps take."""
+def loader_over_demand(batch: Callable[[Tensor], object], step: Callable[[int], object], size: int) -> float:
+    """Batches per second that can be made of a set, of whatever kind, over those that the steps take.
+
+    Args:
+        batch: makes what the samples with these global indices (N,) show and are told, as `Learner.batch` does.
+        step: trains on the `size` samples that follow so many.
+    """
     made, taken = [], []
-    for seen in range(0, 30 * job.batch_size, job.batch_size):
+    for seen in range(0, 30 * size, size):
         began = time.perf_counter()
-        learner.batch(torch.arange(seen, seen + job.batch_size))
+        batch(torch.arange(seen, seen + size))
         between = time.perf_counter()
-        learner.step(seen)
+        step(seen)
         made.append(between - began)
         taken.append(time.perf_counter() - between)
-    print(f"{'loader':10} {job.batch_size / statistics.median(made):18.1f} {job.batch_size / min(made):16.1f}")
+    print(f"{'loader':10} {size / statistics.median(made):18.1f} {size / min(made):16.1f}")
     return statistics.median(taken) / statistics.median(made)
 
 
@@ -152,7 +158,7 @@ def main() -> None:
         print(f"{'loop':10} {'images/s (median)':>18} {'images/s (best)':>16}")
         ratios: dict[str, float | None] = {"over_bare_loop": over_bare_loop(job, data, text, root / "run")}
         learner = Learner(job, data, text, Place())
-        ratios["loader_over_demand"] = loader_over_demand(learner, job)
+        ratios["loader_over_demand"] = loader_over_demand(learner.batch, learner.step, job.batch_size)
         stall = checkpoint_stall(learner, root)
         print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
         several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})
