@@ -147,11 +147,17 @@ def _moved(touched: Sequence[Training]) -> list[Step]:
             subject=f"models:/{v.name}@{alias}",
             done=False,
             detail=f"points at version {v.version}, which "
-            f"{'was' if t.verdict == 'trained_on' else 'may have been'} trained on the pictures",
+            f"{'was' if t.verdict == 'trained_on' else 'may have been'} trained on the pictures{_by(t)}",
         )
         for v, alias, t in pointing
     ]
     return steps or [Step(what="moved", subject="aliases", done=True, detail="none points at an affected version")]
+
+
+def _by(training: Training) -> str:
+    if training.own_verdict == "trained_on" or not training.through:
+        return ""
+    return f", through {training.through[0].title}"
 
 
 def _record(found: Survey, planned: Sequence[dict[str, Any]], resolved: bool) -> None:

@@ -195,7 +195,9 @@ def test_the_student_is_refused_as_its_teacher_is_and_made_good_in_order(fresh: 
     job = config.load_job(f"{plan.folder}/distill-pupil.yaml", [f"teacher={retrained.bundle}"], kind="distill")
     version = student.register(distillation.launch(job), None)
     assert version.tags["parent_version"] == f"drawings/{second.version}"
-    assert student.status().state == "open"  # the alias points at the old one still
+    found = student.status()
+    assert found.state == "open"  # the alias points at the old one still
+    assert "trained on the pictures, through its teacher models:/drawings/1" in str([s.detail for s in found.steps])
     tracking.set_alias("pupil", "champion", version.version, tracking_uri=world.tracking_uri)
     found = student.status()
     assert found.state == "resolved", found.steps
@@ -297,6 +299,10 @@ def test_a_copy_of_the_teachers_set_is_enough(student: Student, empty_store: Pat
     """The teacher is not registered where the student is: its training set is known all the same."""
     world = student.world
     distilled = student.distil(str(next((world.root / "training").iterdir()) / "bundle"), name="lone")
+    # a run that nothing was registered of leads to its teacher, too
+    (of_run,) = [t for t in student.trace(world.id_of(PICTURE)).trainings if t.name == "lone"]
+    assert (of_run.versions, of_run.own_verdict) == ([], "not_trained_on")
+    assert [t.title for t in of_run.through] == ["its teacher models:/drawings/1"]
     uri = f"sqlite:///{shutil.copy(empty_store, world.root / 'other.db')}"
     run = tracking.Run.start(
         "lone", uri=uri, experiment="x", known_run_id=None, tags={"manifest_id": world.manifest.id}

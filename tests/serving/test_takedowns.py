@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from curation.clip import ClipConfig
 from curation.errors import UserError
@@ -17,7 +19,7 @@ from curation.safety import SafetyConfig
 from curation.takedowns import Entry, Ledger, LedgerState, Selector
 from serving.generator import load
 from serving.job import ServeJob
-from serving.takedowns import check, heed, standing
+from serving.takedowns import Behind, check, heed, standing
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
 from training.bundle import INFO_FILE
@@ -173,6 +175,44 @@ def test_every_model_behind_is_asked_and_its_ledgers(
     found = heed(job("warn", tracking_uri=empty_store), version)
     assert found is not None
     assert found.problem is not None
+
+
+@pytest.fixture(scope="module")
+def two_asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, list[str], list[str]]:
+    """A ledger, its entries by their short names, and its versions: empty, after one, after both."""
+    ledger = Ledger.open(str(tmp_path_factory.mktemp("asked")))
+    ages, entries = [ledger.read().version], []
+    for domain in ("a.example", "b.example"):
+        entries.append(ask(ledger, domain).id[:12])
+        ages.append(ledger.read().version)
+    return ledger, entries, ages
+
+
+ANSWERS = st.dictionaries(st.sampled_from([0, 1]), st.sampled_from(["affected", "unaffected", "unknown"]))
+MODELS = st.lists(st.tuples(ANSWERS, st.sampled_from([0, 1, 2])), max_size=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(own=ANSWERS, age=st.sampled_from([0, 1, 2]), models=MODELS)
+def test_no_model_behind_makes_a_version_clear(
+    two_asked: tuple[Ledger, list[str], list[str]],
+    own: dict[int, str],
+    age: int,
+    models: list[tuple[dict[int, str], int]],
+) -> None:
+    ledger, entries, ages = two_asked
+
+    def tags(answers: dict[int, str]) -> dict[str, str]:
+        return {f"takedown.{entries[i]}": answer for i, answer in answers.items()}
+
+    behind = [Behind("its teacher x", (tags(found),), (ledger.uri,), (ages[when],)) for found, when in models]
+    found = standing(tags(own), [ledger.uri], [ages[age]], behind)
+    for i, entry in enumerate(entries):
+        answers = [own, *(answers for answers, _ in models)]
+        assert (entry in found.affected) == any(a.get(i, "unaffected") != "unaffected" for a in answers)
+        # one that did not heed it yet, and that was not asked about, itself or with the version
+        heard = [(own, age), *(({**own, **answers}, when) for answers, when in models)]
+        assert (entry in found.unexamined) == any(when <= i and i not in answers for answers, when in heard)
 
 
 def test_too_many_models_behind_are_no_permission(versions: Versions, tmp_path: Path, empty_store: str) -> None:
