@@ -34,8 +34,8 @@ from training import conditioning, latents, space
 from training.card import model_card
 from training.conditioning import PromptEncoder
 from training.dependencies import Dependency
+from training.films import png
 from training.folders import cache_root, download
-from training.latents import LatentSpace
 from training.network import folder_of
 from training.objective import Prediction
 from training.sampling import SamplingParams, sample
@@ -88,6 +88,7 @@ class BundleInfo(BaseModel):
     metrics: dict[str, float]
     image_size: int
     patch_size: int
+    frames: int | None = Field(None, description="of a film; null: it draws pictures")
     prediction: Prediction
     channel_mean: tuple[float, float, float] = Field(description="of the training pictures, in [-1, 1]")
     channel_std: tuple[float, float, float]
@@ -158,7 +159,7 @@ class DiffusionModel:
 
 
 def draw_self_test(model: DiffusionModel, test: SelfTest) -> np.ndarray:
-    """The self-test picture, uint8 (H, W, 3)."""
+    """The self-test picture, uint8 (H, W, 3); of a film (F, H, W, 3)."""
     picture: np.ndarray = sample(model, [test.prompt], [test.seed], test.params)[0]
     return picture
 
@@ -179,8 +180,8 @@ def write_bundle(folder: str | Path, model: DiffusionModel, info: BundleInfo) ->
         model.unet.save_pretrained(staging / folder_of(model.unet), safe_serialization=True)
         _scheduler(model).save_pretrained(staging / "scheduler")
         model.text.save(staging / "text_encoder")
-        if isinstance(model.space, LatentSpace):
-            model.space.save(staging / latents.FOLDER)
+        if (latent := latents.latent_space(model.space)) is not None:
+            latent.save(staging / latents.FOLDER)
         info = info.model_copy(update={"self_test": _write_self_test(staging, model, info)})
         (staging / "README.md").write_text(model_card(info), encoding="utf-8")
         info = info.model_copy(update={"files": _digests(staging)})
@@ -207,15 +208,13 @@ def _scheduler(model: DiffusionModel) -> Any:
 
 
 def _write_self_test(staging: Path, model: DiffusionModel, info: BundleInfo) -> SelfTest:
-    from PIL import Image
-
     prompt = info.captions[0] if info.captions else ""
     steps = (
         4 if info.distilled_from is None else info.sampling.steps
     )  # a student knows the levels of its own steps only
     test = SelfTest(prompt=prompt, seed=0, params=info.sampling.model_copy(update={"steps": steps}), sha256="")
     picture = draw_self_test(model, test)
-    Image.fromarray(picture).save(staging / "self_test.png")
+    (staging / "self_test.png").write_bytes(png(picture))
     return test.model_copy(update={"sha256": _picture_digest(picture)})
 
 
@@ -330,7 +329,7 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
         image_size=info.image_size,
         patch_size=info.patch_size,
         device=device,
-        space=space.build(info.patch_size, vae if vae.is_dir() else None, device),
+        space=space.build(info.patch_size, vae if vae.is_dir() else None, device, frames=info.frames),
     )
     model.info = info
     return model

@@ -33,7 +33,7 @@ class TrainingSet:
 
     Attributes:
         roster: which inputs the N rows are.
-        pictures: uint8 (N, 3, H, H).
+        pictures: uint8 (N, 3, H, H); films are (N, F, 3, H, H).
         captions: N texts, those that the manifest chose; "" where it has none.
         options: what each of the N rows is told, by the job's mix: its caption, without one.
         licences: rows by stated licence.
@@ -53,6 +53,11 @@ class TrainingSet:
     @property
     def image_size(self) -> int:
         return int(self.pictures.shape[-1])
+
+    @property
+    def frames(self) -> int | None:
+        """F of films; None for pictures."""
+        return int(self.pictures.shape[1]) if self.pictures.ndim == 5 else None
 
     @cached_property
     def texts(self) -> list[str]:
@@ -89,7 +94,7 @@ class TrainingSet:
 
     def channel_stats(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation of each colour channel, in [-1, 1]."""
-        histogram = [torch.bincount(self.pictures[:, c].flatten(), minlength=256).double() for c in range(3)]
+        histogram = [torch.bincount(self.pictures.select(-3, c).flatten(), minlength=256).double() for c in range(3)]
         values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         means = [float((h * values).sum() / h.sum()) for h in histogram]
         stds = [float(((h * (values - m) ** 2).sum() / h.sum()).sqrt()) for h, m in zip(histogram, means, strict=True)]
@@ -105,12 +110,23 @@ def picture_size(manifest: Manifest) -> int:
     for batch in manifest.batches(["id", "image"], decision=Decision.KEPT):
         if batch.num_rows:
             row = batch.slice(0, 1).to_pylist()[0]
-            return int(_decode(row["id"], row["image"]).shape[0])
+            return int(_decode(row["id"], row["image"]).shape[1])  # a film's frames stand one below the other
     raise UserError(
         f"the manifest {manifest.uri} keeps no picture ({manifest.info.counts})",
         field="manifest",
         remedy="loosen the curate job's policy, or give it more inputs",
     )
+
+
+def frames_of(manifest: Manifest) -> int | None:
+    """Frames of the films that a manifest keeps, read from its first kept row; None where it keeps pictures."""
+    if "frames" not in manifest.schema.names:
+        return None
+    for batch in manifest.batches(["frames"], decision=Decision.KEPT):
+        if batch.num_rows:
+            found: int | None = batch["frames"][0].as_py()
+            return found
+    return None
 
 
 def check_mix(manifest: Manifest, mix: Mapping[str, float] | None) -> None:
@@ -183,18 +199,24 @@ def load(
         columns.append("captions")
     if conditioning.reads_classes and column not in columns:
         columns.append(column)
+    frames = frames_of(manifest)
+    if frames is not None:
+        columns.append("frames")
     for batch in manifest.batches(columns, decision=Decision.KEPT):
         for row in batch.to_pylist():
             if row["id"] not in wanted:
                 continue
             picture = _decode(row["id"], row["image"])
-            if picture.shape != (size, size, 3):
+            strip = (size * (frames or 1), size, 3)
+            if picture.shape != strip or row.get("frames") != frames:
                 raise UserError(
                     f"row {row['id'][:12]} has a picture of {picture.shape[1]} x {picture.shape[0]} pixels, "
-                    f"not {size} x {size}",
+                    f"not {strip[1]} x {strip[0]}",
                     field="image_size",
                     remedy="train at the size that the manifest was curated for, or curate again at this one",
                 )
+            if frames is not None:
+                picture = picture.reshape(frames, size, size, 3)
             caption = row["caption"] or ""
             options = options_of(caption, row.get("captions") or (), caption_mix)
             if conditioning.kind != "text":
@@ -209,7 +231,7 @@ def load(
         raise AssertionError(f"{manifest.uri} holds {len(rows)} of the {len(roster)} rows of the training set")
     return TrainingSet(
         roster=roster,
-        pictures=torch.from_numpy(np.stack([row[3] for row in rows])).permute(0, 3, 1, 2).contiguous(),
+        pictures=torch.from_numpy(np.stack([row[3] for row in rows])).movedim(-1, -3).contiguous(),
         captions=tuple(row[1] for row in rows),
         options=tuple(row[2] for row in rows),
         licences=dict(licences),

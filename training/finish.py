@@ -15,7 +15,7 @@ from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.folders import upload
 from training.job import TrainJob
-from training.latents import LatentSpace, dependency
+from training.latents import dependency, latent_space
 from training.sampling import SamplingParams
 
 
@@ -52,13 +52,14 @@ def describe(
         metrics=dict(metrics),
         image_size=data.image_size,
         patch_size=job.patch_size,
+        frames=data.frames,
         prediction=job.prediction,
         channel_mean=mean,
         channel_std=std,
         text_encoder=text.name,
         captions=[caption for caption in data.texts if caption][:CAPTION_CAP],
         sampling=sampling_of(job),
-        depends_on=(dependency(model.space.folder),) if isinstance(model.space, LatentSpace) else (),
+        depends_on=(dependency(latent.folder),) if (latent := latent_space(model.space)) is not None else (),
         parameters=sum(p.numel() for p in model.unet.parameters()),
         libraries=libraries(),
     )

@@ -19,6 +19,7 @@ from training.network import NetworkConfig
 from training.schedules import CosineSchedule, ScheduleConfig
 from training.timesteps import TimestepConfig, UniformTimesteps
 from training.unet import UnetConfig
+from training.video import VideoUnetConfig
 
 
 class _Config(BaseModel):
@@ -141,7 +142,7 @@ class TrainJob(_Config):
         le=16,
         description="space-to-depth factor of the stem: 2 at 32 pixels, 4 at 64; of latents 1 unless said",
     )
-    network: NetworkConfig = Field(UnetConfig(), description="a U-Net or a diffusion transformer")
+    network: NetworkConfig = Field(UnetConfig(), description="a U-Net, a diffusion transformer, or a U-Net of films")
     conditioning: ConditioningConfig = Field(
         ConditioningConfig(), description="what the network is told: captions, classes, both or nothing"
     )
@@ -260,6 +261,12 @@ class TrainJob(_Config):
         pairs.refuse_objective(self.prediction, self.schedule, self.loss.weightings)
         pairs.refuse_sampler(self.sample.sampler, self.prediction, self.schedule.betas(), field="sample.sampler")
         refuse_best(self.best_by, self.keep_best_checkpoints, self.bundle, self.evaluation)
+        return self
+
+    @model_validator(mode="after")
+    def _network_can(self) -> TrainJob:
+        if isinstance(self.network, VideoUnetConfig) and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing: diffusers' UNet3DConditionModel cannot recompute activations")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from curation.errors import UserError
 from training.dependencies import Dependency
 from training.folders import cache_root, download
 from training.roster import Roster
+from training.space import FilmSpace, Space
 
 FOLDER = "vae"
 """Of a bundle or a run: where its autoencoder lies."""
@@ -186,6 +187,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def latent_space(space: Space) -> LatentSpace | None:
+    """The space of latents that a space is, or that its frames lie in; None where there is none."""
+    inner = space.of_frames if isinstance(space, FilmSpace) else space
+    return inner if isinstance(inner, LatentSpace) else None
+
+
 class LatentSpace:
     """Standardised latents, behind space to depth where `patch_size` is above 1: float32 (N, C, h, w).
 
@@ -198,6 +205,7 @@ class LatentSpace:
     """
 
     clip: float | None = None
+    frames: int | None = None
 
     def __init__(self, folder: Path, patch_size: int = 1, device: torch.device | str = "cpu") -> None:
         """Loads an autoencoder.

@@ -187,7 +187,7 @@ def _train_at(
             data=data,
             text=conditioning.encoder(job.conditioning, tower, data.classes, place.device),
             place=place,
-            space=space.build(job.patch_size, vae, place.device),
+            space=space.build(job.patch_size, vae, place.device, frames=data.frames),
             report=report,
             notice=notice,
         )

@@ -23,9 +23,19 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "cpu" else torch.channels_last
 
 
+def of_network(network: Any, device: torch.device) -> torch.memory_format:
+    """As `memory_format`; convolutions along time, of five dimensions, have no other order than torch's own."""
+    films = any(weight.ndim == 5 for weight in network.parameters())
+    return torch.contiguous_format if films else memory_format(device)
+
+
 def laid_out(pictures: Tensor) -> Tensor:
-    """The same pictures (N, C, H, W) in the order of their device."""
-    return pictures.contiguous(memory_format=memory_format(pictures.device))
+    """The same pictures (N, C, H, W), or films (N, C, F, H, W), in the order of their device."""
+    return (
+        pictures.contiguous()
+        if pictures.ndim == 5
+        else pictures.contiguous(memory_format=memory_format(pictures.device))
+    )
 
 
 def hasten(network: Any, device: torch.device) -> None:

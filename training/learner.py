@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training import layout, network, objective, randomness, sharding, timesteps
+from training import space as spaces
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.conditioning import PromptEncoder
 from training.data import TrainingSet
@@ -19,7 +20,7 @@ from training.ema import Ema, PowerEma, ShardedEma, part
 from training.job import OptimizerConfig, TrainJob
 from training.randomness import Purpose
 from training.schedules import alphas_cumprod
-from training.space import PatchSpace, Space
+from training.space import Space
 from training.text import Conditioning
 
 
@@ -72,7 +73,7 @@ class Learner:
         text.measure(first_captions(data, choice, job.seed, job.conditioning_window))
         self._captions = CaptionStates(text, choice)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
-        self._space = space or PatchSpace(job.patch_size)
+        self._space = space or spaces.build(job.patch_size, frames=data.frames)
         self._width = text.width
         self.sharded = job.strategy == "fsdp" and place.world_size > 1
         self.unet = self._build().train()
@@ -84,7 +85,7 @@ class Learner:
             sharding.shard(self.unet, place.device, bf16=job.precision == "bf16", compile=job.compile)
             self.ema = ShardedEma(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
         else:
-            self.unet.to(place.device, memory_format=layout.memory_format(place.device))
+            self.unet.to(place.device, memory_format=layout.of_network(self.unet, place.device))
             self.ema = Ema(self.unet, decay=job.ema.decay, warmup=job.ema.warmup)
             layout.hasten(self.unet, place.device)  # after the copy, which draws as whoever loads it does
             if job.compile:
@@ -195,7 +196,7 @@ class Learner:
         pictures = self._data.pictures[rows]
         if job.flip:
             mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+            pictures = torch.where(mirrored.view(-1, *[1] * (pictures.ndim - 1)), pictures.flip(-1), pictures)
         dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
         told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
         return self._space.encode(pictures.to(device)), told

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from curation import storage
 from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining, sharding
+from training import space as spaces
 from training.bundle import INFO_FILE, DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.conditioning import PromptEncoder
@@ -28,7 +29,7 @@ from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
 from training.notice import Notice, SharedNotice, Takes, Terminated
 from training.progress import Leg, Point, Report
-from training.space import PatchSpace, Space
+from training.space import Space
 from training.writer import Writer
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def train(
         data,
         text,
         place,
-        space or PatchSpace(job.patch_size),
+        space or spaces.build(job.patch_size, frames=data.frames),
         report or (lambda point: None),
         notice or Notice(ends=True),
     )

@@ -56,12 +56,13 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.average + self.gathered + self.activations
 
 
-def estimate(job: TrainJob, *, channels: int, side: int, width: int) -> Memory:
+def estimate(job: TrainJob, *, channels: int, side: int, width: int, frames: int | None = None) -> Memory:
     """The memory of a worker's device while it trains.
 
     Args:
         channels, side: of what the network denoises (`training.space`).
         width: of the states that the network is conditioned on.
+        frames: of films; None for pictures.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -80,19 +81,26 @@ def estimate(job: TrainJob, *, channels: int, side: int, width: int) -> Memory:
             # power averages are of the parameters alone (`ema.PowerEma`)
             average=weights + buffers + len(job.ema.profiles) * weights,
             gathered=_gathered(model, bf16=job.precision == "bf16") if workers > 1 else 0,
-            activations=peak(model, *example(job.micro_batch, channels, side, width), bf16=job.precision == "bf16"),
+            activations=peak(
+                model, *example(job.micro_batch, channels, side, width, frames), bf16=job.precision == "bf16"
+            ),
         )
 
 
-def example(count: int, channels: int, side: int, width: int) -> tuple[Tensor, Tensor, Conditioning]:
+def example(
+    count: int, channels: int, side: int, width: int, frames: int | None = None
+) -> tuple[Tensor, Tensor, Conditioning]:
     """What the network is asked with for one micro-batch: noisy pictures, noise levels and what it is told."""
-    pictures = torch.zeros(count, channels, side, side).contiguous(memory_format=torch.channels_last)
+    if frames is None:
+        xt = torch.zeros(count, channels, side, side).contiguous(memory_format=torch.channels_last)
+    else:
+        xt = torch.zeros(count, channels, frames, side, side)
     told = Conditioning(
         states=torch.zeros(count, _CAPTION_POSITIONS, width),
         mask=torch.ones(count, _CAPTION_POSITIONS, dtype=torch.bool),
         pooled=torch.zeros(count, width),
     )
-    return pictures, torch.zeros(count, dtype=torch.int64), told
+    return xt, torch.zeros(count, dtype=torch.int64), told
 
 
 def peak(model: Any, xt: Tensor, t: Tensor, told: Conditioning, *, bf16: bool) -> int:

@@ -18,6 +18,7 @@ from training.latents import local_autoencoder, settled
 from training.progress import Leg
 from training.roster import Roster
 from training.run_record import Best, stored_result
+from training.video import VideoUnetConfig
 
 if TYPE_CHECKING:
     from training.consent import Consent
@@ -130,7 +131,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
     import torch
 
     from training import network
-    from training.data import check_mix, classes_of, picture_size
+    from training.data import check_mix, classes_of, frames_of, picture_size
     from training.space import geometry
 
     prepared = prepared or prepare(job)
@@ -143,6 +144,8 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
             remedy="curate again with `clip` set, or train with `conditioning: {kind: class}` or none",
         )
     size = picture_size(manifest)
+    frames = frames_of(manifest)
+    _check_films(job, frames)
     check_mix(manifest, job.caption_mix)
     _check_resume_from(job, roster)
     if job.image_size not in (None, size):
@@ -171,6 +174,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "gpus": job.most_workers * job.gpus_per_worker if job.workers else 0,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": size,
+        **({"frames": frames} if frames else {}),
         "training_rows": len(roster),
         "held_out_rows": 0 if prepared.held_out is None else len(prepared.held_out),
         **({"classes": len(classes)} if classes else {}),
@@ -187,14 +191,28 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "left_out_by": consent.by_entry,
         "run_folder": prepared.folder,
     }
-    return planned | {"memory_mib": _memory(job, channels, size // factor, width)} if memory else planned
+    return planned | {"memory_mib": _memory(job, channels, size // factor, width, frames)} if memory else planned
 
 
-def _memory(job: TrainJob, channels: int, side: int, width: int) -> dict[str, float]:
+def _check_films(job: TrainJob, frames: int | None) -> None:
+    """Films want a network that looks along time, and pictures one that does not."""
+    if (frames is None) == isinstance(job.network, VideoUnetConfig):
+        raise UserError(
+            "the manifest keeps pictures, the network draws films"
+            if frames is None
+            else f"the manifest keeps films of {frames} frames, the network draws pictures",
+            field="network.kind",
+            remedy="use `network: {kind: unet}`, or curate with `frames`"
+            if frames is None
+            else "use `network: {kind: video_unet}`",
+        )
+
+
+def _memory(job: TrainJob, channels: int, side: int, width: int, frames: int | None) -> dict[str, float]:
     """What a worker's device holds while training, in MiB."""
     from training.memory import estimate
 
-    told = estimate(job, channels=channels, side=side, width=width)
+    told = estimate(job, channels=channels, side=side, width=width, frames=frames)
     return {name: round(value / 2**20, 1) for name, value in (dataclasses.asdict(told) | {"total": told.total}).items()}
 
 

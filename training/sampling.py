@@ -64,7 +64,7 @@ def sample(
             faster, equal up to rounding.
 
     Returns:
-        uint8 (N, H, W, 3).
+        uint8 (N, H, W, 3); films are (N, F, H, W, 3).
 
     Raises:
         ValueError: the lists differ in length.
@@ -75,7 +75,8 @@ def sample(
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative_prompts)} negative prompts")
     size = model.image_size
     groups = [[i] for i in range(len(prompts))] if exact else [list(range(len(prompts)))]
-    pictures = np.zeros((len(prompts), size, size, 3), np.uint8)
+    frames = () if model.space.frames is None else (model.space.frames,)
+    pictures = np.zeros((len(prompts), *frames, size, size, 3), np.uint8)
     for number, group in enumerate(groups if prompts else []):
         predict = _guided(
             model, [prompts[i] for i in group], [negative_prompts[i] for i in group], params.guidance_scale

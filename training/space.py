@@ -22,11 +22,13 @@ class Space(Protocol):
         channels: C of a picture in it.
         factor: pixels of a side that one position stands for.
         clip: the range [-clip, clip] of clean pictures, to which samplers hold them; None where there is none.
+        frames: F of films; None for pictures.
     """
 
     channels: int
     factor: int
     clip: float | None
+    frames: int | None
 
     def encode(self, pictures: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32 (N, C, H / factor, W / factor), on the pictures' device."""
@@ -41,6 +43,7 @@ class PatchSpace:
     """Space to depth: patches of `patch_size` x `patch_size` pixels, with values in [-1, 1]."""
 
     clip: float | None = 1.0
+    frames: int | None = None
 
     def __init__(self, patch_size: int) -> None:
         self.channels = 3 * patch_size**2
@@ -57,20 +60,47 @@ class PatchSpace:
         return array
 
 
-def build(patch_size: int, autoencoder: Path | None, device: torch.device | str = "cpu") -> Space:
+class FilmSpace:
+    """Films, frame by frame in a space of pictures: uint8 (N, F, 3, H, W) to float32 (N, C, F, h, w) and back."""
+
+    def __init__(self, space: Space, frames: int) -> None:
+        self.of_frames = space
+        self.channels = space.channels
+        self.factor = space.factor
+        self.clip = space.clip
+        self.frames: int | None = frames
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """uint8 (N, F, 3, H, W) to float32 (N, C, F, h, w)."""
+        flat = self.of_frames.encode(pictures.flatten(0, 1))
+        return flat.view(*pictures.shape[:2], *flat.shape[1:]).transpose(1, 2).contiguous()
+
+    def decode(self, x0: Tensor) -> np.ndarray:
+        """Clean films to uint8 (N, F, H, W, 3)."""
+        flat = self.of_frames.decode(x0.transpose(1, 2).flatten(0, 1))
+        return flat.reshape(len(x0), x0.shape[2], *flat.shape[1:])
+
+
+def build(
+    patch_size: int, autoencoder: Path | None = None, device: torch.device | str = "cpu", *, frames: int | None = None
+) -> Space:
     """The space of a job.
 
     Args:
         autoencoder: folder of the one whose latents are denoised; None: pixels are.
+        frames: of films; None for pictures.
 
     Raises:
         UserError: an autoencoder that cannot be used.
     """
+    space: Space
     if autoencoder is None:
-        return PatchSpace(patch_size)
-    from training.latents import LatentSpace
+        space = PatchSpace(patch_size)
+    else:
+        from training.latents import LatentSpace
 
-    return LatentSpace(autoencoder, patch_size, device)
+        space = LatentSpace(autoencoder, patch_size, device)
+    return space if frames is None else FilmSpace(space, frames)
 
 
 def geometry(patch_size: int, autoencoder: Path | None) -> tuple[int, int]:
@@ -83,7 +113,7 @@ def geometry(patch_size: int, autoencoder: Path | None) -> tuple[int, int]:
     return channels * patch_size**2, factor * patch_size
 
 
-def shape(space: Space, image_size: int) -> tuple[int, int, int]:
-    """(C, h, w) of a square picture of so many pixels a side."""
+def shape(space: Space, image_size: int) -> tuple[int, ...]:
+    """(C, h, w) of a square picture of so many pixels a side; (C, F, h, w) of a film."""
     side = image_size // space.factor
-    return space.channels, side, side
+    return (space.channels, *(() if space.frames is None else (space.frames,)), side, side)

@@ -72,16 +72,20 @@ def write_manifest(
         said: fields of its `manifest.json`.
         changes: overwrite columns of every row, with a value or with a function of the caption.
     """
+    # sizes and counts of frames, which only some manifests have
+    fields = schema(4)
+    for name in changes.keys() - set(fields.names):
+        fields = fields.append(pa.field(name, pa.int32()))
     columns: list[dict[str, Any]] = []
     for caption, picture in rows:
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "PNG")
-        row = dict.fromkeys(schema(4).names)
+        row = dict.fromkeys(fields.names)
         row |= {"id": hashlib.sha256(buffer.getvalue()).hexdigest(), "caption": caption, "licence": "CC0-1.0"}
         row |= {"decision": "kept", "image": {"bytes": buffer.getvalue(), "path": None}}
         row |= {name: value(caption) if callable(value) else value for name, value in changes.items()}
         columns.append(row)
-    table = pa.Table.from_pylist(columns, schema=schema(4)).drop_columns(list(without))
+    table = pa.Table.from_pylist(columns, schema=fields).drop_columns(list(without))
     staging = output / "staging"
     part, digest = write_part(str(staging / "part-00000.parquet"), table)
     kept = sum(row["decision"] == "kept" for row in columns)
