@@ -66,6 +66,10 @@ def test_a_cpu_keeps_rows_of_pixels_together_and_a_gpu_channels() -> None:
     assert layout.memory_format(torch.device("cuda")) is torch.channels_last
     last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert layout.laid_out(last).is_contiguous()
+    elsewhere = torch.empty(2, 3, 4, 5, device="meta")
+    assert layout.laid_out(elsewhere).is_contiguous(memory_format=torch.channels_last)
+    film = elsewhere[:, :, None]
+    assert layout.laid_out(film) is film
 
 
 def test_a_network_elsewhere_is_left_alone() -> None:
