@@ -28,7 +28,7 @@ def run(job: DistillJob) -> DistillResult:
     distillation.plan(job, prepared)
     with ExitStack() as stack:
         if job.workers:
-            stack.enter_context(connect(cpus=job.workers, gpus=job.gpus_per_worker))
+            stack.enter_context(connect(cpus=job.workers, gpus=job.workers * job.gpus_per_worker))
         report = stack.enter_context(progress("images"))
         return distillation.launch(
             job,

@@ -75,19 +75,26 @@ class DistillJob(_Config):
     caption_dropout: float = Field(0.05, ge=0, le=1, description="share of samples distilled without their caption")
     optimizer: StudentOptimizerConfig = Field(StudentOptimizerConfig(), description="AdamW and its learning rate")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient of a batch")
-    batch_size: int = Field(32, ge=1, description="samples of one step")
-    accumulation: int = Field(1, ge=1, description="parts that a batch is computed in, to save memory")
+    batch_size: int = Field(32, ge=1, description="samples of one step over all workers together")
+    accumulation: int = Field(
+        1, ge=1, description="parts that a worker's share of a batch is computed in, to save memory"
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 is autocast; weights and optimizer stay fp32")
     checkpoint_every: int = Field(10_000, ge=1, description="images between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints that are kept")
-    workers: int = Field(0, ge=0, le=1, description="1 distils in a Ray task; 0 in this process, without Ray")
+    compile: bool = Field(
+        False, description="torch.compile the networks: minutes at the start, then faster steps on a GPU"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
+    workers: int = Field(0, ge=0, le=4096, description="Ray Train workers; 0 distils in this process, without Ray")
     gpus_per_worker: int = Field(
-        0, ge=0, le=1, description="of the Ray task; without Ray a GPU is used if there is one"
+        0,
+        ge=0,
+        le=1,
+        description="1 distils on GPUs with NCCL, 0 on CPUs with gloo; without Ray a GPU is used if there is one",
     )
     max_failures: int = Field(
-        1,
-        ge=-1,
-        description="deaths of the Ray task's process that it goes on after, from the last checkpoint; -1: all",
+        1, ge=-1, description="worker failures that are retried from the last checkpoint; -1: all"
     )
     prompts: tuple[str, ...] = Field((), max_length=64, description="of the grids; none: eight training captions")
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
@@ -107,8 +114,12 @@ class DistillJob(_Config):
             raise ValueError(
                 f"method.solver_steps {method.solver_steps} is no multiple of steps {self.steps}: use {self.steps * 12}"
             )
-        if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by accumulation {self.accumulation}")
+        parts = max(self.workers, 1) * self.accumulation
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide by workers x accumulation = {parts}: "
+                f"use batch_size {-(-self.batch_size // parts) * parts}"
+            )
         return self
 
     @property
@@ -148,6 +159,6 @@ class DistillJob(_Config):
 
 _PLACES = {"teacher", "manifest", "output", "tracking", "ledger"}
 _NOT_IDENTITY = _PLACES | {
-    "kind", "name", "consent_max_age_days", "accumulation", "checkpoint_every", "keep_checkpoints", "workers",
-    "gpus_per_worker", "max_failures", "prompts",
+    "kind", "name", "consent_max_age_days", "accumulation", "checkpoint_every", "keep_checkpoints", "compile",
+    "gradient_checkpointing", "workers", "gpus_per_worker", "max_failures", "prompts",
 }  # fmt: skip

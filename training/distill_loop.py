@@ -1,33 +1,35 @@
-"""The loop of a distillation: from a teacher and a training set to the student's bundle, in a plain process.
+"""The loop of a distillation: from a teacher and a training set to the student's bundle, in a plain process or as one
+worker of several.
 
 Like `training.loop` it counts images seen, resumes from the newest checkpoint in the run's folder, also one in the
-middle of a halving, and ends in the same bits however often it was interrupted.
+middle of a halving, and ends in the same bits at one topology, however often it was interrupted.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
-import platform
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from curation import storage
-from training import checkpoint
-from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
+from training import checkpoint, finish
+from training.bundle import CAPTION_CAP, BundleInfo, DiffusionModel
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
 from training.dependencies import made_from
 from training.distill_job import DistillJob
-from training.folders import upload
 from training.grid import grid
-from training.progress import Point, Report
-from training.sampling import SamplingParams
+from training.learner import Place
+from training.notice import Notice, Terminated
+from training.progress import Leg, Point, Report
+from training.sampling import Sampler, SamplingParams
 from training.student import Student
+from training.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -50,50 +52,72 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished distillation came to."""
+    """What a finished distillation came to. Only the first worker's has a bundle.
+
+    Attributes:
+        legs: the topologies that it was distilled at; with more than one, the bits are nobody else's.
+    """
 
     images_seen: int
     resumed_from: int
     state_sha256: str
     metrics: dict[str, float]
-    bundle: str
+    bundle: str | None
+    legs: tuple[Leg, ...]
 
 
 def distill(
-    job: DistillJob, *, folder: str, teacher: Teacher, data: TrainingSet, report: Report | None = None
+    job: DistillJob,
+    *,
+    folder: str,
+    teacher: Teacher,
+    data: TrainingSet,
+    place: Place | None = None,
+    report: Report | None = None,
+    notice: Notice | None = None,
 ) -> Outcome:
     """Distils on the teacher's device to the end of the job's budget and writes `<folder>/bundle`.
 
     Args:
         folder: the run's own folder, local or S3; its checkpoints are resumed from.
-        report: called with every point; a resumed run first tells those of its checkpoint again.
+        place: this worker's; its device is the teacher's. None: the only one.
+        report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
+        notice: of an interruption; the first worker's is looked at after each step.
 
     Raises:
         UserError: a checkpoint in the folder belongs to another manifest, teacher or configuration.
+        Terminated: after a notice that ends the run, when its state is saved.
     """
-    if teacher.model.device.type == "cuda":
+    place = place or Place(device=teacher.model.device)
+    if place.device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    return _Loop(job, folder, teacher, data, report or (lambda point: None)).run()
+    loop = _Loop(job, folder, teacher, data, place, report or (lambda point: None), notice or Notice(ends=True))
+    try:
+        return loop.run()
+    finally:
+        loop.writer.close()
 
 
 class _Loop:
-    def __init__(self, job: DistillJob, folder: str, teacher: Teacher, data: TrainingSet, report: Report) -> None:
+    def __init__(
+        self,
+        job: DistillJob,
+        folder: str,
+        teacher: Teacher,
+        data: TrainingSet,
+        place: Place,
+        report: Report,
+        notice: Notice,
+    ) -> None:
         self._job = job
         self._folder = folder
         self._teacher = teacher
         self._data = data
+        self._place = place
         self._report = report
-        self._student = Student(job, teacher.model, data, guidance_scale=teacher.guidance_scale)
+        self._notice = notice
+        self._student = Student(job, teacher.model, data, guidance_scale=teacher.guidance_scale, place=place)
         model = teacher.model
-        self._model = DiffusionModel(  # the student as serving will see it; its weights change as it learns
-            unet=self._student.unet,
-            text=model.text,
-            betas=model.betas,
-            prediction=model.prediction,
-            image_size=model.image_size,
-            patch_size=model.patch_size,
-            device=model.device,
-        )
         self._identity = Identity(
             manifest_id=data.roster.info.manifest_id,
             training_set_digest=data.roster.info.digest,
@@ -101,11 +125,15 @@ class _Loop:
             config={**job.identity(teacher.sha256), "guidance_scale": teacher.guidance_scale},
         )
         self._topology = {
-            "workers": 1,
+            "workers": place.world_size,
             "accumulation": job.accumulation,
             "resident_captions": int(self._student.resident_captions),
             "gpus": int(model.device.type == "cuda"),
+            **({"compiled": 1} if job.compile else {}),
         }
+        self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
+        self.writer = Writer(self._checkpoints, keep=job.keep_checkpoints)
+        self._saved = 0  # images seen at the newest checkpoint
         self._point_every = max(1, job.budget // job.batch_size // _POINTS) * job.batch_size
         self._points: list[Point] = []  # of the whole run; they travel in checkpoints
         self._metrics: dict[str, float] = {}
@@ -113,7 +141,9 @@ class _Loop:
     def run(self) -> Outcome:
         job, student = self._job, self._student
         seen = resumed_from = self._resume()
-        loss_sum = norm_sum = torch.zeros((), device=self._teacher.model.device)
+        if seen < job.budget:
+            student.settle(seen)
+        loss_sum = norm_sum = torch.zeros((), device=self._place.device)
         window, began = seen, time.monotonic()
         while seen < job.budget:
             loss, norm = student.step(seen)
@@ -124,19 +154,41 @@ class _Loop:
             if saves or seen // self._point_every > before // self._point_every:
                 steps = (seen - window) // job.batch_size
                 rate = (seen - window) / max(time.monotonic() - began, 1e-9)
-                self._measure(seen, float(loss_sum) / steps, float(norm_sum) / steps, rate)
+                self._measure(seen, float(self._mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
                 if stage_ends:
                     self._draw_grid(seen)
                 if saves:
                     self._save(seen)
-                loss_sum = norm_sum = torch.zeros((), device=self._teacher.model.device)
+                loss_sum = norm_sum = torch.zeros((), device=self._place.device)
                 window, began = seen, time.monotonic()
+            if self._notice.take():
+                self._save_in_time(seen)
+        self.writer.flush()
         sha256 = state_sha256(student.state())
-        return Outcome(seen, resumed_from, sha256, self._metrics, self._write_bundle(seen, sha256))
+        bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
+        return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over the workers, on every worker."""
+        if self._place.world_size > 1:
+            torch.distributed.all_reduce(value)
+            value = value / self._place.world_size
+        return value
+
+    def _save_in_time(self, seen: int) -> None:
+        """Saves between two steps, as the run is about to be interrupted. All workers hold the same state, so the first
+        one does it alone and the others need not know."""
+        if seen > self._saved:
+            self._save(seen)
+        self.writer.flush()
+        logger.warning("interrupted: the state after %d images is saved", seen)
+        if self._notice.ends:
+            raise Terminated
 
     def _measure(self, seen: int, loss: float, norm: float, rate: float) -> None:
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} after {seen} images: lower optimizer.lr")
+        self.writer.check()
         job = self._job
         self._metrics = {"loss": loss, "grad_norm": norm}
         middle = seen - job.batch_size / 2
@@ -150,7 +202,8 @@ class _Loop:
 
     def _tell(self, point: Point) -> None:
         self._points.append(point)
-        self._report(point)
+        if self._place.rank == 0:
+            self._report(point)
 
     # --- checkpoints ---
 
@@ -160,45 +213,82 @@ class _Loop:
 
     def _resume(self) -> int:
         """Images seen at the checkpoint that the run continues from; 0 for a fresh run."""
-        checkpoint.sweep(self._checkpoints)
-        path = checkpoint.latest(self._checkpoints)
+        if self._place.rank == 0:
+            checkpoint.sweep(self._checkpoints)
+        path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
         if path is None:
             return 0
         info, state = checkpoint.load(path, self._identity)
         self._student.restore(state)
+        before = info.legs or (Leg(images=0, topology=info.topology),)
+        if before[-1].topology == self._topology:
+            self._legs = before
+        else:
+            logger.warning("goes on at another topology: the same samples, not the same bits")
+            self._legs = (*before, Leg(images=info.images_seen, topology=self._topology))
         for point in info.points:
             self._tell(point)
             if "loss" in point.values:
                 self._metrics = {key: point.values[key] for key in ("loss", "grad_norm")}
+        self._saved = info.images_seen
         logger.info("resumed at %d images from %s", info.images_seen, path)
         return info.images_seen
 
+    def _agree(self, path: str | None) -> str | None:
+        """The first worker's choice, on every worker: another may look at the storage a moment later."""
+        if self._place.world_size == 1:
+            return path
+        choice = [path]
+        torch.distributed.broadcast_object_list(choice, src=0)
+        return choice[0]
+
     def _save(self, seen: int) -> None:
+        if self._place.rank != 0:
+            return
         info = CheckpointInfo(
             images_seen=seen,
             identity=self._identity,
             topology=self._topology,
-            libraries=_libraries(),
+            legs=self._legs,
+            libraries=finish.libraries(),
             points=tuple(self._points),
             base_digest=self._data.roster.info.base_digest,
             removed_digest=self._data.roster.info.removed_digest,
         )
-        checkpoint.save(self._checkpoints, self._student.state(), info, keep=self._job.keep_checkpoints)
+        self.writer.save(self._student.state(), info)
+        self._saved = seen
 
     # --- pictures and the bundle ---
 
     def _sampling(self, steps: int) -> SamplingParams:
         """One evaluation a step: the student has the guidance in its weights."""
-        return SamplingParams(steps=steps, guidance_scale=1.0, sampler="ddim")
+        sampler: Sampler = "euler" if self._teacher.model.prediction == "flow" else "ddim"
+        return SamplingParams(steps=steps, guidance_scale=1.0, sampler=sampler)
+
+    def _drawn_with(self) -> DiffusionModel:
+        """The student as serving will see it, on a copy of its weights: neither hastened nor compiled."""
+        model = self._teacher.model
+        unet = copy.deepcopy(model.unet)
+        unet.load_state_dict(self._student.unet.state_dict())
+        return DiffusionModel(
+            unet=unet.eval(),
+            text=model.text,
+            betas=model.betas,
+            prediction=model.prediction,
+            image_size=model.image_size,
+            patch_size=model.patch_size,
+            device=model.device,
+            space=model.space,
+        )
 
     def _draw_grid(self, seen: int) -> None:
         """One column per prompt, one row per seed, as a PNG in the run's folder."""
+        if self._place.rank != 0:
+            return
         distinct = self._data.texts
         prompts = list(self._job.prompts) or distinct[:: max(1, len(distinct) // 8)][:8]
         steps = self._job.student_steps(seen // self._job.stage_images - 1)
-        self._student.unet.eval()
-        drawn = grid(self._model, prompts, self._sampling(steps))
-        self._student.unet.train()
+        drawn = grid(self._drawn_with(), prompts, self._sampling(steps))
         path = storage.join(self._folder, "samples", f"{seen:012d}.png")
         storage.write_bytes(path, drawn)
         self._tell(Point(images=seen, time=time.time(), values={}, grid=path))
@@ -228,25 +318,11 @@ class _Loop:
             "channel_std": std,
             "captions": [text for text in data.texts if text][:CAPTION_CAP],
             "sampling": self._sampling(job.steps),
-            "libraries": _libraries(),
+            "libraries": finish.libraries(),
             "distilled_from": self._teacher.sha256,
             "depends_on": made_from("teacher", self._teacher.sha256, self._teacher.model.info),
             "self_test": None,
             "files": {},
         }
         info = BundleInfo.model_validate({**self._teacher.model.info.model_dump(), **own})
-        self._student.unet.eval()
-        target = storage.join(self._folder, "bundle")
-        if not storage.is_remote(target):
-            write_bundle(storage.filesystem(target)[1], self._model, info)
-            return target
-        with tempfile.TemporaryDirectory() as scratch:
-            write_bundle(Path(scratch) / "bundle", self._model, info)
-            upload(Path(scratch) / "bundle", target, last=INFO_FILE)
-        return target
-
-
-def _libraries() -> dict[str, str]:
-    import diffusers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+        return finish.write(storage.join(self._folder, "bundle"), self._drawn_with(), info)

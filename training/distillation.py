@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
-from training import dependencies
+from training import dependencies, pairs
 from training.bundle import INFO_FILE
 from training.distill_job import DistillJob, ProgressiveConfig
 from training.folders import upload
 from training.follow import Follower, Mailbox, OnProgress
-from training.progress import Report
+from training.notice import Notice, on_sigterm
+from training.progress import Leg, Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
 from training.run_record import RESULT_FILE, RUN_FILE, known_run, stored_result
@@ -28,6 +29,8 @@ from training.run_record import RESULT_FILE, RUN_FILE, known_run, stored_result
 if TYPE_CHECKING:
     from training.bundle import BundleInfo
     from training.consent import Consent
+    from training.learner import Place
+    from training.sampling import SamplingParams
     from training.tracking import ModelVersion, Run
 
 
@@ -40,6 +43,7 @@ class DistillResult(BaseModel):
         other_set: whether the teacher was trained on other pictures than the student was: what was taken down since
             is in its weights still.
         excluded: rows that were left out, by the takedown entry that revokes them.
+        legs: the topologies that it was distilled at.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +59,7 @@ class DistillResult(BaseModel):
     training_set_digest: str
     other_set: bool
     excluded: dict[str, int] = {}
+    legs: tuple[Leg, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def prepare(job: DistillJob) -> Prepared:
 
     version = resolve(job.teacher, tracking_uri=job.tracking.uri)
     teacher = read_info(version.bundle)
-    _check_teacher(job, teacher)
+    _check_teacher(job, teacher, version.bundle)
     where = job.manifest or teacher.manifest_uri
     if where is None:
         raise UserError(
@@ -113,14 +118,10 @@ def prepare(job: DistillJob) -> Prepared:
     return Prepared(version, teacher, guidance, manifest, asked, roster, folder)
 
 
-def _check_teacher(job: DistillJob, teacher: BundleInfo) -> None:
-    if teacher.prediction not in ("v_prediction", "sample"):
-        raise UserError(
-            f"the teacher predicts {teacher.prediction}: at the first of few steps almost no signal is left, and noise "
-            "says nothing there of the picture",
-            field="teacher",
-            remedy="train one with prediction: v_prediction or sample",
-        )
+def _check_teacher(job: DistillJob, teacher: BundleInfo, bundle: str) -> None:
+    if teacher.prediction == "epsilon":
+        scheduler = json.loads((Path(bundle) / "scheduler" / "scheduler_config.json").read_text())
+        pairs.refuse_teacher(teacher.prediction, np.asarray(scheduler["trained_betas"], dtype=np.float64))
     own = teacher.sampling.steps
     asked = job.method.teacher_steps if isinstance(job.method, ProgressiveConfig) else job.method.solver_steps
     if teacher.distilled_from is not None and asked != own:
@@ -156,10 +157,10 @@ def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
     check_mix(manifest, teacher.job.get("caption_mix"))
     return {
         "workers": job.workers,
-        "cpus": 1,
+        "cpus": max(job.workers, 1),
         "gpus": job.workers * job.gpus_per_worker,
         "teacher": prepared.teacher_name,
-        "teacher_evaluations": _evaluations(teacher.sampling.steps, teacher.sampling.guidance_scale),
+        "teacher_evaluations": _evaluations(teacher.sampling),
         "evaluations": job.steps,
         "guidance_scale": prepared.guidance_scale,
         "student_steps": [job.student_steps(stage) for stage in range(job.stages)],
@@ -167,6 +168,7 @@ def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
         "image_size": size,
         "training_rows": len(roster),
         "images": job.budget,
+        "micro_batch": job.batch_size // (max(job.workers, 1) * job.accumulation),
         "manifest": manifest.id,
         "training_set_digest": roster.info.digest,
         "other_set": prepared.other_set,
@@ -178,8 +180,9 @@ def plan(job: DistillJob, prepared: Prepared | None = None) -> dict[str, Any]:
     }
 
 
-def _evaluations(steps: int, guidance_scale: float) -> int:
-    return steps * (2 if guidance_scale > 1 else 1)
+def _evaluations(sampling: SamplingParams) -> int:
+    asked = 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
+    return asked * (2 if sampling.guidance_scale > 1 else 1)
 
 
 def launch(
@@ -195,6 +198,7 @@ def launch(
 
     Raises:
         UserError: the teacher, the manifest, the ledger or an older checkpoint do not fit the job.
+        Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
     """
     from training import tracking
 
@@ -212,14 +216,14 @@ def launch(
     run = _start_run(job, prepared, folder)
     run.dependencies(rosters)
     follower = Follower(run, job.budget, on_progress)
-    task = (job, folder, storage.absolute(prepared.manifest.uri), prepared.teacher_sha256, prepared.guidance_scale)
+    task = Task(job, folder, storage.absolute(prepared.manifest.uri), prepared.teacher_sha256, prepared.guidance_scale)
     try:
         if job.workers == 0:
-            mailbox = Mailbox()
-            with follower.following(mailbox.drain):
-                outcome = _distill_at(*task, mailbox.put)
+            outcome = _distill_here(task, follower)
         else:
-            outcome = _distill_on_ray(*task, follower)
+            from training.distill_workers import distill_on_ray
+
+            outcome = distill_on_ray(task, follower)
     except BaseException:
         run.finish("FAILED")
         raise
@@ -228,7 +232,7 @@ def launch(
     result = DistillResult(
         run_id=run.run_id,
         teacher=prepared.teacher_name,
-        teacher_evaluations=_evaluations(teacher.sampling.steps, teacher.sampling.guidance_scale),
+        teacher_evaluations=_evaluations(teacher.sampling),
         evaluations=job.steps,
         training_set_digest=prepared.roster.info.digest,
         other_set=prepared.other_set,
@@ -267,61 +271,51 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
     return run
 
 
-def _distill_at(
-    job: DistillJob, folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, report: Report
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told of a distillation; its places are absolute, as a worker's directory is not the driver's."""
+
+    job: DistillJob
+    folder: str
+    manifest: str
+    teacher_sha256: str
+    guidance_scale: float
+
+
+def _distill_here(task: Task, follower: Follower) -> dict[str, Any]:
     import torch
 
+    from training.learner import Place
+
+    mailbox = Mailbox()
+    place = Place(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with follower.following(mailbox.drain), on_sigterm() as notice:
+        return distill_at(task, place, mailbox.put, notice)
+
+
+def distill_at(task: Task, place: Place, report: Report, notice: Notice) -> dict[str, Any]:
+    """Distils as one worker; a `distill_loop.Outcome` as a dict."""
     from training.bundle import load_bundle
     from training.conditioning import ConditioningConfig
     from training.data import load
     from training.distill_loop import Teacher, distill
 
-    model = load_bundle(storage.join(folder, "teacher"), "cuda" if torch.cuda.is_available() else "cpu")
-    where = storage.join(folder, ROSTER_FILE)
+    model = load_bundle(storage.join(task.folder, "teacher"), str(place.device))
+    where = storage.join(task.folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
     outcome = distill(
-        job,
-        folder=folder,
-        teacher=Teacher(model, teacher_sha256, guidance_scale),
+        task.job,
+        folder=task.folder,
+        teacher=Teacher(model, task.teacher_sha256, task.guidance_scale),
         data=load(
-            Manifest.open(manifest),
+            Manifest.open(task.manifest),
             model.image_size,
             model.info.job.get("caption_mix"),
             roster,
             ConditioningConfig.model_validate(model.info.job.get("conditioning", {})),
         ),
+        place=place,
         report=report,
+        notice=notice,
     )
     return dataclasses.asdict(outcome)
-
-
-def _distill_on_ray(
-    job: DistillJob, folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, follower: Follower
-) -> dict[str, Any]:
-    """A task, which Ray starts again where its process died; it goes on from its own checkpoints."""
-    import ray
-
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
-    task: Any = ray.remote(_task).options(
-        num_cpus=1, num_gpus=job.gpus_per_worker, max_retries=job.max_failures, retry_exceptions=False
-    )
-    with follower.following(lambda: ray.get(mailbox.drain.remote())):
-        outcome: dict[str, Any] = ray.get(
-            task.remote(job.model_dump(mode="json"), folder, manifest, teacher_sha256, guidance_scale, mailbox)
-        )
-    return outcome
-
-
-def _task(
-    job: dict[str, Any], folder: str, manifest: str, teacher_sha256: str, guidance_scale: float, mailbox: Any
-) -> dict[str, Any]:
-    """What the Ray task does. Must stay importable by name: it is shipped by reference."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic matrix products on a GPU
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    checked = DistillJob.model_validate(job)
-    return _distill_at(
-        checked, folder, manifest, teacher_sha256, guidance_scale, lambda point: mailbox.put.remote(point)
-    )

@@ -215,7 +215,7 @@ def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    _check_resources(job)
+    check_resources(job.fewest_workers, job.gpus_per_worker)
     mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
     system, path = storage.filesystem(folder)
     trainer = TorchTrainer(
@@ -238,7 +238,7 @@ def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            mistake = _user_error(error)
+            mistake = user_error(error)
             if mistake is not None:
                 raise mistake from None
             raise
@@ -263,26 +263,27 @@ def _scaling(job: TrainJob) -> dict[str, Any]:
     return asked
 
 
-def _check_resources(job: TrainJob) -> None:
-    """A cluster of our own on this machine cannot grow, so waiting for what it lacks would never end."""
+def check_resources(workers: int, gpus_per_worker: int) -> None:
+    """Refuses what this machine lacks: a cluster of our own on it cannot grow, so waiting would never end.
+
+    Raises:
+        UserError: too few processors or GPUs for so many workers.
+    """
     import ray
 
     if "RAY_ADDRESS" in os.environ:
         return
     have = ray.cluster_resources()
-    for kind, needed, field in (
-        ("CPU", job.fewest_workers, "workers"),
-        ("GPU", job.fewest_workers * job.gpus_per_worker, "gpus_per_worker"),
-    ):
+    for kind, needed, field in (("CPU", workers, "workers"), ("GPU", workers * gpus_per_worker, "gpus_per_worker")):
         if needed > have.get(kind, 0):
             raise UserError(
-                f"{job.fewest_workers} workers need {needed} {kind}s, this machine offers {have.get(kind, 0):g}",
+                f"{workers} workers need {needed} {kind}s, this machine offers {have.get(kind, 0):g}",
                 field=field,
                 remedy="ask for less, or submit the job to a cluster",
             )
 
 
-def _user_error(error: BaseException) -> UserError | None:
+def user_error(error: BaseException) -> UserError | None:
     """The user's mistake that made a worker fail, if it was one."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
@@ -311,7 +312,7 @@ def _worker(config: dict[str, Any]) -> None:
     )
     mailbox = config["mailbox"]
     job = TrainJob.model_validate(config["job"])
-    with _on_preemption() as notice:
+    with on_preemption() as notice:
         outcome = _train_at(
             job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point), notice
         )
@@ -320,7 +321,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _on_preemption() -> Iterator[Notice]:
+def on_preemption() -> Iterator[Notice]:
     """A notice that Ray gives when a node of the run is about to be taken away; the run goes on until it is.
 
     Asking is a collective: a thread of each worker asks, and waits there for those of the others.

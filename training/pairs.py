@@ -11,6 +11,7 @@ from curation.errors import UserError
 from training.schedules import FlowPath, Schedule, alphas_cumprod
 
 FLOW_SAMPLERS = ("euler", "heun")
+_AMPLIFIED = 20.0  # times that an error of predicted noise may count in the clean picture
 
 
 def refuse_objective(prediction: str, schedule: Schedule, weightings: Collection[str]) -> None:
@@ -89,4 +90,30 @@ def refuse_sampler(sampler: str, prediction: str, betas: np.ndarray, *, field: s
             "sampler pndm works with noise, which has no meaning at zero terminal SNR",
             field=field,
             remedy="use ddim or dpmsolver++",
+        )
+
+
+def refuse_teacher(prediction: str, betas: np.ndarray) -> None:
+    """Refuses a teacher whose answers say too little of the picture where few steps begin.
+
+    An error of predicted noise is one of the clean picture `noise / signal` times as large, and few steps have no later
+    ones to mend the first (Salimans & Ho 2022, section 4, which is why they predict v or the picture). Their weight,
+    `distill.truncated_snr`, keeps such an error in the loss, but does not make it small.
+
+    Args:
+        betas: float64 (T,), of the teacher's schedule.
+
+    Raises:
+        UserError: noise is predicted, and the last level amplifies its errors too much.
+    """
+    if prediction != "epsilon":
+        return
+    abar = float(alphas_cumprod(betas)[-1])
+    if abar * _AMPLIFIED**2 < 1 - abar:
+        raise UserError(
+            "the teacher predicts epsilon: at the first of few steps almost no signal is left, and noise says nothing "
+            "there of the picture",
+            field="teacher",
+            remedy="train one with prediction: v_prediction, sample or flow, or with schedule.kind: scaled_linear, "
+            "which leaves some signal",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -15,10 +16,19 @@ from training.checkpoint import State
 from training.data import TrainingSet
 from training.distill import Denoise, Grid
 from training.distill_job import ConsistencyConfig, DistillJob
+from training.learner import Place
 from training.randomness import Purpose
 from training.text import Conditioning
 
-_CLIP = 1.0  # of clean pictures, as the sampler clips them
+
+def shares(job: DistillJob, images_seen: int, place: Place) -> tuple[Tensor, ...]:
+    """The indices of a worker's samples of the global batch after `images_seen`, in `accumulation` parts or fewer.
+
+    Over all workers, of any number, they are the same `batch_size` indices.
+    """
+    first, end = (job.batch_size * rank // place.world_size for rank in (place.rank, place.rank + 1))
+    parts: tuple[Tensor, ...] = torch.arange(images_seen + first, images_seen + end).chunk(job.accumulation)
+    return parts
 
 
 class Student:
@@ -29,15 +39,19 @@ class Student:
     any other.
 
     Attributes:
-        unet: the student's network.
+        unet: the student's network, never wrapped: what is saved has plain names. Whoever draws with it takes a copy of
+            its weights, as it may be hastened or compiled.
     """
 
-    def __init__(self, job: DistillJob, model: DiffusionModel, data: TrainingSet, *, guidance_scale: float) -> None:
+    def __init__(
+        self, job: DistillJob, model: DiffusionModel, data: TrainingSet, *, guidance_scale: float, place: Place
+    ) -> None:
         """Args:
         model: the teacher, on the device to distil on; it is not changed.
         guidance_scale: that the teacher is guided by in the first stage.
         """
         self._job = job
+        self._place = place
         self._model = model
         self._data = data
         self._device = model.device
@@ -47,12 +61,22 @@ class Student:
         self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=layout.memory_format(self._device))
         self.unet.requires_grad_(True).train()
         self._teacher = copy.deepcopy(self.unet).eval().requires_grad_(False)
-        layout.hasten(self._teacher, self._device)  # not the student, which is drawn with as whoever loads it draws
         # the moving average of a consistency model, which sets its target
         self._average = copy.deepcopy(self._teacher) if isinstance(job.method, ConsistencyConfig) else None
+        if job.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        for unet in filter(None, (self.unet, self._teacher, self._average)):
+            layout.hasten(unet, self._device)
+            if job.compile:
+                unet.compile()  # in place, so that what is saved has plain names
         self._named: list[tuple[str, Tensor]] = list(self.unet.named_parameters())
         self._parameters = [parameter for _, parameter in self._named]
         self._optimizer = self._new_optimizer()
+        self._forward: Any = self.unet
+        if place.world_size > 1:
+            self._forward = torch.nn.parallel.DistributedDataParallel(
+                self.unet, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     @property
     def resident_captions(self) -> bool:
@@ -60,10 +84,11 @@ class Student:
         return self._captions.resident
 
     def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
-        """One optimizer step on the batch that follows `images_seen`.
+        """One optimizer step on the global batch that follows `images_seen`.
 
         Returns:
-            The mean loss and the gradient's norm before clipping, both scalars on the device.
+            This worker's part of the mean loss times the number of workers, and the norm of the global gradient
+            before clipping, both scalars on the device.
         """
         job = self._job
         stage, done = divmod(images_seen, job.stage_images)
@@ -81,6 +106,12 @@ class Student:
                 torch._foreach_lerp_(list(self._average.parameters()), self._parameters, 1 - job.method.ema_decay)
         return loss, norm
 
+    def settle(self, images_seen: int) -> None:
+        """Lets DDP arrange its buckets by a backward pass that is thrown away, as `Learner.settle` does."""
+        if self._place.world_size > 1:
+            self._gradients(images_seen, images_seen // self._job.stage_images)
+            self._optimizer.zero_grad(set_to_none=True)
+
     def learning_rate(self, images: float) -> float:
         """The learning rate at a number of images seen: in each stage a straight line to 0."""
         return self._job.optimizer.lr * (1 - images % self._job.stage_images / self._job.stage_images)
@@ -92,11 +123,14 @@ class Student:
         )
 
     def _gradients(self, images_seen: int, stage: int) -> Tensor:
-        size = self._job.batch_size
+        parts = shares(self._job, images_seen, self._place)
         total = torch.zeros((), device=self._device)
-        for index in torch.arange(images_seen, images_seen + size).chunk(self._job.accumulation):
-            loss = self._loss(index, stage) * (len(index) / size)
-            loss.backward()
+        for number, index in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self._forward is self.unet else self._forward.no_sync():
+                # DDP takes the mean over the workers, whose shares may differ by a sample
+                loss = self._loss(index, stage) * (len(index) * self._place.world_size / self._job.batch_size)
+                loss.backward()
             total += loss.detach()
         return total
 
@@ -107,13 +141,12 @@ class Student:
         index = index.to(device)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
         if isinstance(job.method, ConsistencyConfig):
-            grid = Grid.of(self._model.betas, job.method.solver_steps, device)
+            grid = self._grid(job.method.solver_steps)
             level = 1 + randomness.timesteps(job.seed, index, len(grid))
         else:
-            grid = Grid.of(self._model.betas, 2 * job.student_steps(stage), device)
+            grid = self._grid(2 * job.student_steps(stage))
             level = 2 + 2 * randomness.timesteps(job.seed, index, job.student_steps(stage))
-        abar = grid.abar[level]
-        xt = layout.laid_out(objective.q_sample(x0, noise, abar))
+        xt = layout.laid_out(objective.q_sample(x0, noise, grid.level[level], self._model.prediction))
         guided = self._guidance > 1 and stage == 0
         with torch.no_grad():
             teacher = self._denoise(self._teacher, grid, told, untold if guided else None)
@@ -122,11 +155,15 @@ class Student:
                 target = distill.consistency_target(teacher, average, grid, xt, level)
             else:
                 target = distill.two_steps(teacher, grid, xt, level)
-        answer = self._x0(grid, xt, level, told)
+        output = self._output(self.unet, grid, xt, level, told, through=self._forward)
+        answer = objective.to_x0(self._model.prediction, output, xt, grid.level[level])
         if isinstance(job.method, ConsistencyConfig):
-            answer = distill.consistent(answer, xt, grid.timesteps[level])
+            answer = distill.consistent(answer, xt, grid.thousandths[level])
             return distill.pseudo_huber(answer, target, job.method.huber_c)
-        return distill.halving_loss(answer, target, abar)
+        return distill.halving_loss(answer, target, distill.truncated_snr(grid, level))
+
+    def _grid(self, steps: int) -> Grid:
+        return Grid.of(self._model.betas, steps, self._device, prediction=self._model.prediction)
 
     def _samples(self, index: Tensor) -> tuple[Tensor, Conditioning, Conditioning]:
         """Clean patches, what the network is told of them, and what it is told where it is told nothing."""
@@ -151,17 +188,17 @@ class Student:
             if untold is not None:
                 without = self._output(unet, grid, xt, level, untold)
                 output = without + self._guidance * (output - without)
-            return objective.to_x0(self._model.prediction, output, xt, grid.abar[level]).clamp(-_CLIP, _CLIP)
+            clean = objective.to_x0(self._model.prediction, output, xt, grid.level[level])
+            clip = self._model.space.clip
+            return clean if clip is None else clean.clamp(-clip, clip)
 
         return denoise
 
-    def _x0(self, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
-        output = self._output(self.unet, grid, xt, level, told)
-        return objective.to_x0(self._model.prediction, output, xt, grid.abar[level])
-
-    def _output(self, unet: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning) -> Tensor:
+    def _output(
+        self, unet: Any, grid: Grid, xt: Tensor, level: Tensor, told: Conditioning, *, through: Any = None
+    ) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._job.precision == "bf16"):
-            output = network.predict(unet, xt, grid.timesteps[level], told)
+            output = network.predict(unet, xt, grid.timesteps[level], told, through=through)
         return output.float()
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -196,9 +196,12 @@ def test_the_verb(story: Story, result: DistillResult) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_ray_task_makes_the_same_student(story: Story, result: DistillResult) -> None:
-    found = distill.run(story.job(workers=1, name="elsewhere"))
-    assert found.metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-3)
+def test_two_workers_on_ray_make_the_same_student(story: Story, result: DistillResult) -> None:
+    planned = distill.plan(story.job(workers=2, name="elsewhere"))
+    assert (planned["workers"], planned["cpus"], planned["gpus"], planned["micro_batch"]) == (2, 2, 0, 4)
+    found = distill.run(story.job(workers=2, name="elsewhere"))
+    assert found.metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
+    assert [leg.topology["workers"] for leg in (*result.legs, *found.legs)] == [1, 2]
     student = load_bundle(found.bundle)
     assert student.info.distilled_from == story.teacher.tags["bundle_sha256"]
     assert (found.images_seen, student.info.sampling.steps) == (32, 2)
