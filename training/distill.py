@@ -104,9 +104,14 @@ def two_steps(teacher: Denoise, grid: Grid, xt: Tensor, level: Tensor) -> Tensor
     return share * first + (1 - share) * second
 
 
-def truncated_snr(grid: Grid, level: Tensor) -> Tensor:
-    """max(SNR, 1), (N,): the weight of an error of the clean picture (equation 9 of the paper)."""
-    return (grid.signal[level] / grid.noise[level]).square().clamp(min=1)
+def truncated_snr(grid: Grid, level: Tensor, most: float | None = None) -> Tensor:
+    """max(SNR, 1), (N,): the weight of an error of the clean picture (equation 9 of the paper).
+
+    Args:
+        most: the largest weight, as min-SNR has it (Hang et al. 2023, arXiv 2303.09556). Of 16 even steps the last one
+            has over half of all weight without it, and a student of few steps never asks there.
+    """
+    return (grid.signal[level] / grid.noise[level]).square().clamp(min=1, max=most)
 
 
 def halving_loss(answer: Tensor, target: Tensor, weight: Tensor) -> Tensor:

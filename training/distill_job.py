@@ -22,6 +22,9 @@ class ProgressiveConfig(_Config):
     kind: Literal["progressive"] = "progressive"
     teacher_steps: int = Field(32, ge=2, le=1024, description="steps that the first halving starts from")
     images_per_stage: int = Field(16_000, ge=1, description="budget of each halving; rounded up to whole batches")
+    most_weight: float | None = Field(
+        None, ge=1, description="largest weight of an error, which is its level's SNR; null: any"
+    )
 
 
 class ConsistencyConfig(_Config):
@@ -150,7 +153,10 @@ class DistillJob(_Config):
 
     def identity(self, teacher: str) -> dict[str, Any]:
         """What of the job the student's weights depend on, and its teacher's digest."""
-        return {**self.model_dump(mode="json", exclude=_NOT_IDENTITY), "teacher": teacher}
+        told = self.model_dump(mode="json", exclude=_NOT_IDENTITY)
+        if told["method"].get("most_weight") is None:
+            told["method"].pop("most_weight", None)  # a run begun before there was one is still the same run
+        return {**told, "teacher": teacher}
 
     def config_sha256(self, teacher: str, manifest_id: str) -> str:
         """The hash of `identity` and the manifest: equal ones, of the same rows, make the same student."""

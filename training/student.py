@@ -160,7 +160,7 @@ class Student:
         if isinstance(job.method, ConsistencyConfig):
             answer = distill.consistent(answer, xt, grid.thousandths[level])
             return distill.pseudo_huber(answer, target, job.method.huber_c)
-        return distill.halving_loss(answer, target, distill.truncated_snr(grid, level))
+        return distill.halving_loss(answer, target, distill.truncated_snr(grid, level, job.method.most_weight))
 
     def _grid(self, steps: int) -> Grid:
         return Grid.of(self._model.betas, steps, self._device, prediction=self._model.prediction)
