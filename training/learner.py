@@ -238,7 +238,7 @@ class Learner:
             return None
         model = self._build().eval().requires_grad_(False)
         model.load_state_dict(weights)
-        return model.to(self._place.device, memory_format=torch.channels_last)
+        return model.to(self._place.device, memory_format=layout.of_network(model, self._place.device))
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:

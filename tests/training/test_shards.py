@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from curation import storage
+from curation.errors import UserError
 from curation.manifest import Manifest
+from tests.curation.seaweed import seaweed
+from tests.training.test_checkpoint import info
 from tests.training.test_loop import Killed
 from tests.training.workers import Workers, workers
 from training import averages, checkpoint
@@ -17,11 +23,14 @@ from training.bundle import load_bundle
 from training.checkpoint import state_sha256
 from training.data import load
 from training.job import TrainJob
+from training.launch import launch
 from training.learner import Learner, Place
 from training.loop import Outcome, train
 from training.notice import Notice, Terminated
 from training.progress import Point
+from training.shards import ShardFiles
 from training.text import TextEncoder
+from training.writer import Writer
 
 MakeJob = Callable[..., TrainJob]
 
@@ -67,7 +76,7 @@ def test_it_learns_what_a_whole_network_learns(
 def trained(
     place: Place, job: TrainJob, folder: str, tower: str, kill_at: int | None = None, notice_at: int | None = None
 ) -> tuple[Outcome, dict[int, float]] | str:
-    """Trains to the end, or until all are killed or the last one is told that it will be."""
+    """Trains to the end, or until, so many images after it began, all are killed or the last one is told it will be."""
     losses: dict[int, float] = {}
 
     def report(point: Point) -> None:
@@ -148,9 +157,9 @@ def test_a_run_goes_on_whole_and_split_again(make_job: MakeJob, tower: Path, poo
         job.model_copy(update={"workers": 0}), folder=f"{tmp_path}/one", data=load(Manifest.open(job.manifest)),
         text=TextEncoder(tower), place=Place(),
     )  # fmt: skip
-    for count, kill_at in ((2, 24), (1, 40)):
+    for count in (2, 1):  # each is killed three steps after it began
         with pytest.raises(Killed):
-            pool.run(count, trained, job, f"{tmp_path}/changing", str(tower), kill_at)
+            pool.run(count, trained, job, f"{tmp_path}/changing", str(tower), 24)
     (last, _), _ = pool.run(2, trained, job, f"{tmp_path}/changing", str(tower))
     told = [(leg.images, leg.topology["workers"], leg.topology.get("sharded")) for leg in last.legs]
     assert told == [(0, 2, 1), (16, 1, None), (32, 2, 1)]
@@ -169,3 +178,92 @@ def test_a_notice_to_any_worker_makes_all_of_them_save(
     assert images(tmp_path) == [32]  # a step after it was given
     (resumed, losses), _ = pool.run(2, trained, job, str(tmp_path), str(tower))
     assert (resumed.resumed_from, sorted(losses)) == (32, [*range(8, 65, 8)])
+
+
+@pytest.mark.slow
+def test_a_damaged_share_is_passed_over_and_refused(
+    make_job: MakeJob, tower: Path, pool: Workers, tmp_path: Path
+) -> None:
+    job = make_job(workers=2, strategy="fsdp", **SMALL)
+    (straight, _), _ = pool.run(2, trained, job, str(tmp_path), str(tower))
+    path = tmp_path / "checkpoints" / "images-000000000064"
+    share = path / "00001-of-00002.safetensors"
+    share.write_bytes(share.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is damaged: 00001-of-00002"):
+        checkpoint.read_state(str(path), checkpoint.read_info(str(path)))
+    with pytest.raises(UserError, match="is damaged: 00001-of-00002"):
+        pool.run(2, taken_up, job, str(path), str(tower))
+    (again, _), _ = pool.run(2, trained, job, str(tmp_path), str(tower))
+    assert (again.resumed_from, again.state_sha256) == (48, straight.state_sha256)
+    assert images(tmp_path) == [48, 64]
+    assert checkpoint.problem(str(path)) is None
+
+
+def taken_up(place: Place, job: TrainJob, path: str, tower: str) -> str:
+    """The hash of a learner's state that was read from a checkpoint."""
+    learner = Learner(job, load(Manifest.open(job.manifest)), TextEncoder(tower), place)
+    return state_sha256(ShardFiles().read(path, checkpoint.read_info(path), into=learner.state()))
+
+
+def saved(place: Place, job: TrainJob, folder: str, tower: str) -> None:
+    """Writes one checkpoint; the last worker cannot write."""
+    learner = Learner(job, load(Manifest.open(job.manifest)), TextEncoder(tower), place)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if place.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # longest file
+    writer = Writer(folder, keep=1, write=ShardFiles().write_like(learner.state()))
+    try:
+        writer.save(learner.state(), info(8))
+        writer.flush()
+    finally:
+        writer.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.slow
+def test_what_one_worker_cannot_write_fails_on_all_and_leaves_nothing(
+    make_job: MakeJob, tower: Path, pool: Workers, tmp_path: Path
+) -> None:
+    job = make_job(workers=2, strategy="fsdp", **SMALL)
+    with pytest.raises(OSError, match=r"on worker 1: .*File too large"):
+        pool.run(2, saved, job, str(tmp_path / "checkpoints"), str(tower))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def trained_on_s3(
+    place: Place, environment: dict[str, str], job: TrainJob, folder: str, tower: str, kill_at: int | None = None
+) -> tuple[Outcome, dict[int, float]] | str:
+    os.environ.update(environment)
+    storage._s3.cache_clear()
+    return trained(place, job, folder, tower, kill_at)
+
+
+@pytest.mark.slow
+def test_a_split_run_on_s3_is_killed_and_resumed(make_job: MakeJob, tower: Path, pool: Workers, tmp_path: Path) -> None:
+    job = make_job(workers=2, strategy="fsdp", **SMALL)
+    (straight, _), _ = pool.run(2, trained, job, str(tmp_path / "local"), str(tower))
+    (tmp_path / "s3").mkdir()
+    with seaweed(tmp_path / "s3") as server:
+        server.put("runs", "keep", b"")
+        where: tuple[Any, ...] = (dict(server.environment), job, "s3://runs/split", str(tower))
+        with pytest.raises(Killed):
+            pool.run(2, trained_on_s3, *where, 40)
+        (resumed, _), _ = pool.run(2, trained_on_s3, *where)
+        assert (resumed.resumed_from, resumed.state_sha256) == (32, straight.state_sha256)
+        kept = {key.rpartition("/")[2] for key in server.keys("runs") if "images-000000000064/" in key}
+        assert kept == {f"0000{i}-of-00002.safetensors" for i in (0, 1)} | {"index.json", "checkpoint.json"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_train_workers_split_a_network_to_the_same_bits(
+    ray_cluster: None, make_job: MakeJob, tower: Path, pool: Workers, tracking_uri: str, tmp_path: Path
+) -> None:
+    job = make_job(
+        workers=2, strategy="fsdp", tracking={"uri": tracking_uri, "experiment": "split"}, **SMALL
+    )  # fmt: skip
+    (straight, _), _ = pool.run(2, trained, job, str(tmp_path / "straight"), str(tower))
+    result = launch(job, text_encoder=str(tower))
+    assert result.state_sha256 == straight.state_sha256
+    assert [leg.topology["sharded"] for leg in result.legs] == [1]
+    assert load_bundle(result.bundle).self_test()
