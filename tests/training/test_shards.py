@@ -210,7 +210,7 @@ def saved(place: Place, job: TrainJob, folder: str, tower: str) -> None:
     learner = Learner(job, load(Manifest.open(job.manifest)), TextEncoder(tower), place)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if place.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # longest file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # bytes of a file; less than a share has
     writer = Writer(folder, keep=1, write=ShardFiles().write_like(learner.state()))
     try:
         writer.save(learner.state(), info(8))
