@@ -20,7 +20,13 @@ class ProgressiveConfig(_Config):
     """Halve the steps again and again (Salimans & Ho 2022, arXiv 2202.00512)."""
 
     kind: Literal["progressive"] = "progressive"
-    teacher_steps: int = Field(32, ge=2, le=1024, description="steps that the first halving starts from")
+    teacher_steps: int = Field(
+        32,
+        ge=2,
+        le=1024,
+        description="steps that the first halving starts from: the fewest that the teacher draws well in, as each "
+        "halving adds errors of its own",
+    )
     images_per_stage: int = Field(16_000, ge=1, description="budget of each halving; rounded up to whole batches")
     most_weight: float | None = Field(
         None, ge=1, description="largest weight of an error, which is its level's SNR; null: any"
