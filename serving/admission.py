@@ -63,6 +63,10 @@ class ModelCard(BaseModel):
     loaded_at: int
     """Unix time, seconds."""
     takedowns: TakedownStanding | None = None
+    backend: str = "torch-fp32"
+    """What runs the network."""
+    exact: bool = True
+    """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
 
     @property
     def size(self) -> str:

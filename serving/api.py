@@ -82,7 +82,8 @@ class ImageDatum(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where a request's time went, in milliseconds, for all its images together."""
+    """Where a request's time went, in milliseconds, for all its images together. While a request is sampled it shares
+    the replica with others, so `sample_ms` is what it took, not what it would take alone."""
 
     model_config = ConfigDict(frozen=True)
     queue_ms: float = 0.0
@@ -107,6 +108,10 @@ class GenerationResponse(BaseModel):
     sampler: SamplerName
     guidance_scale: float
     timings: Timings
+    backend: str
+    """What ran the network: `onnx-fp32`, `torch-fp32`, `openvino-bf16`, …"""
+    exact: bool
+    """Whether the same request gives the same bytes whatever else this server draws."""
 
 
 class TakedownStanding(BaseModel):
@@ -163,6 +168,8 @@ class Health(BaseModel):
     status: Literal["live", "ready"]
     model: str | None = None
     version: str | None = None
+    backend: str | None = None
+    exact: bool | None = None
 
 
 class ErrorDetail(BaseModel):

@@ -85,7 +85,7 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     @app.get("/v1/health/ready")
     async def ready() -> Health:
         card = await _described(backend)
-        return Health(status="ready", model=card.name, version=card.version)
+        return Health(status="ready", model=card.name, version=card.version, backend=card.backend, exact=card.exact)
 
     return app
 

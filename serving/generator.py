@@ -2,7 +2,8 @@
 
 The same seed gives the same bytes. A picture depends on the model, its prompts, its seed, steps, guidance and sampler,
 and on nothing else: not on the other images of the request, nor on other requests; and an encoder's settings are fixed.
-(Between machines or numbers of CPU threads the last bits of the arithmetic may differ, and then so may the bytes.)
+(Between machines, numbers of CPU threads or backends the last bits of the arithmetic may differ, and then so may the
+bytes.) `generate` is the way of one request by itself; `serving.service` takes many at once, by the same parts.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from curation import torchvision_ops
 from curation.errors import UserError
-from serving import guard, takedowns
+from serving import backends, guard, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import (
     FinishReason,
@@ -31,12 +34,16 @@ from serving.api import (
     TakedownStanding,
     Timings,
 )
+from serving.backends import Backend
 from serving.guard import Guard, Verdict
 from serving.job import ServeJob
-from training.bundle import DiffusionModel, load_bundle
+from serving.trajectory import PictureTrajectory, Told, finish
+from training.bundle import DiffusionModel, load_bundle, local_bundle
 from training.pairs import refuse_sampler
-from training.sampling import SamplingParams, sample, timestep_grid
+from training.sampling import SamplingParams, timestep_grid
 from training.tracking import ModelVersion, resolve
+
+_PASSED = Verdict(withheld=False, scores=[])
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: whoever asked for the pictures has gone
@@ -62,10 +69,6 @@ class Generation:
     timings: Timings
     created: int
 
-    def queued(self, seconds: float) -> Generation:
-        """The same with the time that it waited before its turn."""
-        return replace(self, timings=self.timings.model_copy(update={"queue_ms": round(seconds * 1e3, 2)}))
-
     def response(self) -> GenerationResponse:
         """The answer as it goes over the wire."""
         return GenerationResponse(
@@ -80,6 +83,8 @@ class Generation:
             sampler=self.plan.sampler,
             guidance_scale=self.plan.guidance_scale,
             timings=self.timings,
+            backend=self.card.backend,
+            exact=self.card.exact,
         )
 
 
@@ -93,6 +98,7 @@ class Generator:
         limits: what a request may ask for.
         defaults: what a silent request gets; None: what the bundle says.
         standing: how the version stands to the takedowns in force; None where nobody looked.
+        backend: what runs the network; None: the network as it is, each picture by itself.
     """
 
     def __init__(
@@ -103,8 +109,10 @@ class Generator:
         limits: Limits,
         defaults: SamplingDefaults | None = None,
         standing: TakedownStanding | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self._model = model
+        self.backend = backend or backends.plain(model)
         self._guard = guard
         self._limits = limits
         samplers = _samplers(model)
@@ -129,50 +137,77 @@ class Generator:
             defaults=silent,
             loaded_at=int(time.time()),
             takedowns=standing,
+            backend=self.backend.name,
+            exact=self.backend.exact,
         )
 
-    def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
-        """Samples, checks and encodes a request's pictures.
+    def plan(self, request: GenerationRequest) -> Plan:
+        """What a request comes to. Raises RequestError when it asks for what is not to be had."""
+        return admit(request, self.card, self._limits)
+
+    def begin(self, plan: Plan) -> list[PictureTrajectory]:
+        """A plan's pictures before their first step."""
+        told = Told(self._model, plan.prompt, plan.negative_prompt or "", plan.guidance_scale)
+        params = SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler)
+        return [PictureTrajectory(self._model, told, seed, params) for seed in plan.seeds]
+
+    def complete(self, plan: Plan, clean: Sequence[Tensor], *, queue_s: float = 0.0, sample_s: float) -> Generation:
+        """Decodes, checks and encodes a plan's pictures.
 
         Args:
-            request: as it came; checked here again, whoever checked it before.
-            stop: asked after every denoising step; True gives the request up.
-
-        Raises:
-            RequestError: when the request asks for what is not to be had.
-            Stopped: when `stop` said so.
+            clean: float32 (1, C, h, w) of each, in the model's space.
+            queue_s, sample_s: seconds that they waited, and that drawing them took.
         """
-        plan = admit(request, self.card, self._limits)
-
-        def on_step(*_: Any) -> None:
-            if stop():
-                raise Stopped
-
         begun = time.perf_counter()
-        count = len(plan.seeds)
-        pixels = sample(
-            self._model,
-            [plan.prompt] * count,
-            plan.seeds,
-            SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler),
-            negative_prompts=None if plan.negative_prompt is None else [plan.negative_prompt] * count,
-            on_step=on_step,
-        )
-        sampled = time.perf_counter()
-        images = [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
-        passed = Verdict(withheld=False, scores=[])
-        verdicts = self._guard.check(images) if self._guard else [passed] * count
+        images = [self._image(picture) for picture in clean]
+        decoded = time.perf_counter()
+        verdicts = self._guard.check(images) if self._guard else [_PASSED] * len(images)
         guarded = time.perf_counter()
         pictures = tuple(
             Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
             for image, seed, verdict in zip(images, plan.seeds, verdicts, strict=True)
         )
         timings = Timings(
-            sample_ms=_ms(sampled - begun),
-            guard_ms=_ms(guarded - sampled),
+            queue_ms=_ms(queue_s),
+            sample_ms=_ms(sample_s + decoded - begun),
+            guard_ms=_ms(guarded - decoded),
             encode_ms=_ms(time.perf_counter() - guarded),
         )
         return Generation(pictures, plan, self.card, timings, created=int(time.time()))
+
+    def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
+        """A picture as it looks so far, encoded; None where the guard would withhold it."""
+        image = self._image(clean)
+        if self._guard and self._guard.check([image])[0].withheld:
+            return None
+        return encode(image, plan.output_format, plan.compression)
+
+    def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
+        """Samples, checks and encodes a request's pictures, in the calling thread.
+
+        Args:
+            request: as it came; checked here again, whoever checked it before.
+            stop: asked after every forward pass; True gives the request up.
+
+        Raises:
+            RequestError: when the request asks for what is not to be had.
+            Stopped: when `stop` said so.
+        """
+
+        def after_pass() -> None:
+            if stop():
+                raise Stopped
+
+        plan = self.plan(request)
+        begun = time.perf_counter()
+        pictures = self.begin(plan)
+        finish(self.backend.denoiser, pictures, together=self.backend.together, after_pass=after_pass)
+        sampled = time.perf_counter() - begun
+        return self.complete(plan, [picture.clean for picture in pictures], sample_s=sampled)
+
+    @torch.inference_mode()
+    def _image(self, clean: Tensor) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self._model.space.decode(clean.to(self._model.device))[0]))
 
 
 def _samplers(model: DiffusionModel) -> tuple[SamplerName, ...]:
@@ -199,7 +234,8 @@ def load(job: ServeJob) -> Generator:
     version = resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
     standing = takedowns.heed(job, version)
     model = load_bundle(version.bundle, device=job.device)
-    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing)
+    backend = backends.build(job.engine, local_bundle(version.bundle), model)
+    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing, backend)
 
 
 def encode(image: Image.Image, output_format: ImageFormat, compression: int) -> bytes:

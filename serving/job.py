@@ -12,6 +12,32 @@ from curation.manifest import Name
 from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
 
+BackendName = Literal["onnx", "torch", "openvino", "tensorrt"]
+
+
+class EngineConfig(BaseModel):
+    """How a replica computes: what runs the network, and how requests share its forward passes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    backend: Literal["auto", "onnx", "torch", "openvino", "tensorrt"] = Field(
+        "auto", description="what runs the network; auto: ONNX Runtime on a CPU where it is installed, else torch"
+    )
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="bf16 with openvino; int8 with openvino or onnx, from an export that holds it"
+    )
+    compile: bool | None = Field(None, description="whether torch compiles the network; null: on a GPU")
+    sharing: Literal["exact", "always"] = Field(
+        "exact",
+        description="when requests share forward passes: where a probe at the start finds the same bytes in any "
+        "company, or always; answers say whether their bytes depend on nothing but the request",
+    )
+    max_rows: int = Field(
+        16, ge=2, le=1024, description="rows of a forward pass at most; a picture with guidance takes two"
+    )
+    max_row_steps: int = Field(
+        16_384, ge=1, description="rows times steps outstanding at a replica at most; beyond that, requests get a 429"
+    )
+
 
 class ServeJob(BaseModel):
     """`kind: serve`: a model version in the registry, answering on HTTP. Also the `args` of a Serve config file."""
@@ -35,7 +61,9 @@ class ServeJob(BaseModel):
     port: int = Field(8000, ge=1, le=65_535, description="port to listen on")
     route_prefix: str = Field("/", pattern=r"^/([\w.-]+(/[\w.-]+)*)?$", description="path that the API is below")
 
-    replicas: int = Field(1, ge=1, description="processes that hold the model; each samples one request at a time")
+    replicas: int = Field(
+        1, ge=1, description="processes that hold the model; the requests of each share its forward passes"
+    )
     cpus_per_replica: float = Field(1.0, gt=0, description="logical CPUs of a replica")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs, or a fraction of one, of a replica; 0 samples on CPU")
     threads: int | None = Field(None, ge=1, description="CPU threads of a replica; null: cpus_per_replica, rounded up")
@@ -45,7 +73,10 @@ class ServeJob(BaseModel):
     safety: SafetyConfig = Field(SafetyConfig(), description="concepts that withhold a finished picture")
     clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
 
-    max_queued_requests: int = Field(16, ge=0, description="requests that wait at a replica; one more is answered 429")
+    engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
+    max_queued_requests: int = Field(
+        16, ge=0, description="requests at a replica beside the first one; one more is answered 429"
+    )
     max_ongoing_requests: int = Field(
         256, ge=8, description="requests of every kind that the gateway holds open at once"
     )

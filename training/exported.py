@@ -103,6 +103,17 @@ def load_exported(
     Raises:
         UserError: no bundle, no such export of it, a damaged one, or a library that is missing.
     """
+    path = exported_file(bundle, kind, folder=folder)
+    denoiser: Denoiser = TensorRtDenoiser(path) if kind == "tensorrt" else OnnxDenoiser(path, threads)
+    return with_unet(load_bundle(bundle), AsUnet(denoiser))
+
+
+def exported_file(bundle: str | Path, kind: Format = "onnx", *, folder: str | Path | None = None) -> Path:
+    """The file of a format, after its digests and the bundle's were compared with the report.
+
+    Raises:
+        UserError: no such export of this bundle, or a damaged one.
+    """
     folder = Path(bundle) / FOLDER if folder is None else Path(folder)
     report = read_report(folder)
     if report.bundle_sha256 != sha256_of(Path(bundle) / INFO_FILE):
@@ -115,9 +126,7 @@ def load_exported(
     for name, expected in made.files.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise UserError(f"{folder / name} is missing or was changed", field="model", remedy="export it again")
-    path = folder / made.file
-    denoiser: Denoiser = TensorRtDenoiser(path) if kind == "tensorrt" else OnnxDenoiser(path, threads)
-    return with_unet(load_bundle(bundle), AsUnet(denoiser))
+    return folder / made.file
 
 
 def sha256_of(path: Path) -> str:

@@ -201,7 +201,7 @@ def write_graph(
         raise ValueError("an example of two rows or more is needed")
     given = tuple(torch.from_numpy(array) for array in example[:2].feed().values())
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             _Graph(model.unet).eval(), given, dynamo=True, opset_version=OPSET, verbose=False,
             dynamic_shapes=tuple({0: batch} for _ in given), input_names=INPUTS, output_names=[OUTPUT],
@@ -228,7 +228,8 @@ def _clean(proto: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Without the exporters' talk."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

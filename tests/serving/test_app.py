@@ -95,7 +95,9 @@ def test_the_server_and_the_plain_process_make_the_same_picture(url: str, job: S
 
 def test_health_and_models(url: str) -> None:
     assert httpx.get(f"{url}/v1/health/live").json()["status"] == "live"
-    assert httpx.get(f"{url}/v1/health/ready").json() == {"status": "ready", "model": "tiny", "version": "1"}
+    ready = httpx.get(f"{url}/v1/health/ready").json()
+    expected = {"status": "ready", "model": "tiny", "version": "1", "backend": "onnx-fp32", "exact": True}
+    assert ready == expected
     (entry,) = httpx.get(f"{url}/v1/models").json()["data"]
     assert (entry["version"], entry["alias"], entry["manifest_id"]) == ("1", "champion", "m" * 64)
 

@@ -1,0 +1,136 @@
+"""A generator whose requests share forward passes: what a replica runs.
+
+Sampling has a thread (the engine's), and everything before and after it another: reading prompts, decoding, the guard,
+encoding. So one request's PNG is made while the next one's steps go on, and the event loop answers all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from torch import Tensor
+
+from serving.api import GenerationRequest, RequestError
+from serving.engine import DrainingError, QueueFullError, Run, StepEngine
+from serving.generator import Generation, Generator
+from serving.submission import Finished
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One of a request's images as it looks so far; `data` is None where the guard would withhold it."""
+
+    image: int
+    done: int
+    steps: int
+    data: bytes | None
+
+
+class Service:
+    """Belongs to one event loop.
+
+    Args:
+        max_row_steps: rows times steps that may be outstanding.
+        clock, run: the engine's.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        max_row_steps: int = 16_384,
+        clock: Callable[[], float] = time.monotonic,
+        run: Run | None = None,
+    ) -> None:
+        self.generator = generator
+        backend = generator.backend
+        self.engine = StepEngine(
+            backend.denoiser, max_rows=backend.together, max_row_steps=max_row_steps, clock=clock, run=run
+        )
+        self._clock = clock
+        self._side = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+
+    async def generate(self, request: GenerationRequest, *, flow: Hashable = None) -> Generation:
+        """A request's pictures.
+
+        Args:
+            flow: who shares the engine fairly with others, a key for instance; None: this request by itself.
+
+        Raises:
+            RequestError: 429 when too much is outstanding, 503 when the service is being shut down, else as
+                `Generator.generate`.
+        """
+        async with aclosing(self.stream(request, flow=flow)) as events:
+            async for event in events:
+                if isinstance(event, Generation):
+                    return event
+        raise AssertionError("a stream ends with its generation")
+
+    async def stream(
+        self, request: GenerationRequest, *, flow: Hashable = None, previews: int = 0
+    ) -> AsyncGenerator[Preview | Generation, None]:
+        """Previews of a request's images while they are drawn, and in the end the generation.
+
+        To be closed by whoever does not read it to its end (`contextlib.aclosing`): that takes the request out.
+
+        Args:
+            previews: of each image at most, evenly over its steps.
+
+        Raises:
+            RequestError: as `generate`.
+        """
+        plan = self.generator.plan(request)
+        arrived = self._clock()
+        pictures = await self._aside(self.generator.begin, plan)
+        steps = pictures[0].steps
+        wanted = {k * steps // (previews + 1) for k in range(1, previews + 1)} - {0, steps}
+        clean: dict[int, Tensor] = {}
+        try:
+            async with self.engine.submit(pictures, flow=flow, previews=wanted) as submission:
+                async for event in submission:
+                    if isinstance(event, Finished):
+                        clean[event.picture] = event.clean
+                    elif event.clean is not None:
+                        data = await self._aside(self.generator.preview, plan, event.clean)
+                        yield Preview(event.picture, event.done, event.steps, data)
+                started = submission.started or arrived
+        except QueueFullError as full:
+            raise overloaded(full.retry_after_s) from full
+        except DrainingError as draining:
+            raise RequestError(
+                "This process of the server is being shut down.", status=503, code="draining", retry_after_s=1.0
+            ) from draining
+        sampled = self._clock()
+        yield await self._aside(
+            self.generator.complete,
+            plan,
+            [clean[k] for k in range(len(pictures))],
+            queue_s=started - arrived,
+            sample_s=sampled - started,
+        )
+
+    async def drain(self) -> None:
+        """Takes nothing new and returns when the last request has been drawn."""
+        await self.engine.drain()
+
+    async def _aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._side, lambda: work(*args, **kwargs))
+
+
+def overloaded(retry_after_s: float) -> RequestError:
+    """The answer to one request too many; `retry_after_s` is when the ones before it should be done."""
+    return RequestError(
+        "The server has as many requests waiting as it accepts.",
+        status=429,
+        code="overloaded",
+        retry_after_s=max(1.0, retry_after_s),
+    )

@@ -1,0 +1,99 @@
+"""An ONNX graph of a bundle that was not exported: made once on a machine, in seconds, and kept in its cache.
+
+torch's older exporter needs a fortieth of the newer one's time and its graph runs as fast, which is what counts where a
+server starts. What is published with a bundle is made by `training.export`, and compared at length.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curation.errors import UserError
+from training import network
+from training.bundle import INFO_FILE
+from training.exported import sha256_of
+from training.folders import cache_root
+from training.onnx_denoiser import INPUTS, OUTPUT, OnnxDenoiser, Rows, TorchDenoiser, missing, quiet
+from training.space import shape
+from training.text import Conditioning
+
+if TYPE_CHECKING:
+    from training.bundle import DiffusionModel
+
+_OPSET = 17
+_MOST_BYTES = 1 << 30  # a protobuf ends at 2 GiB
+_MOST_ERROR = 1e-4  # relative, of a prediction against torch's: as `export_job.FormatLimits` has it
+
+
+def cached_graph(bundle: Path, model: DiffusionModel) -> Path:
+    """The graph's file; the same bundle and torch give the same.
+
+    Raises:
+        UserError: the libraries are missing, the network is too large for one file, or its graph is not the network.
+    """
+    size = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
+    if size > _MOST_BYTES:
+        raise UserError(f"a network of {size >> 20} MiB is too large for a cached graph", field="model", remedy=_REMEDY)
+    name = f"{sha256_of(bundle / INFO_FILE)}-{torch.__version__}-{_OPSET}.onnx"
+    path = cache_root() / "graphs" / name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{uuid.uuid4().hex}.onnx")  # replicas may start together
+    try:
+        rows = random_rows(model, 3)
+        _write(model, rows[:2], staging)
+        wanted, got = TorchDenoiser(model).predict(rows), OnnxDenoiser(staging).predict(rows)
+        if not float(np.abs(got - wanted).max()) <= _MOST_ERROR * float(np.abs(wanted).max()):
+            raise UserError("the network's graph computes something else", field="model", remedy=_REMEDY)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return path
+
+
+_REMEDY = "export the model: `cleanplate export MODEL`; or set engine.backend: torch"
+
+
+def random_rows(model: DiffusionModel, count: int, seed: int = 0) -> Rows:
+    """Inputs as a model may meet them: noise, every row at a timestep of its own, two prompts in turn."""
+    generator = np.random.default_rng(seed)
+    told = model.text.encode(["", model.text.classes[0] if model.text.classes else "a picture"])
+    which = np.arange(count) % 2
+    flow = model.prediction == "flow"
+    return Rows(
+        x=generator.standard_normal((count, *shape(model.space, model.image_size)), dtype=np.float32),
+        timestep=generator.integers(0, len(model.betas), count).astype(np.float32 if flow else np.int64),
+        states=told.states.cpu().numpy()[which],
+        mask=told.mask.cpu().numpy()[which],
+        pooled=told.pooled.cpu().numpy()[which],
+    )
+
+
+class _Graph(torch.nn.Module):
+    def __init__(self, unet: torch.nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, timestep: Tensor, states: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        return network.predict(self.unet, x, timestep, Conditioning(states, mask, pooled))
+
+
+def _write(model: DiffusionModel, example: Rows, path: Path) -> None:
+    try:
+        import onnx  # noqa: F401 - the exporter needs it
+    except ImportError:
+        raise missing("onnx") from None
+    given = tuple(torch.from_numpy(array) for array in example.feed().values())
+    with quiet():
+        torch.onnx.export(
+            _Graph(model.unet).eval(), given, str(path), dynamo=False, opset_version=_OPSET, input_names=list(INPUTS),
+            output_names=[OUTPUT], dynamic_axes={name: {0: "batch"} for name in (*INPUTS, OUTPUT)},
+        )  # fmt: skip
