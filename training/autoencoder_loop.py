@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from curation import storage, torchvision_ops
-from training import checkpoint, finish, latents, randomness
+from training import checkpoint, finish, latents, layout, randomness
 from training.autoencoder_job import PRESETS, AutoencoderJob
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
@@ -124,7 +124,7 @@ class _Loop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self._model = build(job, data.image_size)
-        self._model.to(device, memory_format=torch.channels_last).train()
+        self._model.to(device, memory_format=layout.memory_format(device)).train()
         self._named: list[tuple[str, Tensor]] = list(self._model.named_parameters())
         config = job.optimizer
         self._optimizer = torch.optim.AdamW(
@@ -174,7 +174,7 @@ class _Loop:
         if job.flip:
             mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
-        x = (pictures.to(self._device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        x = layout.laid_out(pictures.to(self._device).float() / 127.5 - 1)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=job.precision == "bf16"):
             posterior = self._model.encode(x).latent_dist
             mean, std = posterior.mean.float(), posterior.std.float()
