@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import train
+from pipelines import config, train
 from training import memory, network
 from training.data import TrainingSet
 from training.job import TrainJob
@@ -131,3 +131,10 @@ def test_a_worker_that_is_alone_splits_nothing() -> None:
         memory.estimate(tiny(strategy=strategy), channels=12, side=16, width=WIDTH) for strategy in ("fsdp", "ddp")
     )
     assert alone == plain
+
+
+def test_the_job_for_pictures_of_256_pixels_fits_a_gpu_of_12_gib() -> None:
+    job = config.load_job("pipelines/jobs/pixels-256-train.yaml", kind="train")
+    assert job.image_size == 256
+    told = memory.estimate(job, channels=3 * job.patch_size**2, side=256 // job.patch_size, width=768)
+    assert told.total < 11 * 2**30  # CUDA's own context and the allocator's gaps take the rest
