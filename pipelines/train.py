@@ -47,6 +47,7 @@ def run(job: TrainJob) -> TrainResult:
             evaluator=evaluate,
             prepared=prepared,
             on_progress=lambda p: report("train", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
+            on_stage=report,
         )
 
 

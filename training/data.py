@@ -1,4 +1,4 @@
-"""The training set in memory: a manifest's kept rows as pictures and captions."""
+"""The training set: a manifest's kept rows as pictures and captions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from torch import Tensor
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
+from training import randomness
 from training.conditioning import CAPTIONS, SEPARATOR, ConditioningConfig
 from training.order import Order
+from training.randomness import Purpose
 from training.roster import Roster
+from training.sources import InMemory, ShapedInMemory, Source, base_side
+from training.space import Space
 
 Options = tuple[tuple[str, float], ...]
 """What one row may be told: at least one text, each with its probability; they add up to 1."""
@@ -33,7 +37,7 @@ class TrainingSet:
 
     Attributes:
         roster: which inputs the N rows are.
-        pictures: uint8 (N, 3, H, H); films are (N, F, 3, H, H).
+        source: their pictures.
         captions: N texts, those that the manifest chose; "" where it has none.
         options: what each of the N rows is told, by the job's mix: its caption, without one.
         licences: rows by stated licence.
@@ -41,7 +45,7 @@ class TrainingSet:
     """
 
     roster: Roster
-    pictures: Tensor
+    source: Source
     captions: tuple[str, ...]
     options: tuple[Options, ...]
     licences: dict[str, int]
@@ -52,12 +56,20 @@ class TrainingSet:
 
     @property
     def image_size(self) -> int:
-        return int(self.pictures.shape[-1])
+        """The side, in pixels, that a network is built for."""
+        return self.source.image_size
+
+    @property
+    def pictures(self) -> Tensor:
+        """uint8 (N, 3, H, H), of a set in memory."""
+        assert isinstance(self.source, InMemory), "these pictures are not in memory, or of several shapes"
+        return self.source.pictures
 
     @property
     def frames(self) -> int | None:
         """F of films; None for pictures."""
-        return int(self.pictures.shape[1]) if self.pictures.ndim == 5 else None
+        films = isinstance(self.source, InMemory) and self.source.pictures.ndim == 5
+        return int(self.pictures.shape[1]) if films else None
 
     @cached_property
     def texts(self) -> list[str]:
@@ -70,6 +82,19 @@ class TrainingSet:
             self._orders[seed] = Order.of(self.roster, seed)
         slots = self._orders[seed].slots(index)
         return slots if len(self) == self.roster.info.base_rows else self._row[slots]
+
+    def samples(
+        self, seed: int, index: Tensor, space: Space, device: torch.device, *, flip: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What samples of one step, with these global indices (N,), show.
+
+        Returns:
+            Their rows, int64 (N,), and the clean pictures in a space, float32 (N, C, h, w) on the device.
+        """
+        rows = self.shown(seed, index)
+        mirrored = randomness.uniform(seed, Purpose.FLIP, index) < 0.5 if flip else None
+        self.source.reached(self._orders[seed], int(index[0]))
+        return rows, self.source.clean(rows, mirrored, space, device)
 
     @cached_property
     def _orders(self) -> dict[int, Order]:
@@ -85,20 +110,11 @@ class TrainingSet:
     @cached_property
     def contents(self) -> Tensor:
         """uint8 (N, 32): a hash of all of a row that training reads."""
-        rows = zip(self.roster.ids, self.options, self.pictures.flatten(1).numpy(), strict=True)
+        rows = zip(self.roster.ids, self.options, self.source.digests(), strict=True)
         hashes = [
-            hashlib.sha256(json.dumps([id_, options]).encode() + picture.tobytes()).digest()
-            for id_, options, picture in rows
+            hashlib.sha256(json.dumps([id_, options]).encode() + picture).digest() for id_, options, picture in rows
         ]
         return torch.from_numpy(np.frombuffer(b"".join(hashes), np.uint8).copy()).view(-1, 32)
-
-    def channel_stats(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation of each colour channel, in [-1, 1]."""
-        histogram = [torch.bincount(self.pictures.select(-3, c).flatten(), minlength=256).double() for c in range(3)]
-        values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-        means = [float((h * values).sum() / h.sum()) for h in histogram]
-        stds = [float(((h * (values - m) ** 2).sum() / h.sum()).sqrt()) for h, m in zip(histogram, means, strict=True)]
-        return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
 def picture_size(manifest: Manifest) -> int:
@@ -174,26 +190,30 @@ def load(
     caption_mix: Mapping[str, float] | None = None,
     roster: Roster | None = None,
     conditioning: ConditioningConfig = CAPTIONS,
+    source: Source | None = None,
 ) -> TrainingSet:
-    """Decodes every row of a roster once.
+    """Reads the rows of a roster, and decodes every picture once unless there is a source of them.
 
     Args:
-        image_size: side of the pictures; None: as in the manifest.
+        image_size: side of the pictures, where all are square; None: as in the manifest.
         caption_mix: the job's.
         roster: which of the rows; None: all that are kept.
         conditioning: what the rows are told.
+        source: of the roster's pictures; None: the manifest, into memory.
 
     Raises:
         UserError: nothing is kept, a picture is missing or damaged, a size is not the one that was asked for, or a
             captioner of the mix wrote nothing.
     """
-    size = picture_size(manifest) if image_size is None else image_size
     check_mix(manifest, caption_mix)
     roster = roster or Roster.of_manifest(manifest)
+    size = None
+    if source is None and roster.shapes is None:
+        size = picture_size(manifest) if image_size is None else image_size
     wanted = set(roster.ids)
-    rows: list[tuple[str, str, Options, np.ndarray]] = []
+    rows: list[tuple[str, str, Options, np.ndarray | None]] = []
     licences: Counter[str] = Counter()
-    columns = ["id", "caption", "licence", "image"]
+    columns = ["id", "caption", "licence"] if source is not None else ["id", "caption", "licence", "image"]
     column = conditioning.classes.partition(".")[0]
     if (caption_mix is not None or column == "captions") and _has_captions(manifest):
         columns.append("captions")
@@ -206,17 +226,13 @@ def load(
         for row in batch.to_pylist():
             if row["id"] not in wanted:
                 continue
-            picture = _decode(row["id"], row["image"])
-            strip = (size * (frames or 1), size, 3)
-            if picture.shape != strip or row.get("frames") != frames:
+            picture = None if source is not None else decode(row["id"], row["image"], size, frames)
+            if row.get("frames") != frames:
                 raise UserError(
-                    f"row {row['id'][:12]} has a picture of {picture.shape[1]} x {picture.shape[0]} pixels, "
-                    f"not {strip[1]} x {strip[0]}",
-                    field="image_size",
-                    remedy="train at the size that the manifest was curated for, or curate again at this one",
+                    f"row {row['id'][:12]} has {row.get('frames')} frames, not {frames}",
+                    field="manifest",
+                    remedy="restore the manifest, or curate again",
                 )
-            if frames is not None:
-                picture = picture.reshape(frames, size, size, 3)
             caption = row["caption"] or ""
             options = options_of(caption, row.get("captions") or (), caption_mix)
             if conditioning.kind != "text":
@@ -231,12 +247,37 @@ def load(
         raise AssertionError(f"{manifest.uri} holds {len(rows)} of the {len(roster)} rows of the training set")
     return TrainingSet(
         roster=roster,
-        pictures=torch.from_numpy(np.stack([row[3] for row in rows])).movedim(-1, -3).contiguous(),
+        source=source or _in_memory(roster, [row[3] for row in rows if row[3] is not None]),
         captions=tuple(row[1] for row in rows),
         options=tuple(row[2] for row in rows),
         licences=dict(licences),
         classes=classes_of(manifest, conditioning.classes) if conditioning.reads_classes else (),
     )
+
+
+def _in_memory(roster: Roster, pictures: list[np.ndarray]) -> Source:
+    """Of a roster's pictures, uint8 (H, W, 3) each."""
+    if roster.shapes is None:
+        return InMemory(_stacked(pictures))
+    of = torch.from_numpy(roster.shapes.of[roster.slots].astype(np.int64))
+    parts: list[Tensor] = []
+    for number, (width, height) in enumerate(roster.shapes.sizes):
+        mine = [pictures[i] for i in (of == number).nonzero().flatten().tolist()]
+        for picture in mine:
+            if picture.shape != (height, width, 3):
+                raise UserError(
+                    f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels is said to have {width} x {height}",
+                    field="manifest",
+                    remedy="restore the manifest, or curate again",
+                )
+        parts.append(_stacked(mine, (height, width)))
+    return ShapedInMemory(parts, of, base_side(roster.shapes.sizes))
+
+
+def _stacked(pictures: list[np.ndarray], size: tuple[int, int] = (0, 0)) -> Tensor:
+    """uint8 (N, 3, H, W); of films (N, F, 3, H, W)."""
+    array = np.stack(pictures) if pictures else np.zeros((0, *size, 3), np.uint8)
+    return torch.from_numpy(array).movedim(-1, -3).contiguous()
 
 
 def classes_of(manifest: Manifest, column: str) -> tuple[str, ...]:
@@ -286,6 +327,27 @@ def _merged(options: Sequence[tuple[str, float]]) -> Options:
     for text, share in options:
         shares[text] = shares.get(text, 0.0) + share
     return tuple(shares.items())
+
+
+def decode(row: str, image: dict[str, bytes] | None, side: int | None = None, frames: int | None = None) -> np.ndarray:
+    """A row's picture: uint8 (H, W, 3); a film's frames, (F, H, W, 3).
+
+    Args:
+        side: that it must have; None: any.
+        frames: F of a film, whose frames stand one below the other; None for a picture.
+
+    Raises:
+        UserError: it is missing or damaged, or of another size.
+    """
+    picture = _decode(row, image)
+    if side is not None and picture.shape != (side * (frames or 1), side, 3):
+        raise UserError(
+            f"row {row[:12]} has a picture of {picture.shape[1]} x {picture.shape[0]} pixels, "
+            f"not {side} x {side * (frames or 1)}",
+            field="image_size",
+            remedy="train at the size that the manifest was curated for, or curate again at this one",
+        )
+    return picture if frames is None else picture.reshape(frames, -1, picture.shape[1], 3)
 
 
 def _decode(row: str, image: dict[str, bytes] | None) -> np.ndarray:

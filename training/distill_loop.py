@@ -296,7 +296,7 @@ class _Loop:
     def _write_bundle(self, seen: int, sha256: str) -> str:
         """What the teacher's bundle says, but for what is the student's own."""
         data, job, trained_on = self._data, self._job, self._data.roster.info
-        mean, std = data.channel_stats()
+        mean, std = data.source.channel_stats()
         own = {
             "name": job.name,
             "manifest_id": trained_on.manifest_id,

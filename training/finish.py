@@ -31,7 +31,7 @@ def describe(
 ) -> BundleInfo:
     """What the bundle of a run says about itself."""
     trained_on = data.roster.info
-    mean, std = data.channel_stats()
+    mean, std = data.source.channel_stats()
     return BundleInfo(
         name=job.name,
         manifest_id=trained_on.manifest_id,

@@ -21,12 +21,13 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from training import dependencies, latents
+from training.data_config import ShardsData
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
 from training.latents import AutoencoderConfig
 from training.notice import Notice, on_sigterm
-from training.prepare import Prepared, TrainResult, finished, plan, prepare
+from training.prepare import Prepared, TrainResult, finished, plan, prepare, shards
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
@@ -35,6 +36,7 @@ from training.run_record import RESULT_FILE, RUN_FILE, known_run
 if TYPE_CHECKING:
     from training.checkpoint_evaluation import Evaluator
     from training.learner import Place
+    from training.shard_job import OnStage
     from training.tracking import Run
 
 _PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to be taken away
@@ -46,6 +48,7 @@ def launch(
     text_encoder: str | None,
     evaluator: Evaluator | None = None,
     on_progress: OnProgress | None = None,
+    on_stage: OnStage | None = None,
     prepared: Prepared | None = None,
 ) -> TrainResult:
     """Trains a job to its end, from where an earlier attempt was interrupted; a finished run is not repeated.
@@ -55,6 +58,7 @@ def launch(
             read.
         evaluator: evaluates checkpoints where the job asks for that, in a process of its own.
         on_progress: called in a thread of this process, about once a second while there is news.
+        on_stage: called while shards are made, which comes before training.
         prepared: what `prepare` found for the job.
 
     Ray must be connected already, unless `workers` is 0: then the loop runs in this process, without Ray.
@@ -74,7 +78,10 @@ def launch(
         return done if job.bundle == "last" else _with_best(job, folder, done)
     images = int(plan(job, prepared)["images"])
     # absolute, because a worker's working directory is not the driver's
-    places = {"manifest": storage.absolute(prepared.manifest.uri)}
+    places: dict[str, Any] = {"manifest": storage.absolute(prepared.manifest.uri)}
+    if isinstance(job.data, ShardsData):
+        where = storage.absolute(job.data.folder or storage.join(job.output, "shards"))
+        places["data"] = job.data.model_copy(update={"folder": where})
     if job.resume_from is not None:
         places["resume_from"] = storage.absolute(job.resume_from)
     job = job.model_copy(update=places)
@@ -85,6 +92,7 @@ def launch(
     watch = watch_of(job, folder, run, prepared.held_out, evaluator)
     follower = Follower(run, images, on_progress, None if watch is None else watch.step)
     try:
+        _make_shards(dataclasses.replace(prepared, job=job), folder, on_stage)
         with watching(watch):
             if job.workers == 0:
                 outcome = _train_here(job, folder, text_encoder, follower)
@@ -121,6 +129,23 @@ def _with_best(job: TrainJob, folder: str, done: TrainResult) -> TrainResult:
     result = done.model_copy(update={"best": kept.with_bundle(folder, best)})
     storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
     return result
+
+
+def _make_shards(prepared: Prepared, folder: str, on_stage: OnStage | None) -> None:
+    """What is missing of the files that the job's pictures are read from, where it asks for such."""
+    from training import shard_job
+
+    job, planned = prepared.job, shards(prepared)
+    if planned is not None:
+        shard_job.make(
+            planned,
+            prepared.manifest,
+            prepared.roster,
+            autoencoder=None if job.autoencoder is None else storage.join(folder, latents.FOLDER),
+            workers=job.fewest_workers,
+            gpus=job.gpus_per_worker,
+            on_stage=on_stage,
+        )
 
 
 def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
@@ -175,12 +200,15 @@ def _train_at(
     from training import conditioning, space
     from training.data import load
     from training.loop import train
+    from training.shard_reader import Shards
 
     where = storage.join(folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
-    data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning)
+    source = Shards.of(job, roster)
+    data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning, source)
     autoencoder = None if job.autoencoder is None else storage.join(folder, latents.FOLDER)
-    with _local(text_encoder) as tower, _local(autoencoder) as vae:
+    reading = contextlib.nullcontext() if source is None else contextlib.closing(source)
+    with reading, _local(text_encoder) as tower, _local(autoencoder) as vae:
         outcome = train(
             job,
             folder=folder,

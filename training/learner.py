@@ -192,14 +192,10 @@ class Learner:
     def batch(self, index: Tensor) -> tuple[Tensor, Conditioning]:
         """What the samples with these global indices (N,) show, (N, C, h, w) on the device, and what they are told."""
         job, device = self._job, self._place.device
-        rows = self._data.shown(job.seed, index)
-        pictures = self._data.pictures[rows]
-        if job.flip:
-            mirrored = randomness.uniform(job.seed, Purpose.FLIP, index) < 0.5
-            pictures = torch.where(mirrored.view(-1, *[1] * (pictures.ndim - 1)), pictures.flip(-1), pictures)
+        rows, x0 = self._data.samples(job.seed, index, self._space, device, flip=job.flip)
         dropped = randomness.uniform(job.seed, Purpose.CAPTION_DROPOUT, index) < job.caption_dropout
         told = self._captions.lookup(rows, dropped, randomness.uniform(job.seed, Purpose.CAPTION, index))
-        return self._space.encode(pictures.to(device)), told
+        return x0, told
 
     def _levels(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is told of the noise level, and the level as `objective` takes it, of each sample (N,)."""

@@ -8,11 +8,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
+from training.data_config import ShardsData
 from training.job import TrainJob
 from training.latents import local_autoencoder, settled
 from training.progress import Leg
@@ -22,6 +24,7 @@ from training.video import VideoUnetConfig
 
 if TYPE_CHECKING:
     from training.consent import Consent
+    from training.data_shards import ShardsPlan
 
 FEWEST = 8  # pictures that a distance is taken of
 
@@ -132,6 +135,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
 
     from training import network
     from training.data import check_mix, classes_of, frames_of, picture_size
+    from training.sources import base_side
     from training.space import geometry
 
     prepared = prepared or prepare(job)
@@ -143,7 +147,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
             field="manifest",
             remedy="curate again with `clip` set, or train with `conditioning: {kind: class}` or none",
         )
-    size = picture_size(manifest)
+    size = picture_size(manifest) if roster.shapes is None else base_side(roster.shapes.sizes)
     frames = frames_of(manifest)
     _check_films(job, frames)
     check_mix(manifest, job.caption_mix)
@@ -160,9 +164,11 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
     width = max(width + len(classes), 1)
     autoencoder = None if job.autoencoder is None else local_autoencoder(job.autoencoder.path)
     channels, factor = geometry(job.patch_size, autoencoder)
-    if size % factor:
+    sides = {size} if roster.shapes is None else {side for shape in roster.shapes.sizes for side in shape}
+    odd = sorted(side for side in sides if side % factor)
+    if odd:
         raise UserError(
-            f"pictures of {size} pixels do not divide by {factor}, the pixels that a position stands for",
+            f"pictures of {odd[0]} pixels do not divide by {factor}, the pixels that a position stands for",
             field="patch_size",
             remedy="choose a patch_size that divides the manifest's image_size",
         )
@@ -178,6 +184,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "training_rows": len(roster),
         "held_out_rows": 0 if prepared.held_out is None else len(prepared.held_out),
         **({"classes": len(classes)} if classes else {}),
+        **({} if roster.shapes is None else {"shapes": _by_shape(roster)}),
         "steps": job.steps,
         "images": job.steps * job.batch_size,
         "epochs": round(job.steps * job.batch_size / len(roster), 2),
@@ -190,6 +197,7 @@ def plan(job: TrainJob, prepared: Prepared | None = None, *, memory: bool = Fals
         "left_out": roster.info.excluded_rows,
         "left_out_by": consent.by_entry,
         "run_folder": prepared.folder,
+        **_told_of_shards(prepared),
     }
     return planned | {"memory_mib": _memory(job, channels, size // factor, width, frames)} if memory else planned
 
@@ -206,6 +214,49 @@ def _check_films(job: TrainJob, frames: int | None) -> None:
             if frames is None
             else "use `network: {kind: video_unet}`",
         )
+    if frames is not None and isinstance(job.data, ShardsData):
+        raise UserError("films are not kept in shards", field="data.kind", remedy="use `data: {kind: memory}`")
+
+
+def shards(prepared: Prepared) -> ShardsPlan | None:
+    """What a job's pictures are kept in; None where they are read into memory.
+
+    Raises:
+        UserError: a cache that is too small.
+    """
+    from training import data_shards
+    from training.data import picture_size
+    from training.space import geometry
+
+    job, roster = prepared.job, prepared.roster
+    if not isinstance(job.data, ShardsData):
+        return None
+    size = picture_size(prepared.manifest) if roster.shapes is None else 0
+    autoencoder = None if job.autoencoder is None else local_autoencoder(job.autoencoder.path)
+    channels, factor = geometry(job.patch_size, autoencoder)
+    return data_shards.plan_of(job, roster, size=size, channels=channels, factor=factor)
+
+
+def _told_of_shards(prepared: Prepared) -> dict[str, Any]:
+    from training import data_shards
+
+    planned = shards(prepared)
+    if planned is None:
+        return {}
+    made = data_shards.stored(planned.uri)
+    return {
+        "shards": planned.uri,
+        "shards_bytes": planned.bytes if made is None else sum(part.bytes for part in made.parts),
+        "shards_rows": sum(planned.counts),
+        "shards_made": made is not None and not data_shards.missing(planned.uri, made.parts),
+    }
+
+
+def _by_shape(roster: Roster) -> dict[str, int]:
+    """Rows by width and height of their pictures."""
+    assert roster.shapes is not None
+    counts = np.bincount(roster.shapes.of[roster.slots], minlength=len(roster.shapes.sizes)).tolist()
+    return {f"{w}x{h}": rows for (w, h), rows in zip(roster.shapes.sizes, counts, strict=True)}
 
 
 def _memory(job: TrainJob, channels: int, side: int, width: int, frames: int | None) -> dict[str, float]:

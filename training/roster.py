@@ -248,6 +248,18 @@ class Roster:
         return cls(tuple(ids), slots, info, shapes)
 
 
+def slots_by_part(manifest: Manifest) -> list[np.ndarray]:
+    """For each of a manifest's files, the slots of the rows that it keeps, in its order: int64."""
+    files = manifest.info.files
+    alone = [Manifest(manifest.uri, manifest.info.model_copy(update={"files": [file]})) for file in files]
+    found = [_base(part)[:2] for part in alone]
+    ids = np.concatenate([ids for ids, _ in found])
+    slots = np.empty(len(ids), np.int64)
+    slots[np.argsort(ids, kind="stable")] = np.arange(len(ids))
+    ends = np.cumsum([len(ids) for ids, _ in found])
+    return [part[kept] for part, (_, kept) in zip(np.split(slots, ends[:-1]), found, strict=True)]
+
+
 def _stored_shapes(info: RosterInfo, metadata: Mapping[bytes, bytes]) -> Shapes | None:
     if not info.shapes:
         return None

@@ -168,16 +168,11 @@ class Student:
     def _samples(self, index: Tensor) -> tuple[Tensor, Conditioning, Conditioning]:
         """Clean patches, what the network is told of them, and what it is told where it is told nothing."""
         seed = self._job.seed
-        rows = self._data.shown(seed, index)
-        pictures = self._data.pictures[rows]
-        if self._flip:
-            mirrored = randomness.uniform(seed, Purpose.FLIP, index) < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        rows, x0 = self._data.samples(seed, index, self._model.space, self._device, flip=self._flip)
         dropped = randomness.uniform(seed, Purpose.CAPTION_DROPOUT, index) < self._job.caption_dropout
         draw = randomness.uniform(seed, Purpose.CAPTION, index)
         told = self._captions.lookup(rows, dropped, draw)
         untold = self._captions.lookup(rows, torch.ones_like(dropped), draw)
-        x0 = self._model.space.encode(pictures.to(self._device))
         return x0, told, untold
 
     def _denoise(self, unet: Any, grid: Grid, told: Conditioning, untold: Conditioning | None = None) -> Denoise:

@@ -32,7 +32,7 @@ def test_kept_rows_come_in_the_order_of_their_ids(manifest: Manifest, data: Trai
 
 
 def test_channel_statistics(data: TrainingSet) -> None:
-    mean, std = data.channel_stats()
+    mean, std = data.source.channel_stats()
     pixels = data.pictures.double() / 127.5 - 1
     torch.testing.assert_close(torch.tensor(mean).double(), pixels.mean(dim=(0, 2, 3)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
