@@ -123,13 +123,30 @@ def _animated(
         total = int(getattr(image, "n_frames", 1)) - first
         if total * image.width * image.height > _MOST_DECODED:
             raise ImageError(Reason.TOO_MANY_PIXELS, f"{total} frames of {image.width}x{image.height}")
-        taken = []
-        for i in places(total, count):
-            image.seek(first + i)
+        taken: list[_Taken] = []
+        wanted = places(total, count)
+        for i in range(wanted[-1] + 1):
+            # One by one, also past those that are not taken: each is drawn over the one before it, and a frame of a GIF
+            # that reaches beyond the picture makes it larger.
+            _seek(image, first + i, config)
+            if i not in wanted:
+                continue
             image.load()
             pixels = flatten(image, config.background)
             taken.append(take(upright(pixels, kind, *image.size, orientation)))
         return total, taken
+
+
+def _seek(image: Image.Image, number: int, config: ImageConfig) -> None:
+    """Goes to the next frame, whose own size is held to the limit before Pillow makes room for it."""
+    Image.MAX_IMAGE_PIXELS = config.max_pixels
+    try:
+        image.seek(number)
+    except Image.DecompressionBombError as error:
+        raise ImageError(Reason.TOO_MANY_PIXELS, str(error)[:200]) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = None  # as `images` has it, which checks headers
+    check_size(*image.size, config)
 
 
 def strip(frames: Sequence[np.ndarray]) -> np.ndarray:

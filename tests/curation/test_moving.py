@@ -125,6 +125,24 @@ def test_a_film_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatc
         looked(data)
 
 
+@pytest.mark.parametrize("disposal", [None, 1, 2, 3])
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_frame_that_makes_the_picture_larger_is_held_to_the_same_limit(count: int, disposal: int | None) -> None:
+    data = bytearray(film([noise(i, (24, 16)) for i in range(4)], "GIF"))
+    places = [
+        at for at in range(len(data)) if data[at] == 0x2C and data[at + 1 : at + 9] == bytes([0] * 4 + [24, 0, 16, 0])
+    ]
+    assert len(places) == 4
+    # the width and height of the second frame, which is only passed over where two are taken; and what becomes of it
+    data[places[1] + 5 : places[1] + 9] = b"\xff\xff\xff\xff"
+    if disposal is not None:
+        control = data.rindex(b"\x21\xf9\x04", 0, places[1])
+        data[control + 3] = data[control + 3] & ~0b11100 | disposal << 2
+    with pytest.raises(ImageError) as caught:
+        look(bytes(data), ImageConfig(), count, 1, scan(bytes(data)), lambda found: found)
+    assert caught.value.reason == Reason.TOO_MANY_PIXELS
+
+
 def test_frames_of_a_folder_must_be_of_one_size() -> None:
     frames = [encoded(frame) for frame in moving(4)]
     assert looked(pack(frames))[0] == 4
