@@ -126,6 +126,8 @@ def plan(job: EvaluateJob) -> dict[str, Any]:
 
 
 def _manifest_of(job: EvaluateJob, info: BundleInfo) -> str:
+    if info.frames is not None:
+        raise UserError("films cannot be evaluated yet", field="model", remedy="evaluate a model of pictures")
     uri = job.manifest or info.manifest_uri
     if uri is None:
         raise UserError("the bundle does not say where its manifest lies", field="manifest", remedy="name it")

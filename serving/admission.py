@@ -55,6 +55,8 @@ class ModelCard(BaseModel):
     manifest_id: str
     image_size: int
     """Height and width in pixels."""
+    frames: int | None = None
+    """Of its films; None where it draws pictures."""
     noise_levels: int
     """How many steps any of the samplers can take at most."""
     samplers: tuple[SamplerName, ...]
@@ -141,8 +143,9 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
         raise _over("guidance_scale", f"at most {limits.max_guidance_scale:g}")
     if request.negative_prompt and guidance <= 1:
         raise _unsupported("negative_prompt", "it works through guidance: set guidance_scale above 1")
-    if card.image_size**2 * images * steps > limits.max_pixel_steps:
-        most = limits.max_pixel_steps // card.image_size**2
+    pixels = card.image_size**2 * (card.frames or 1)
+    if pixels * images * steps > limits.max_pixel_steps:
+        most = limits.max_pixel_steps // pixels
         raise _over("num_inference_steps", f"n x num_inference_steps at most {most} at {card.size}")
     first = secrets.randbelow(2**31) if request.seed is None else request.seed
     return Plan(
@@ -166,6 +169,8 @@ def _refuse_unsupported(request: GenerationRequest, card: ModelCard) -> None:
         raise _unsupported("style", "say it in the prompt")
     if request.background == "transparent":
         raise _unsupported("background", "pictures are opaque: use 'opaque' or 'auto'")
+    if card.frames is not None and request.output_format == "jpeg":
+        raise _unsupported("output_format", "this model makes films: use 'png' or 'webp', which move")
     if request.response_format == "url":
         raise _unsupported("response_format", "pictures come in the answer: use 'b64_json'")
     if request.stream:

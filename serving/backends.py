@@ -132,6 +132,8 @@ def shares_exactly(denoiser: Denoiser, model: DiffusionModel, max_rows: int) -> 
 def _choose(asked: str, model: DiffusionModel) -> BackendName:
     if asked != "auto":
         return cast(BackendName, asked)
+    if model.space.frames is not None:
+        return "torch"  # films are not exported
     known = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
     return "onnx" if known and model.device.type == "cpu" else "torch"
 

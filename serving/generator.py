@@ -9,7 +9,6 @@ bytes.) `generate` is the way of one request by itself; `serving.service` takes 
 from __future__ import annotations
 
 import base64
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,10 +34,11 @@ from serving.api import (
     Timings,
 )
 from serving.backends import Backend
-from serving.guard import Guard, Verdict
+from serving.guard import Guard, Verdict, worst
 from serving.job import ServeJob
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, load_bundle, local_bundle
+from training.films import encoded
 from training.pairs import refuse_sampler
 from training.sampling import SamplingParams, timestep_grid
 from training.tracking import ModelVersion, resolve
@@ -132,6 +132,7 @@ class Generator:
             alias=version.alias,
             manifest_id=model.info.manifest_id,
             image_size=model.image_size,
+            frames=model.space.frames,
             noise_levels=levels,
             samplers=samplers,
             defaults=silent,
@@ -155,13 +156,13 @@ class Generator:
         """Decodes, checks and encodes a plan's pictures.
 
         Args:
-            clean: float32 (1, C, h, w) of each, in the model's space.
+            clean: float32 (1, C, h, w) of each, in the model's space; of a film (1, C, F, h, w).
             queue_s, sample_s: seconds that they waited, and that drawing them took.
         """
         begun = time.perf_counter()
-        images = [self._image(picture) for picture in clean]
+        images = [self._pixels(picture) for picture in clean]
         decoded = time.perf_counter()
-        verdicts = self._guard.check(images) if self._guard else [_PASSED] * len(images)
+        verdicts = [self._verdict(pixels) for pixels in images]
         guarded = time.perf_counter()
         pictures = tuple(
             Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
@@ -177,10 +178,10 @@ class Generator:
 
     def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
         """A picture as it looks so far, encoded; None where the guard would withhold it."""
-        image = self._image(clean)
-        if self._guard and self._guard.check([image])[0].withheld:
+        pixels = self._pixels(clean)
+        if self._verdict(pixels).withheld:
             return None
-        return encode(image, plan.output_format, plan.compression)
+        return encode(pixels, plan.output_format, plan.compression)
 
     def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
         """Samples, checks and encodes a request's pictures, in the calling thread.
@@ -206,8 +207,17 @@ class Generator:
         return self.complete(plan, [picture.clean for picture in pictures], sample_s=sampled)
 
     @torch.inference_mode()
-    def _image(self, clean: Tensor) -> Image.Image:
-        return Image.fromarray(np.ascontiguousarray(self._model.space.decode(clean.to(self._model.device))[0]))
+    def _pixels(self, clean: Tensor) -> np.ndarray:
+        """uint8 (H, W, 3), of a film (F, H, W, 3)."""
+        pixels: np.ndarray = self._model.space.decode(clean.to(self._model.device))[0]
+        return pixels
+
+    def _verdict(self, pixels: np.ndarray) -> Verdict:
+        """Of a picture, or of a film: its worst frame's, concept by concept."""
+        if self._guard is None:
+            return _PASSED
+        frames = pixels if pixels.ndim == 4 else pixels[None]
+        return worst(self._guard.check([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]))
 
 
 def _samplers(model: DiffusionModel) -> tuple[SamplerName, ...]:
@@ -238,8 +248,8 @@ def load(job: ServeJob) -> Generator:
     return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing, backend)
 
 
-def encode(image: Image.Image, output_format: ImageFormat, compression: int) -> bytes:
-    """An RGB picture as a file; equal pixels give equal bytes.
+def encode(pixels: np.ndarray, output_format: ImageFormat, compression: int) -> bytes:
+    """A picture, uint8 (H, W, 3), or a film, (F, H, W, 3), as a file; equal pixels give equal bytes.
 
     Args:
         compression: JPEG's or WebP's quality, 0 to 100; WebP at 100 is lossless. PNG always is.
@@ -250,9 +260,7 @@ def encode(image: Image.Image, output_format: ImageFormat, compression: int) -> 
         "jpeg": {"quality": compression, "subsampling": 0},
         "webp": {"quality": compression, "lossless": compression == 100, "method": 4},
     }[output_format]
-    buffer = io.BytesIO()
-    image.save(buffer, format=output_format, **settings)
-    return buffer.getvalue()
+    return encoded(pixels, output_format, **settings)
 
 
 def _datum(picture: Picture) -> ImageDatum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,6 +51,15 @@ class Guard:
             for score, (name, threshold) in zip(row, thresholds.items(), strict=True)
         ]
         return Verdict(withheld=self._withholds and not clean, scores=scores)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of a film's frames: withheld where one is, with each concept's highest score; a score that is no number wins."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    by_concept = zip(*(verdict.scores for verdict in verdicts), strict=True)
+    highest = [max(scores, key=lambda s: math.inf if math.isnan(s.score) else s.score) for scores in by_concept]
+    return Verdict(any(verdict.withheld for verdict in verdicts), highest)
 
 
 def build(safety: SafetyConfig, clip: ClipConfig) -> Guard | None:

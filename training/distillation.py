@@ -122,6 +122,8 @@ def _check_teacher(job: DistillJob, teacher: BundleInfo, bundle: str) -> None:
     if teacher.prediction == "epsilon":
         scheduler = json.loads((Path(bundle) / "scheduler" / "scheduler_config.json").read_text())
         pairs.refuse_teacher(teacher.prediction, np.asarray(scheduler["trained_betas"], dtype=np.float64))
+    if teacher.frames is not None:
+        raise UserError("a model of films cannot be distilled", field="teacher", remedy="name a model of pictures")
     own = teacher.sampling.steps
     asked = job.method.teacher_steps if isinstance(job.method, ProgressiveConfig) else job.method.solver_steps
     if teacher.distilled_from is not None and asked != own:

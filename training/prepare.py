@@ -214,6 +214,8 @@ def _check_films(job: TrainJob, frames: int | None) -> None:
             if frames is None
             else "use `network: {kind: video_unet}`",
         )
+    if frames is not None and job.evaluation is not None:
+        raise UserError("films cannot be evaluated yet", field="evaluation", remedy="leave it out")
     if frames is not None and isinstance(job.data, ShardsData):
         raise UserError("films are not kept in shards", field="data.kind", remedy="use `data: {kind: memory}`")
 

@@ -14,11 +14,16 @@ from PIL import Image, ImageSequence
 
 from curation.errors import UserError
 from curation.manifest import Manifest
+from pipelines import evaluate
 from pipelines import train as verb
+from pipelines.evaluate import EvaluateJob
 from tests.training.conftest import shapes, write_manifest
-from training import films
+from training import distillation, films
 from training.bundle import load_bundle
 from training.data import TrainingSet, load
+from training.distill_job import DistillJob
+from training.export import export
+from training.export_job import ExportJob
 from training.job import TrainJob
 from training.learner import Place
 from training.loop import train
@@ -84,6 +89,13 @@ def test_a_run_ends_in_a_bundle_that_draws_films(
     assert np.array_equal(alone[0], together[0])
     with Image.open(Path(outcome.bundle) / "self_test.png") as image:
         assert getattr(image, "n_frames", 1) == FRAMES
+    for refused in (
+        lambda: export(Path(outcome.bundle or ""), tmp_path / "out", ExportJob(model=outcome.bundle or "")),
+        lambda: evaluate.plan(EvaluateJob(model=outcome.bundle or "")),
+        lambda: distillation.prepare(DistillJob(teacher=outcome.bundle or "", output=str(tmp_path))),
+    ):
+        with pytest.raises(UserError, match="films"):
+            refused()
 
 
 @pytest.mark.parametrize(("network", "of_films"), [({"kind": "video_unet"}, False), ({"preset": "nano"}, True)])
@@ -94,3 +106,14 @@ def test_films_and_pictures_want_their_own_networks(
     with pytest.raises(UserError, match="films") as caught:
         verb.plan(job)
     assert caught.value.field == "network.kind"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [({"data": {"kind": "shards"}}, "data.kind"), ({"evaluation": {"every": 8}}, "evaluation")]
+)
+def test_what_films_cannot_have_is_named(
+    make_job: MakeJob, strips: Manifest, change: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UserError, match="films") as caught:
+        verb.plan(make_job(manifest=strips.uri, network={"kind": "video_unet", "preset": "nano"}, **change))
+    assert caught.value.field == field
