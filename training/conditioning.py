@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.errors import UserError
-from training.text import Conditioning, TextEncoder
+from training.text import CONFIG_FILE, Conditioning, TextEncoder
 
 CLASSES_FILE = "classes.json"
 SEPARATOR = " | "
@@ -197,5 +197,5 @@ def load(folder: Path, device: torch.device | str = "cpu") -> PromptEncoder:
         classes = [str(name) for name in json.loads(names.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise UserError(f"{names} is damaged: {error}", field="model", remedy="restore the bundle") from None
-    has_tower = (folder / "open_clip_text.json").is_file()
+    has_tower = (folder / CONFIG_FILE).is_file()
     return ClassEncoder(classes, TextEncoder(folder, device) if has_tower else None)
