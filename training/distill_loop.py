@@ -183,7 +183,7 @@ class _Loop:
         self.writer.flush()
         logger.warning("interrupted: the state after %d images is saved", seen)
         if self._notice.ends:
-            raise Terminated
+            raise Terminated(seen)
 
     def _measure(self, seen: int, loss: float, norm: float, rate: float) -> None:
         if not np.isfinite(loss):

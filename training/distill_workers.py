@@ -7,10 +7,12 @@ import os
 from typing import Any
 
 from curation import storage
+from training import ray_notice
 from training.distill_job import DistillJob
 from training.distillation import Task, distill_at
 from training.follow import Follower, Mailbox
-from training.launch import check_resources, on_preemption, user_error
+from training.launch import check_resources, user_error
+from training.notice import Terminated
 
 
 def distill_on_ray(task: Task, follower: Follower) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def distill_on_ray(task: Task, follower: Follower) -> dict[str, Any]:
     )
     with follower.following(lambda: ray.get(mailbox.drain.remote())):
         try:
-            trainer.fit()
+            ray_notice.run_or_end(trainer.fit, mailbox)
         except TrainingFailedError as error:
             mistake = user_error(error)
             if mistake is not None:
@@ -77,7 +79,10 @@ def _worker(config: dict[str, Any]) -> None:
     )
     mailbox = config["mailbox"]
     task = Task(**config["task"] | {"job": DistillJob.model_validate(config["task"]["job"])})
-    with on_preemption() as notice:
-        outcome = distill_at(task, place, lambda point: mailbox.put.remote(point), notice)
+    with ray_notice.on_notices(mailbox, place.rank) as notice:
+        try:
+            outcome = distill_at(task, place, lambda point: mailbox.put.remote(point), notice)
+        except Terminated as end:
+            ray_notice.wait_for_the_end(place.rank, end.images, mailbox)
     if place.rank == 0:
         ray.get(mailbox.finish.remote(outcome))

@@ -24,11 +24,13 @@ _POLL_SECONDS = 1.0
 
 
 class Mailbox:
-    """What the loop leaves for the driver. Lives in the driver, or as an actor when the loop is elsewhere."""
+    """What loop and driver leave for each other. Lives in the driver, or as an actor when the loop is elsewhere."""
 
     def __init__(self) -> None:
         self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()
         self._outcome: dict[str, Any] | None = None
+        self._ending = False
+        self._saved: int | None = None
 
     def put(self, point: Point) -> None:
         self._points.put(point)
@@ -44,6 +46,20 @@ class Mailbox:
 
     def outcome(self) -> dict[str, Any] | None:
         return self._outcome
+
+    def end(self) -> None:
+        """Says that the run is to save its state and end."""
+        self._ending = True
+
+    def ending(self) -> bool:
+        return self._ending
+
+    def keep(self, images: int) -> None:
+        """Says that the state after so many images is saved, as the run is to end."""
+        self._saved = images
+
+    def saved(self) -> int | None:
+        return self._saved
 
 
 class Follower:

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
-from training import dependencies, latents
+from training import dependencies, latents, ray_notice
 from training.data_config import ShardsData
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
 from training.latents import AutoencoderConfig
-from training.notice import Notice, on_sigterm
+from training.notice import Notice, Terminated, on_sigterm
 from training.prepare import Prepared, TrainResult, finished, plan, prepare, shards
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from training.learner import Place
     from training.shard_job import OnStage
     from training.tracking import Run
-
-_PREEMPTION_SECONDS = 1.0  # between two questions whether a machine is about to be taken away
 
 
 def launch(
@@ -65,7 +62,7 @@ def launch(
 
     Raises:
         UserError: the manifest, the ledger, the tower, the sizes or an older checkpoint do not fit the job.
-        Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
+        Terminated: after SIGTERM, when the state is saved.
     """
     from training import kept
     from training.watch import watch_of, watching
@@ -264,7 +261,7 @@ def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower
     )
     with follower.following(lambda: ray.get(mailbox.drain.remote())):
         try:
-            trainer.fit()
+            ray_notice.run_or_end(trainer.fit, mailbox)
         except TrainingFailedError as error:
             mistake = user_error(error)
             if mistake is not None:
@@ -340,37 +337,12 @@ def _worker(config: dict[str, Any]) -> None:
     )
     mailbox = config["mailbox"]
     job = TrainJob.model_validate(config["job"])
-    with on_preemption() as notice:
-        outcome = _train_at(
-            job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point), notice
-        )
+    with ray_notice.on_notices(mailbox, place.rank) as notice:
+        try:
+            outcome = _train_at(
+                job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point), notice
+            )
+        except Terminated as end:
+            ray_notice.wait_for_the_end(place.rank, end.images, mailbox)
     if place.rank == 0:
         ray.get(mailbox.finish.remote(outcome))
-
-
-@contextlib.contextmanager
-def on_preemption() -> Iterator[Notice]:
-    """A notice that Ray gives when a node of the run is about to be taken away; the run goes on until it is.
-
-    Asking is a collective: a thread of each worker asks, and waits there for those of the others.
-    """
-    import ray.train
-
-    notice, done = Notice(ends=False), threading.Event()
-
-    def ask() -> None:
-        known = None
-        while not done.wait(_PREEMPTION_SECONDS):
-            try:
-                told = ray.train.get_preemption_info()
-            except Exception:  # the group is being taken down
-                return
-            if told is not None and told != known:
-                notice.give()
-            known = told
-
-    threading.Thread(target=ask, name="preemption", daemon=True).start()
-    try:
-        yield notice
-    finally:
-        done.set()

@@ -11,10 +11,15 @@ from typing import Any, Protocol
 
 
 class Terminated(SystemExit):
-    """The process was asked to end, and the run has saved its state."""
+    """The process was asked to end, and the run has saved its state.
 
-    def __init__(self) -> None:
+    Attributes:
+        images: seen by the state that was saved; 0 where that is not known.
+    """
+
+    def __init__(self, images: int = 0) -> None:
         super().__init__(128 + signal.SIGTERM)
+        self.images = images
 
 
 class Takes(Protocol):
@@ -38,7 +43,13 @@ class Notice:
         self.ends = ends
         self._given = threading.Event()
 
-    def give(self) -> None:
+    def give(self, *, ends: bool = False) -> None:
+        """Gives it.
+
+        Args:
+            ends: the run is to end, whatever the notice was made for.
+        """
+        self.ends |= ends
         self._given.set()
 
     def take(self) -> bool:
@@ -69,12 +80,14 @@ class SharedNotice:
         from torch import distributed as dist
 
         before = self._under_way
-        flag = torch.tensor(int(self._own.take()))
+        given = self._own.take()
+        flag = torch.tensor(1 + self._own.ends if given else 0)  # `ends` is said before it is given
         work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._under_way = work, flag
         if before is None:
             return False
         before[0].wait()
+        self.ends |= int(before[1]) == 2
         return bool(before[1])
 
 

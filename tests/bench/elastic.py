@@ -45,7 +45,7 @@ class _Gate:
     def __init__(self, mailbox: Any, folder: str) -> None:
         self._mailbox = mailbox
         self._limits = Limits(folder)
-        self.put, self.finish = self, mailbox.finish
+        self.put, self.finish, self.ending, self.keep = self, mailbox.finish, mailbox.ending, mailbox.keep
 
     def remote(self, point: Point) -> None:
         import ray.train

@@ -23,7 +23,7 @@ from curation.takedowns import Ledger
 from tests.bench import elastic
 from tests.curation.seaweed import seaweed
 from tests.training.conftest import many, opt_out, row_id, write_manifest
-from training import merkle, randomness
+from training import checkpoint, merkle, randomness
 from training.bundle import load_bundle
 from training.data import load
 from training.folders import upload
@@ -248,8 +248,14 @@ print("result", result.model_dump_json(), flush=True)
 """
 
 
-def drive(job: TrainJob, tower: Path, *, kill_at: int | None = None) -> TrainResult | None:
-    """Runs a driver to its end, or kills it with SIGKILL once it has seen `kill_at` images."""
+def drive(
+    job: TrainJob, tower: Path, *, kill_at: int | None = None, signal_: signal.Signals = signal.SIGKILL
+) -> TrainResult | tuple[int, str]:
+    """Runs a driver to its end, or ends it by a signal once it has seen `kill_at` images.
+
+    Returns:
+        Its result, or its exit code and what it said to standard error.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, job.model_dump_json(), str(tower)],
@@ -262,15 +268,16 @@ def drive(job: TrainJob, tower: Path, *, kill_at: int | None = None) -> TrainRes
         lines.append(line)
         word, _, value = line.partition(" ")
         if word == "at" and kill_at is not None and int(value) >= kill_at:
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, signal_)
             break
         if word == "result":
             process.stdout.read()
             process.wait()
             return TrainResult.model_validate_json(value)
-    process.wait()
-    assert kill_at is not None, "".join(lines) + process.stderr.read()
-    return None
+    said = process.stderr.read()
+    code = process.wait()
+    assert kill_at is not None, "".join(lines) + said
+    return code, said
 
 
 @pytest.mark.ray
@@ -313,14 +320,35 @@ def test_a_killed_driver_resumes_to_the_same_bits(
     }
     straight = launch(make_job(**settings, output=str(tmp_path / "straight")), text_encoder=str(tower))
     job = make_job(**settings, output=str(tmp_path / "killed"))
-    assert drive(job, tower, kill_at=64) is None
+    assert drive(job, tower, kill_at=64) == (-signal.SIGKILL, "")
     resumed = drive(job, tower)
-    assert resumed is not None
+    assert isinstance(resumed, TrainResult)
     assert 0 < resumed.resumed_from < 640
     assert resumed.resumed_from % 32 == 0
     assert resumed.state_sha256 == straight.state_sha256
     history = mlflow.MlflowClient(tracking_uri).get_metric_history(resumed.run_id, "loss")
     assert [point.step for point in history] == list(range(8, 641, 8))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sigterm_to_the_driver_of_a_cluster_saves_the_state(
+    make_job: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    """As without Ray: the state between two steps is saved by the workers, and the exit code says why it ended."""
+    tracking = {"uri": tracking_uri, "experiment": "ray"}
+    job = make_job(workers=2, images=80_000, checkpoint_every=10**7, tracking=tracking)
+    code, said = drive(job, tower, kill_at=64, signal_=signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    folder = Path(prepare(job).folder)
+    (saved,) = (folder / "checkpoints").iterdir()
+    images = int(saved.name.removeprefix("images-"))
+    assert images >= 64
+    assert f"interrupted: the state after {images} images is saved" in said
+    assert checkpoint.problem(str(saved)) is None
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(tracking_uri).get_run(run_id).info.status == "FAILED"
 
 
 @pytest.mark.ray

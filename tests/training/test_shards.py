@@ -84,7 +84,7 @@ def trained(
 
     is_last = place.rank == place.world_size - 1
     at = kill_at or (notice_at if is_last else None)
-    notice = Notice(ends=True) if at is None else At(at // job.batch_size, kills=kill_at is not None)
+    notice = Notice(ends=False) if at is None else At(at // job.batch_size, kills=kill_at is not None)
     data, text = load(Manifest.open(job.manifest)), TextEncoder(tower, place.device)
     try:
         return train(job, folder=folder, data=data, text=text, place=place, report=report, notice=notice), losses
@@ -96,7 +96,7 @@ class At(Notice):
     """Strikes after a step: a notice, or a kill, which no worker survives to wait for the others in vain."""
 
     def __init__(self, step: int, *, kills: bool) -> None:
-        super().__init__(ends=True)
+        super().__init__(ends=False)
         self._left = step
         self._kills = kills
 
@@ -105,7 +105,7 @@ class At(Notice):
         if self._left == 0:
             if self._kills:
                 raise Killed
-            self.give()
+            self.give(ends=True)
         return super().take()
 
 
