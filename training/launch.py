@@ -1,8 +1,7 @@
-"""Ray Train around the loop: workers, restarts, and the driver's side of a run.
+"""The driver's side of a training: what its workers need, their run, its end, and what is left of it.
 
-The driver owns the MLflow run and is the only one that writes to it. The first worker sends its points to a mailbox (an
-actor without a CPU of its own), and a thread of the driver empties it. `ray.train.report` is not used: it is a barrier
-paced by the controller's poll, and the loop keeps its own checkpoints, which it also finds again after a restart.
+The driver owns the MLflow run and is the only one that writes to it. The loop is in this process, or in Ray Train's
+workers (`training.ray_workers`), and sends its points to the driver.
 """
 
 from __future__ import annotations
@@ -10,22 +9,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
-from curation.errors import UserError
 from curation.manifest import Manifest
-from training import dependencies, latents, ray_notice
+from training import dependencies, latents, ray_workers
 from training.data_config import ShardsData
 from training.folders import download
 from training.follow import Follower, Mailbox, OnProgress
 from training.job import ElasticWorkers, TrainJob
 from training.latents import AutoencoderConfig
-from training.notice import Notice, Terminated, on_sigterm
+from training.notice import Notice, on_sigterm
 from training.prepare import Prepared, TrainResult, finished, plan, prepare, shards
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
@@ -234,115 +231,31 @@ def _local(folder: str | None) -> Iterator[Path | None]:
 
 
 def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the end or a failure is noticed
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    check_resources(job.fewest_workers, job.gpus_per_worker)
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
-    system, path = storage.filesystem(folder)
-    trainer = TorchTrainer(
+    ray_workers.check_resources(job.fewest_workers, job.gpus_per_worker)
+    return ray_workers.fit(
         _worker,
-        train_loop_config={
-            "job": job.model_dump(mode="json"),
-            "folder": folder,
-            "text_encoder": text_encoder,
-            "mailbox": mailbox,
-        },
-        scaling_config=ScalingConfig(**_scaling(job)),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=path,
-            storage_filesystem=system if storage.is_remote(folder) else None,
-            failure_config=FailureConfig(max_failures=job.max_failures),
-        ),
+        {"job": job.model_dump(mode="json"), "folder": folder, "text_encoder": text_encoder},
+        folder=folder,
+        scaling=_scaling(job),
+        max_failures=job.max_failures,
+        follower=follower,
     )
-    with follower.following(lambda: ray.get(mailbox.drain.remote())):
-        try:
-            ray_notice.run_or_end(trainer.fit, mailbox)
-        except TrainingFailedError as error:
-            mistake = user_error(error)
-            if mistake is not None:
-                raise mistake from None
-            raise
-    outcome: dict[str, Any] | None = ray.get(mailbox.outcome.remote())
-    if outcome is None:
-        raise RuntimeError("the workers ended without an outcome")
-    return outcome
 
 
 def _scaling(job: TrainJob) -> dict[str, Any]:
     """What Ray Train is asked for: a fixed number of workers, or as many as there is room for."""
-    gpus = job.gpus_per_worker
-    asked: dict[str, Any] = {
-        "num_workers": job.workers,
-        "use_gpu": gpus > 0,
-        "resources_per_worker": {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
-        "label_selector": dict(job.labels) or None,
-    }
+    asked = ray_workers.fixed(job.most_workers, job.gpus_per_worker) | {"label_selector": dict(job.labels) or None}
     if isinstance(job.workers, ElasticWorkers):
         asked["num_workers"] = (job.workers.min, job.workers.max)
         asked["elastic_resize_monitor_interval_s"] = job.workers.check_seconds
     return asked
 
 
-def check_resources(workers: int, gpus_per_worker: int) -> None:
-    """Refuses what this machine lacks: a cluster of our own on it cannot grow, so waiting would never end.
-
-    Raises:
-        UserError: too few processors or GPUs for so many workers.
-    """
-    import ray
-
-    if "RAY_ADDRESS" in os.environ:
-        return
-    have = ray.cluster_resources()
-    for kind, needed, field in (("CPU", workers, "workers"), ("GPU", workers * gpus_per_worker, "gpus_per_worker")):
-        if needed > have.get(kind, 0):
-            raise UserError(
-                f"{workers} workers need {needed} {kind}s, this machine offers {have.get(kind, 0):g}",
-                field=field,
-                remedy="ask for less, or submit the job to a cluster",
-            )
-
-
-def user_error(error: BaseException) -> UserError | None:
-    """The user's mistake that made a worker fail, if it was one."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
-    return None
-
-
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Must stay importable by name: it is shipped by reference."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic matrix products on a GPU
-    import ray
-    import ray.train.torch
-    import torch
-
-    from training.learner import Place
-
-    context = ray.train.get_context()
-    # two workers with two threads each on two cores run six times slower than with one each
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
-    place = Place(
-        rank=context.get_world_rank(), world_size=context.get_world_size(), device=ray.train.torch.get_device()
-    )
-    mailbox = config["mailbox"]
     job = TrainJob.model_validate(config["job"])
-    with ray_notice.on_notices(mailbox, place.rank) as notice:
-        try:
-            outcome = _train_at(
-                job, config["folder"], config["text_encoder"], place, lambda point: mailbox.put.remote(point), notice
-            )
-        except Terminated as end:
-            ray_notice.wait_for_the_end(place.rank, end.images, mailbox)
-    if place.rank == 0:
-        ray.get(mailbox.finish.remote(outcome))
+    folder, text_encoder = config["folder"], config["text_encoder"]
+    ray_workers.work(
+        config["mailbox"],
+        lambda place, report, notice: _train_at(job, folder, text_encoder, place, report, notice),
+    )
