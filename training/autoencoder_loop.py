@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from curation import storage, torchvision_ops
-from training import checkpoint, finish, latents, layout, randomness
+from training import checkpoint, finish, latents, layout, moments, randomness
 from training.autoencoder_job import PRESETS, AutoencoderJob
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
@@ -210,14 +210,7 @@ class _Loop:
             return 0
         info, state = checkpoint.load(path, self._identity)
         self._model.load_state_dict(state["weights"])
-        moments = state["optimizer"]
-        for name, parameter in self._named:
-            # in the layout of the parameter (channels last): the fused kernel walks both in order of memory
-            self._optimizer.state[parameter] = {
-                "step": moments[f"step.{name}"].to(parameter.device),
-                "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"exp_avg_sq.{name}"]),
-            }
+        moments.restore(self._optimizer, self._named, state["optimizer"])
         for point in info.points:
             self._tell(point)
             self._loss = point.values.get("loss", self._loss)
@@ -225,11 +218,6 @@ class _Loop:
         return info.images_seen
 
     def _save(self, seen: int) -> None:
-        moments = {
-            f"{key}.{name}": value
-            for name, parameter in self._named
-            for key, value in self._optimizer.state[parameter].items()
-        }
         info = CheckpointInfo(
             images_seen=seen,
             identity=self._identity,
@@ -238,7 +226,8 @@ class _Loop:
             libraries=finish.libraries(),
             points=tuple(self._points),
         )
-        self.writer.save({"weights": dict(self._model.state_dict()), "optimizer": moments}, info)
+        optimizer = moments.stored(self._optimizer, self._named)
+        self.writer.save({"weights": dict(self._model.state_dict()), "optimizer": optimizer}, info)
 
     # --- the result ---
 

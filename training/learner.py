@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import layout, network, objective, randomness, sharding, timesteps
+from training import layout, moments, network, objective, randomness, sharding, timesteps
 from training import space as spaces
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.conditioning import PromptEncoder
@@ -213,11 +213,7 @@ class Learner:
             **self.averages(),
             "weights": dict(self.unet.state_dict()),
             "ema": self.ema.state(),
-            "optimizer": {
-                f"{key}.{name}": value
-                for name, parameter in self._named
-                for key, value in self._optimizer.state[parameter].items()
-            },
+            "optimizer": moments.stored(self._optimizer, self._named),
         }
 
     def averages(self) -> dict[str, dict[str, Tensor]]:
@@ -245,11 +241,4 @@ class Learner:
         self.ema.model.load_state_dict(state["ema"])
         for name, average in self._profiles.items():
             average.restore(state[name])
-        moments = state["optimizer"]
-        for name, parameter in self._named:
-            # in the layout of the parameter (channels last on a GPU): the fused kernel walks both in order of memory
-            self._optimizer.state[parameter] = {
-                "step": moments[f"step.{name}"].to(parameter.device),
-                "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"exp_avg_sq.{name}"]),
-            }
+        moments.restore(self._optimizer, self._named, state["optimizer"])

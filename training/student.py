@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import distill, layout, network, objective, randomness
+from training import distill, layout, moments, network, objective, randomness
 from training.bundle import DiffusionModel
 from training.captions import CaptionChoice, CaptionStates
 from training.checkpoint import State
@@ -201,11 +201,7 @@ class Student:
         parts = {
             "weights": dict(self.unet.state_dict()),
             "teacher": dict(self._teacher.state_dict()),
-            "optimizer": {
-                f"{key}.{name}": value
-                for name, parameter in self._named
-                for key, value in self._optimizer.state[parameter].items()
-            },
+            "optimizer": moments.stored(self._optimizer, self._named),
         }
         return parts if self._average is None else {**parts, "average": dict(self._average.state_dict())}
 
@@ -216,11 +212,4 @@ class Student:
         self._teacher.load_state_dict(state["teacher"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        moments = state["optimizer"]
-        for name, parameter in self._named:
-            # in the layout of the parameter (channels last): the fused kernel walks both in order of memory
-            self._optimizer.state[parameter] = {
-                "step": moments[f"step.{name}"].to(parameter.device),
-                "exp_avg": torch.empty_like(parameter).copy_(moments[f"exp_avg.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(moments[f"exp_avg_sq.{name}"]),
-            }
+        moments.restore(self._optimizer, self._named, state["optimizer"])
