@@ -76,6 +76,14 @@ class CheckpointInfo(BaseModel):
     loss: float | None = None
     files: dict[str, str] = {}
 
+    def legs_of(self, topology: dict[str, int]) -> tuple[Leg, ...]:
+        """The legs of a run that goes on from here at a topology."""
+        before = self.legs or (Leg(images=0, topology=self.topology),)
+        if before[-1].topology == topology:
+            return before
+        logger.warning("goes on at another topology: the same samples, not the same bits")
+        return (*before, Leg(images=self.images_seen, topology=topology))
+
 
 def state_sha256(state: State) -> str:
     """sha256 over the names, types, shapes and bytes of all tensors, in sorted order. Of a split state all workers have

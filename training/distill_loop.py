@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from curation import storage
 from training import checkpoint, finish
@@ -154,7 +153,7 @@ class _Loop:
             if saves or seen // self._point_every > before // self._point_every:
                 steps = (seen - window) // job.batch_size
                 rate = (seen - window) / max(time.monotonic() - began, 1e-9)
-                self._measure(seen, float(self._mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
+                self._measure(seen, float(self._place.mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
                 if stage_ends:
                     self._draw_grid(seen)
                 if saves:
@@ -167,13 +166,6 @@ class _Loop:
         sha256 = state_sha256(student.state())
         bundle = self._write_bundle(seen, sha256) if self._place.rank == 0 else None
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        """The mean over the workers, on every worker."""
-        if self._place.world_size > 1:
-            torch.distributed.all_reduce(value)
-            value = value / self._place.world_size
-        return value
 
     def _save_in_time(self, seen: int) -> None:
         """Saves between two steps, as the run is about to be interrupted. All workers hold the same state, so the first
@@ -215,17 +207,12 @@ class _Loop:
         """Images seen at the checkpoint that the run continues from; 0 for a fresh run."""
         if self._place.rank == 0:
             checkpoint.sweep(self._checkpoints)
-        path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
+        path = self._place.agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
         if path is None:
             return 0
         info, state = checkpoint.load(path, self._identity)
         self._student.restore(state)
-        before = info.legs or (Leg(images=0, topology=info.topology),)
-        if before[-1].topology == self._topology:
-            self._legs = before
-        else:
-            logger.warning("goes on at another topology: the same samples, not the same bits")
-            self._legs = (*before, Leg(images=info.images_seen, topology=self._topology))
+        self._legs = info.legs_of(self._topology)
         for point in info.points:
             self._tell(point)
             if "loss" in point.values:
@@ -233,14 +220,6 @@ class _Loop:
         self._saved = info.images_seen
         logger.info("resumed at %d images from %s", info.images_seen, path)
         return info.images_seen
-
-    def _agree(self, path: str | None) -> str | None:
-        """The first worker's choice, on every worker: another may look at the storage a moment later."""
-        if self._place.world_size == 1:
-            return path
-        choice = [path]
-        torch.distributed.broadcast_object_list(choice, src=0)
-        return choice[0]
 
     def _save(self, seen: int) -> None:
         if self._place.rank != 0:

@@ -32,6 +32,21 @@ class Place:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over the workers, on every worker."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(value)
+            value = value / self.world_size
+        return value
+
+    def agree(self, path: str | None) -> str | None:
+        """The first worker's choice, on every worker: another may look at the storage a moment later."""
+        if self.world_size == 1:
+            return path
+        choice = [path]
+        torch.distributed.broadcast_object_list(choice, src=0)
+        return choice[0]
+
 
 def learning_rate(config: OptimizerConfig, images: float, budget: int) -> float:
     """The learning rate at a number of images seen: a linear rise, then a half cosine to 0 at the budget, or level."""

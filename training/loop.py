@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from curation import storage
 from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining, sharding
@@ -175,7 +174,7 @@ class _Loop:
             if saves or draws or self._due(self._point_every, before, seen):
                 steps = (seen - window) // job.batch_size
                 rate = (seen - window) / max(time.monotonic() - began, 1e-9)
-                self._measure(seen, float(self._mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
+                self._measure(seen, float(self._place.mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
                 if draws:
                     self._draw_grid(seen)
                 if saves:
@@ -193,13 +192,6 @@ class _Loop:
     def _due(self, every: int | None, before: int, seen: int) -> bool:
         """Whether a multiple of `every` images was reached in this step; the end of the budget always counts."""
         return seen >= self._budget or (every is not None and seen // every > before // every)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        """The mean over the workers, on every worker."""
-        if self._place.world_size > 1:
-            torch.distributed.all_reduce(value)
-            value = value / self._place.world_size
-        return value
 
     def _save_in_time(self, seen: int) -> None:
         """Saves between two steps, as the run is about to be interrupted.
@@ -241,7 +233,7 @@ class _Loop:
         if self._place.rank == 0:
             checkpoint.sweep(self._checkpoints)
             checkpoint.sweep(averages.folder_of(self._folder))
-        path = self._agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
+        path = self._place.agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
         read: checkpoint.Read = checkpoint.read_state
         if self._shards is not None:
             read = functools.partial(self._shards.read, into=self._learner.state())
@@ -258,12 +250,7 @@ class _Loop:
             return 0
         if self._shards is None:
             self._learner.restore(state)
-        before = info.legs or (Leg(images=0, topology=info.topology),)
-        if before[-1].topology == self._topology:
-            self._legs = before
-        else:
-            logger.warning("goes on at another topology: the same samples, not the same bits")
-            self._legs = (*before, Leg(images=info.images_seen, topology=self._topology))
+        self._legs = info.legs_of(self._topology)
         for point in points:
             self._tell(point)
             if "loss" in point.values:
@@ -271,14 +258,6 @@ class _Loop:
         self._saved = info.images_seen
         logger.info("resumed at %d images from %s", info.images_seen, path)
         return info.images_seen
-
-    def _agree(self, path: str | None) -> str | None:
-        """The first worker's choice, on every worker: another may look at the storage a moment later."""
-        if self._place.world_size == 1:
-            return path
-        choice = [path]
-        torch.distributed.broadcast_object_list(choice, src=0)
-        return choice[0]
 
     def _snapshot(self, before: int, seen: int) -> None:
         """Stores the averages by profile if they are due; they are milestones, which are never removed."""
@@ -340,7 +319,7 @@ class _Loop:
         if self._job.evaluation is not None:
             target = storage.join(self._folder, checkpoint_evaluation.FOLDER, checkpoint_evaluation.MODEL)
             there = storage.exists(storage.join(target, INFO_FILE))
-            if self._agree(None if there else target) is not None:
+            if self._place.agree(None if there else target) is not None:
                 self._write_bundle(target, seen, "")
 
     def _averaged(self) -> DiffusionModel | None:
