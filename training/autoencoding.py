@@ -15,15 +15,14 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from training.autoencoder_job import AutoencoderJob
-from training.follow import Follower, Mailbox, OnProgress
+from training.follow import Follower, Mailbox, OnProgress, start_run
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
-from training.run_record import RESULT_FILE, RUN_FILE, known_run, stored_result
+from training.run_record import RESULT_FILE, stored_result
 
 if TYPE_CHECKING:
     from training.consent import Consent
-    from training.tracking import Run
 
 
 class AutoencoderResult(BaseModel):
@@ -136,7 +135,15 @@ def launch(
         return done
     plan(job, prepared)
     storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())
-    run = _start_run(job, prepared, folder)
+    run = start_run(
+        job,
+        folder,
+        prepared.manifest,
+        prepared.roster,
+        config_sha256=job.config_sha256(prepared.manifest.id),
+        images=job.steps * job.batch_size,
+        tags={"kind": "autoencoder"},
+    )
     follower = Follower(run, job.steps * job.batch_size, on_progress)
     task = (job, folder, storage.absolute(prepared.manifest.uri), run.run_id)
     try:
@@ -158,29 +165,6 @@ def launch(
     )
     storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
     return result
-
-
-def _start_run(job: AutoencoderJob, prepared: Prepared, folder: str) -> Run:
-    """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
-    from training.tracking import Run, roster_tags
-
-    manifest = prepared.manifest
-    tags = {
-        "config_sha256": job.config_sha256(manifest.id),
-        "run_folder": folder,
-        "seed": str(job.seed),
-        "images": str(job.steps * job.batch_size),
-        "kind": "autoencoder",
-        **roster_tags(prepared.roster),
-    }
-    run = Run.start(
-        job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known_run(folder), tags=tags
-    )
-    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
-    run.params(job.public())
-    run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
-    run.training_set(prepared.roster)
-    return run
 
 
 def _train_at(job: AutoencoderJob, folder: str, manifest: str, run_id: str, report: Report) -> dict[str, Any]:

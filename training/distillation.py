@@ -19,12 +19,12 @@ from training import dependencies, pairs
 from training.bundle import INFO_FILE
 from training.distill_job import DistillJob, ProgressiveConfig
 from training.folders import upload
-from training.follow import Follower, Mailbox, OnProgress
+from training.follow import Follower, Mailbox, OnProgress, start_run
 from training.notice import Notice, on_sigterm
 from training.progress import Leg, Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
-from training.run_record import RESULT_FILE, RUN_FILE, known_run, stored_result
+from training.run_record import RESULT_FILE, stored_result
 
 if TYPE_CHECKING:
     from training.bundle import BundleInfo
@@ -246,31 +246,20 @@ def launch(
 
 
 def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
-    """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
-    from training.tracking import Run, roster_tags
-
-    manifest = prepared.manifest
-    tags = {
-        "config_sha256": job.config_sha256(prepared.teacher_sha256, manifest.id),
-        "run_folder": folder,
-        "seed": str(job.seed),
-        "images": str(job.budget),
-        "distilled_from": prepared.teacher_sha256,
-        dependencies.TAG: dependencies.to_tag(
-            dependencies.made_from("teacher", prepared.teacher_sha256, prepared.teacher)
-        ),
-        **roster_tags(prepared.roster),
-    }
+    """The MLflow run of this folder."""
+    made_from = dependencies.made_from("teacher", prepared.teacher_sha256, prepared.teacher)
+    tags = {"distilled_from": prepared.teacher_sha256, dependencies.TAG: dependencies.to_tag(made_from)}
     if prepared.version.name != "local":
         tags["parent_version"] = prepared.teacher_name
-    run = Run.start(
-        job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known_run(folder), tags=tags
+    return start_run(
+        job,
+        folder,
+        prepared.manifest,
+        prepared.roster,
+        config_sha256=job.config_sha256(prepared.teacher_sha256, prepared.manifest.id),
+        images=job.budget,
+        tags=tags,
     )
-    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
-    run.params(job.public())
-    run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
-    run.training_set(prepared.roster)
-    return run
 
 
 @dataclass(frozen=True)

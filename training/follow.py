@@ -1,26 +1,67 @@
-"""The driver's view of a run that trains elsewhere: points arrive, go to MLflow and move a progress bar."""
+"""The driver's view of a run that trains elsewhere: it is begun in MLflow, points arrive, go there and move a progress
+bar."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
+from curation.manifest import Manifest
 from training.progress import Point, Progress, progress_of
+from training.roster import Roster
+from training.run_record import RUN_FILE, known_run
 
 if TYPE_CHECKING:
+    from training.autoencoder_job import AutoencoderJob
+    from training.distill_job import DistillJob
+    from training.job import TrainJob
     from training.tracking import Run
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
 _POLL_SECONDS = 1.0
+
+
+def start_run(
+    job: TrainJob | DistillJob | AutoencoderJob,
+    folder: str,
+    manifest: Manifest,
+    roster: Roster,
+    *,
+    config_sha256: str,
+    images: int,
+    tags: Mapping[str, str],
+) -> Run:
+    """The MLflow run of a folder: the one that an earlier attempt began, or a new one.
+
+    Args:
+        images: of the whole budget.
+        tags: what is to be said of it beside this.
+    """
+    from training.tracking import Run, roster_tags
+
+    common = {"config_sha256": config_sha256, "run_folder": folder, "seed": str(job.seed), "images": str(images)}
+    run = Run.start(
+        job.name,
+        uri=job.tracking.uri,
+        experiment=job.tracking.experiment,
+        known_run_id=known_run(folder),
+        tags={**common, **tags, **roster_tags(roster)},
+    )
+    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
+    run.params(job.public())
+    run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
+    run.training_set(roster)
+    return run
 
 
 class Mailbox:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from curation.manifest import Manifest
 from training import dependencies, latents, ray_workers
 from training.data_config import ShardsData
 from training.folders import download
-from training.follow import Follower, Mailbox, OnProgress
+from training.follow import Follower, Mailbox, OnProgress, start_run
 from training.job import ElasticWorkers, TrainJob
 from training.latents import AutoencoderConfig
 from training.notice import Notice, on_sigterm
@@ -27,7 +26,7 @@ from training.prepare import Prepared, TrainResult, finished, plan, prepare, sha
 from training.progress import Report
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
-from training.run_record import RESULT_FILE, RUN_FILE, known_run
+from training.run_record import RESULT_FILE
 
 if TYPE_CHECKING:
     from training.checkpoint_evaluation import Evaluator
@@ -143,30 +142,22 @@ def _make_shards(prepared: Prepared, folder: str, on_stage: OnStage | None) -> N
 
 
 def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
-    """The MLflow run of this folder: the one an earlier attempt began, or a new one."""
-    from training.tracking import Run, roster_tags
-
-    manifest = prepared.manifest
-    tags = {
-        "config_sha256": job.config_sha256(manifest.id),
-        "run_folder": folder,
-        "seed": str(job.seed),
-        "images": str(job.steps * job.batch_size),
-        **roster_tags(prepared.roster),
-    }
+    """The MLflow run of this folder."""
+    tags = {}
     if job.autoencoder is not None:
         made_from = latents.dependency(latents.local_autoencoder(job.autoencoder.path))
         tags[dependencies.TAG] = dependencies.to_tag([made_from])
     if job.resume_from is not None:
         tags["resume_from"] = job.resume_from
-    run = Run.start(
-        job.name, uri=job.tracking.uri, experiment=job.tracking.experiment, known_run_id=known_run(folder), tags=tags
+    return start_run(
+        job,
+        folder,
+        prepared.manifest,
+        prepared.roster,
+        config_sha256=job.config_sha256(prepared.manifest.id),
+        images=job.steps * job.batch_size,
+        tags=tags,
     )
-    storage.write_bytes(storage.join(folder, RUN_FILE), json.dumps({"run_id": run.run_id}).encode())
-    run.params(job.public())
-    run.dataset(name=manifest.info.name, uri=manifest.uri, digest=manifest.id)
-    run.training_set(prepared.roster)
-    return run
 
 
 def _keep_autoencoder(config: AutoencoderConfig, folder: str) -> dict[str, Roster]:
