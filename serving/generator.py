@@ -8,15 +8,11 @@ bytes.) `generate` is the way of one request by itself; `serving.service` takes 
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from curation import torchvision_ops
@@ -24,39 +20,25 @@ from curation.errors import UserError
 from serving import backends, guard, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import (
-    FinishReason,
     GenerationRequest,
     GenerationResponse,
-    ImageDatum,
-    ImageFormat,
     SamplerName,
     TakedownStanding,
     Timings,
 )
 from serving.backends import Backend
-from serving.guard import Guard, Verdict, worst
+from serving.finishing import Finisher, Picture
+from serving.guard import Guard
 from serving.job import ServeJob
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, load_bundle, local_bundle
-from training.films import encoded
 from training.pairs import refuse_sampler
 from training.sampling import SamplingParams, timestep_grid
 from training.tracking import ModelVersion, resolve
 
-_PASSED = Verdict(withheld=False, scores=[])
-
 
 class Stopped(Exception):  # noqa: N818 - not an error: whoever asked for the pictures has gone
     """Raised out of the sampling when `stop` says so."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One encoded picture, or none when the guard withheld it."""
-
-    data: bytes | None
-    seed: int
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ class Generation:
         """The answer as it goes over the wire."""
         return GenerationResponse(
             created=self.created,
-            data=[_datum(picture) for picture in self.pictures],
+            data=[picture.datum() for picture in self.pictures],
             output_format=self.plan.output_format,
             size=self.card.size,
             model=self.card.name,
@@ -113,7 +95,7 @@ class Generator:
     ) -> None:
         self._model = model
         self.backend = backend or backends.plain(model)
-        self._guard = guard
+        self._finisher = Finisher(model, guard)
         self._limits = limits
         samplers = _samplers(model)
         levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in samplers)
@@ -159,29 +141,18 @@ class Generator:
             clean: float32 (1, C, h, w) of each, in the model's space; of a film (1, C, F, h, w).
             queue_s, sample_s: seconds that they waited, and that drawing them took.
         """
-        begun = time.perf_counter()
-        images = [self._pixels(picture) for picture in clean]
-        decoded = time.perf_counter()
-        verdicts = [self._verdict(pixels) for pixels in images]
-        guarded = time.perf_counter()
-        pictures = tuple(
-            Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
-            for image, seed, verdict in zip(images, plan.seeds, verdicts, strict=True)
-        )
+        done = self._finisher.finish(plan, clean)
         timings = Timings(
             queue_ms=_ms(queue_s),
-            sample_ms=_ms(sample_s + decoded - begun),
-            guard_ms=_ms(guarded - decoded),
-            encode_ms=_ms(time.perf_counter() - guarded),
+            sample_ms=_ms(sample_s + done.decode_s),
+            guard_ms=_ms(done.guard_s),
+            encode_ms=_ms(done.encode_s),
         )
-        return Generation(pictures, plan, self.card, timings, created=int(time.time()))
+        return Generation(done.pictures, plan, self.card, timings, created=int(time.time()))
 
     def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
         """A picture as it looks so far, encoded; None where the guard would withhold it."""
-        pixels = self._pixels(clean)
-        if self._verdict(pixels).withheld:
-            return None
-        return encode(pixels, plan.output_format, plan.compression)
+        return self._finisher.preview(plan, clean)
 
     def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
         """Samples, checks and encodes a request's pictures, in the calling thread.
@@ -205,19 +176,6 @@ class Generator:
         finish(self.backend.denoiser, pictures, together=self.backend.together, after_pass=after_pass)
         sampled = time.perf_counter() - begun
         return self.complete(plan, [picture.clean for picture in pictures], sample_s=sampled)
-
-    @torch.inference_mode()
-    def _pixels(self, clean: Tensor) -> np.ndarray:
-        """uint8 (H, W, 3), of a film (F, H, W, 3)."""
-        pixels: np.ndarray = self._model.space.decode(clean.to(self._model.device))[0]
-        return pixels
-
-    def _verdict(self, pixels: np.ndarray) -> Verdict:
-        """Of a picture, or of a film: its worst frame's, concept by concept."""
-        if self._guard is None:
-            return _PASSED
-        frames = pixels if pixels.ndim == 4 else pixels[None]
-        return worst(self._guard.check([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]))
 
 
 def _samplers(model: DiffusionModel) -> tuple[SamplerName, ...]:
@@ -246,31 +204,6 @@ def load(job: ServeJob) -> Generator:
     model = load_bundle(version.bundle, device=job.device)
     backend = backends.build(job.engine, local_bundle(version.bundle), model)
     return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing, backend)
-
-
-def encode(pixels: np.ndarray, output_format: ImageFormat, compression: int) -> bytes:
-    """A picture, uint8 (H, W, 3), or a film, (F, H, W, 3), as a file; equal pixels give equal bytes.
-
-    Args:
-        compression: JPEG's or WebP's quality, 0 to 100; WebP at 100 is lossless. PNG always is.
-    """
-    settings: dict[str, Any] = {
-        "png": {"compress_level": 6},
-        # Small drawings have hard edges in colour: subsampling it would smear them.
-        "jpeg": {"quality": compression, "subsampling": 0},
-        "webp": {"quality": compression, "lossless": compression == 100, "method": 4},
-    }[output_format]
-    return encoded(pixels, output_format, **settings)
-
-
-def _datum(picture: Picture) -> ImageDatum:
-    reason: FinishReason = "stop" if picture.data is not None else "content_filtered"
-    return ImageDatum(
-        b64_json=None if picture.data is None else base64.b64encode(picture.data).decode(),
-        seed=picture.seed,
-        finish_reason=reason,
-        safety=picture.verdict.scores,
-    )
 
 
 def _ms(seconds: float) -> float:

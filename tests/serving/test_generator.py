@@ -15,7 +15,8 @@ from curation.safety import SafetyConfig
 from serving import guard
 from serving.admission import Limits
 from serving.api import GenerationRequest, RequestError
-from serving.generator import Generation, Generator, Stopped, encode
+from serving.finishing import encode
+from serving.generator import Generation, Generator, Stopped
 from training.bundle import DiffusionModel
 from training.sampling import SAMPLERS
 from training.tracking import ModelVersion

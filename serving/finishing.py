@@ -1,0 +1,120 @@
+"""What becomes of a drawn picture before it leaves: it is decoded, looked at and encoded.
+
+All of it concerns one picture by itself, so that what becomes of it depends on nothing else in its request. What
+looks at pixels comes before what marks them, and encoding comes last: nothing may touch the file after that.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from serving.admission import Plan
+from serving.api import FinishReason, ImageDatum, ImageFormat
+from serving.guard import Guard, Verdict, worst
+from training.bundle import DiffusionModel
+from training.films import encoded
+
+_PASSED = Verdict(withheld=False, scores=[])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One encoded picture, or none when the guard withheld it."""
+
+    data: bytes | None
+    seed: int
+    verdict: Verdict
+
+    def datum(self) -> ImageDatum:
+        """The picture as it goes over the wire."""
+        reason: FinishReason = "stop" if self.data is not None else "content_filtered"
+        return ImageDatum(
+            b64_json=None if self.data is None else base64.b64encode(self.data).decode(),
+            seed=self.seed,
+            finish_reason=reason,
+            safety=self.verdict.scores,
+        )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A plan's pictures, and where the time went, in seconds."""
+
+    pictures: tuple[Picture, ...]
+    decode_s: float
+    guard_s: float
+    encode_s: float
+
+
+class Finisher:
+    """Takes pictures from the model's space to files. Not for two threads at once.
+
+    Args:
+        model: whose space they are in.
+        guard: looks at them; None lets all pass.
+    """
+
+    def __init__(self, model: DiffusionModel, guard: Guard | None) -> None:
+        self._model = model
+        self._guard = guard
+
+    def finish(self, plan: Plan, clean: Sequence[Tensor]) -> Finished:
+        """A plan's pictures.
+
+        Args:
+            clean: float32 (1, C, h, w) of each, in the model's space; of a film (1, C, F, h, w).
+        """
+        begun = time.perf_counter()
+        images = [self._pixels(picture) for picture in clean]
+        decoded = time.perf_counter()
+        verdicts = [self._verdict(pixels) for pixels in images]
+        guarded = time.perf_counter()
+        pictures = tuple(
+            Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
+            for image, seed, verdict in zip(images, plan.seeds, verdicts, strict=True)
+        )
+        return Finished(pictures, decoded - begun, guarded - decoded, time.perf_counter() - guarded)
+
+    def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
+        """A picture as it looks so far, encoded; None where the guard would withhold it."""
+        pixels = self._pixels(clean)
+        if self._verdict(pixels).withheld:
+            return None
+        return encode(pixels, plan.output_format, plan.compression)
+
+    @torch.inference_mode()
+    def _pixels(self, clean: Tensor) -> np.ndarray:
+        """uint8 (H, W, 3), of a film (F, H, W, 3)."""
+        pixels: np.ndarray = self._model.space.decode(clean.to(self._model.device))[0]
+        return pixels
+
+    def _verdict(self, pixels: np.ndarray) -> Verdict:
+        """Of a picture, or of a film: its worst frame's, concept by concept."""
+        if self._guard is None:
+            return _PASSED
+        frames = pixels if pixels.ndim == 4 else pixels[None]
+        return worst(self._guard.check([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]))
+
+
+def encode(pixels: np.ndarray, output_format: ImageFormat, compression: int) -> bytes:
+    """A picture, uint8 (H, W, 3), or a film, (F, H, W, 3), as a file; equal pixels give equal bytes.
+
+    Args:
+        compression: JPEG's or WebP's quality, 0 to 100; WebP at 100 is lossless. PNG always is.
+    """
+    settings: dict[str, Any] = {
+        "png": {"compress_level": 6},
+        # Small drawings have hard edges in colour: subsampling it would smear them.
+        "jpeg": {"quality": compression, "subsampling": 0},
+        "webp": {"quality": compression, "lossless": compression == 100, "method": 4},
+    }[output_format]
+    return encoded(pixels, output_format, **settings)
