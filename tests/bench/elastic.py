@@ -23,10 +23,12 @@ from training.checkpoint import CheckpointInfo
 from training.job import TrainJob
 from training.launch import _worker as the_runs_own
 from training.launch import launch
+from training.notice import Notice
 from training.prepare import TrainResult, prepare
 from training.progress import Point, Progress
 
 ROOT = Path(__file__).parents[2]
+NOTICED = "noticed"
 
 
 def drive(job: TrainJob, tower: str, limit_s: float = 600) -> TrainResult:
@@ -57,6 +59,15 @@ class _Gate:
 
 def worker(config: dict[str, Any]) -> None:
     """The run's own worker, which waits at a gate. Must stay importable by name: it is shipped by reference."""
+    import ray.train
+
+    if ray.train.get_context().get_world_rank() == 0:  # the one that saves
+
+        def give(notice: Notice, *, ends: bool = False) -> None:
+            gives(notice, ends=ends)
+            (Path(config["folder"]) / NOTICED).touch()
+
+        gives, Notice.give = Notice.give, give  # type: ignore[method-assign]
     the_runs_own(config | {"mailbox": _Gate(config["mailbox"], config["folder"])})
 
 
@@ -86,29 +97,29 @@ def _change_the_cluster(cluster: Any, folder: str, job: TrainJob, running: Futur
     limits.set(1, first)
     limits.set(2, second := first + 2 * every)
 
-    def until(found: Callable[[CheckpointInfo], bool]) -> bool:
-        while not running.done():
-            newest = checkpoint.latest(f"{folder}/checkpoints")
-            if newest is not None and found(checkpoint.read_info(newest)):
-                return True
+    def until(happened: Callable[[], bool]) -> None:
+        while not happened():
+            if running.done():
+                running.result()
+                raise RuntimeError("the run ended before its cluster had changed")
             time.sleep(0.2)
-        return False
 
-    def in_time(info: CheckpointInfo) -> bool:
-        nonlocal second
-        limits.set(2, second := second + job.batch_size)  # a step at a time, until the notice has come
-        return info.images_seen % every != 0
+    def saved(found: Callable[[CheckpointInfo], bool]) -> bool:
+        newest = checkpoint.latest(f"{folder}/checkpoints")
+        return newest is not None and found(checkpoint.read_info(newest))
 
-    if until(lambda info: info.images_seen >= 2 * every):
-        node = cluster.add_node(num_cpus=1)
-        print("a node joined", file=sys.stderr, flush=True)
-        if until(lambda info: [leg.topology["workers"] for leg in info.legs] == [1, 2]):
-            _drain(cluster.address, node.node_id)
-            print("a node is about to be lost", file=sys.stderr, flush=True)
-            if until(in_time):
-                cluster.remove_node(node, allow_graceful=False)
-                print("a node was lost, after its state was saved", file=sys.stderr, flush=True)
-                limits.set(1, job.steps * job.batch_size)
+    until(lambda: saved(lambda info: info.images_seen >= 2 * every))
+    node = cluster.add_node(num_cpus=1)
+    print("a node joined", file=sys.stderr, flush=True)
+    until(lambda: saved(lambda info: [leg.topology["workers"] for leg in info.legs] == [1, 2]))
+    _drain(cluster.address, node.node_id)
+    print("a node is about to be lost", file=sys.stderr, flush=True)
+    until((Path(folder) / NOTICED).exists)
+    limits.set(2, second + every - job.batch_size)  # steps in which to take the notice, and no state saved but for it
+    until(lambda: saved(lambda info: info.images_seen % every != 0))
+    cluster.remove_node(node, allow_graceful=False)
+    print("a node was lost, after its state was saved", file=sys.stderr, flush=True)
+    limits.set(1, job.steps * job.batch_size)
 
 
 def _drain(address: str, node_id: str) -> None:
@@ -118,7 +129,7 @@ def _drain(address: str, node_id: str) -> None:
         "--reason-message",
         "spot",
         "--deadline-remaining-seconds",
-        "60",
+        "600",
     ]
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id]
     subprocess.run([*command, *told], check=True, stdout=sys.stderr)
