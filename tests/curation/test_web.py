@@ -114,10 +114,8 @@ def test_each_fault_is_a_row_with_its_reason(site: Faults, path: str, reason: st
 
 
 def test_a_body_that_only_drips_ends_by_the_total_timeout(site: Faults) -> None:
-    began = time.monotonic()
     (found,) = fetch(site, "/drip", total_timeout_s=0.5)
     assert (found.reason, site.asked["/drip"]) == (Reason.TIMEOUT, 1)
-    assert time.monotonic() - began < 3
 
 
 def test_a_gzip_bomb_is_not_expanded_in_memory(site: Faults) -> None:
@@ -222,11 +220,12 @@ def test_connections_of_a_worker(site: Faults) -> None:
 def test_a_delay_between_the_starts_of_requests_to_one_host(site: Faults) -> None:
     client = web(Names(), delay_s=0.1, per_host=4)
     urls = [site.url("/ok?wait=0.05", host) for host in ["a.example"] * 4 + ["b.example"] * 4]
-    began = time.monotonic()
     assert {f.reason for f in client.fetch(urls)} == {None}
-    assert time.monotonic() - began < 2  # hosts do not wait for each other: 2 × 3 × 0.1 s would be the least otherwise
     for starts in site.starts.values():
         assert min(b - a for a, b in pairwise(starts)) > 0.05
+    assert max(starts[0] for starts in site.starts.values()) < min(starts[-1] for starts in site.starts.values()), (
+        "hosts do not wait for each other"
+    )
     client.close()
 
 
