@@ -3,8 +3,9 @@
 May import: `curation` (CLIP, safety, errors, the takedown ledger) and of `training` only what rebuilds a model from a
 bundle and samples it (`bundle`, `sampling`, `stepper`), what runs its network by other libraries (`onnx_denoiser` and
 its neighbours) and what finds it in the registry (`tracking`); never the training loop.
-Nothing of `pipelines`. FastAPI stands in `gateway`, Ray in `replica` and `app`; everything else runs in a plain
-process, so that `cleanplate generate` without a server and the server make the same bytes with the same code.
+Nothing of `pipelines`. FastAPI stands in `gateway` and its rooms (`serving.http`), Ray in `replica` and `app`;
+everything else runs in a plain process, so that `cleanplate generate` without a server and the server make the same
+bytes with the same code.
 
 A request's way: `gateway` (HTTP) → `admission` (what it asks for, what it costs, whether it may) → `replica` →
 `service` → `generator` (begin) → `engine` (steps, in passes that requests share) → `generator` (decode, `guard`,
@@ -14,7 +15,7 @@ encode) → `gateway` (answer). In the engine, `fairness` says whose turn it is,
 To add:
 - a field of the request: `api.GenerationRequest`, then what it means in `admission.admit` (which refuses what cannot be
   honoured: no field is ignored in silence), then `generator`;
-- an endpoint: `gateway`; its models in `api`;
+- an endpoint: a room of `serving.http`, and its line in `gateway`; its models in `api`;
 - a backend: `backends.OPENERS`;
 - a limit: `admission.Limits`;
 - a check of the pictures: `guard`;

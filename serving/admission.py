@@ -173,10 +173,8 @@ def _refuse_unsupported(request: GenerationRequest, card: ModelCard) -> None:
         raise _unsupported("output_format", "this model makes films: use 'png' or 'webp', which move")
     if request.response_format == "url":
         raise _unsupported("response_format", "pictures come in the answer: use 'b64_json'")
-    if request.stream:
-        raise _unsupported("stream", "the answer comes whole: use false")
-    if request.partial_images:
-        raise _unsupported("partial_images", "previews need streaming, which is not offered: use 0")
+    if request.partial_images and not request.stream:
+        raise _unsupported("partial_images", "previews come with 'stream': true")
     if request.output_compression not in (None, 100) and request.output_format not in ("jpeg", "webp"):
         raise _unsupported("output_compression", "PNG is lossless: set output_format to 'jpeg' or 'webp'")
 

@@ -7,6 +7,8 @@ replica knows how long its passes take, and so can say when to come again.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -15,10 +17,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.admission import ModelCard
 from serving.api import GenerationRequest, RequestError
+from serving.call import Call
 from serving.engine import Status
 from serving.generator import Generation, load
 from serving.job import ServeJob
-from serving.service import Service, overloaded
+from serving.service import Preview, Service, overloaded
 
 
 class Sampler:
@@ -46,7 +49,15 @@ class Sampler:
         """How its engine stands."""
         return self._service.engine.status()
 
-    async def generate(self, request: GenerationRequest) -> Generation:
+    async def generate(self, request: GenerationRequest, call: Call) -> Generation:
+        """A request's pictures, as `stream` without its previews."""
+        async with aclosing(self.stream(request, call)) as events:
+            async for event in events:
+                if isinstance(event, Generation):
+                    return event
+        raise AssertionError("a stream ends with its generation")
+
+    async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
         """Makes a request's pictures. When the client has gone, its rows are in no pass after the one under way.
 
         Raises:
@@ -56,7 +67,9 @@ class Sampler:
             raise overloaded(self._service.engine.seconds_left())
         self._admitted += 1
         try:
-            return await self._service.generate(request)
+            async with aclosing(self._service.stream(request, flow=call.flow, previews=call.previews)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._admitted -= 1
 
@@ -68,31 +81,46 @@ class Sampler:
 
 
 class SamplerHandle:
-    """`serving.gateway.Backend` on a Serve handle: Ray's errors become the API's."""
+    """`serving.http.desk.Backend` on a Serve handle: Ray's errors become the API's."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        self._streams = handle.options(stream=True)
 
     async def describe(self) -> ModelCard:
-        card: ModelCard = await self._call("describe")
+        with _our_errors():
+            card: ModelCard = await self._handle.describe.remote()
         return card
 
-    async def generate(self, request: GenerationRequest) -> Generation:
-        generation: Generation = await self._call("generate", request)
+    async def generate(self, request: GenerationRequest, call: Call) -> Generation:
+        with _our_errors():
+            generation: Generation = await self._handle.generate.remote(request, call)
         return generation
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
+        """To be closed by whoever does not read it to its end: that takes the request out."""
+        events: Any = self._streams.stream.remote(request, call)
         try:
-            return await getattr(self._handle, method).remote(*args)
-        except BackPressureError as error:
-            raise overloaded(1.0) from error
-        except RayTaskError as error:
-            # What the replica raised, without Ray's wrapping: `cause` is the very exception.
-            raise error.cause from error
-        except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-            raise RequestError(
-                "The model's process went away; it is being restarted.",
-                status=503,
-                code="sampler_unavailable",
-                retry_after_s=5.0,
-            ) from error
+            with _our_errors():
+                async for event in events:
+                    yield event
+        finally:
+            events.cancel()  # of no effect where it has ended
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except BackPressureError as error:
+        raise overloaded(1.0) from error
+    except RayTaskError as error:
+        # What the replica raised, without Ray's wrapping: `cause` is the very exception.
+        raise error.cause from error
+    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
+        raise RequestError(
+            "The model's process went away; it is being restarted.",
+            status=503,
+            code="sampler_unavailable",
+            retry_after_s=5.0,
+        ) from error

@@ -81,7 +81,6 @@ def test_the_model_may_be_named_in_full_or_in_short(name: str) -> None:
         ({"style": "vivid"}, "style", "unsupported_value"),
         ({"background": "transparent"}, "background", "unsupported_value"),
         ({"response_format": "url"}, "response_format", "unsupported_value"),
-        ({"stream": True}, "stream", "unsupported_value"),
         ({"partial_images": 2}, "partial_images", "unsupported_value"),
         ({"output_compression": 50}, "output_compression", "unsupported_value"),
     ],

@@ -69,6 +69,14 @@ def test_the_openai_client_gets_the_same_bytes_twice(url: str) -> None:
         assert (refused.value.param, refused.value.code) == ("size", "unsupported_value")
         with pytest.raises(openai.NotFoundError):
             api.images.generate(prompt="a", model="dall-e-3")
+        stream = api.images.generate(
+            prompt="a red apple",
+            stream=True,
+            partial_images=2,
+            extra_body={"seed": 7, "num_inference_steps": 6},
+        )
+        told = [event.type.removeprefix("image_generation.") for event in stream]
+        assert told == ["partial_image", "partial_image", "completed"]
     pictures = [[datum.b64_json for datum in answer.data or []] for answer in answers]
     assert pictures[0] == pictures[1]
     assert len(set(pictures[0])) == 2
@@ -140,6 +148,9 @@ def test_a_client_that_leaves_frees_the_sampler(url: str) -> None:
     long = {"prompt": "a", "num_inference_steps": 100, "n": 10}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/images/generations", json=long, timeout=0.5)
+    streamed = long | {"stream": True, "partial_images": 3}
+    with httpx.stream("POST", f"{url}/v1/images/generations", json=streamed, timeout=60) as stream:
+        assert next(stream.iter_lines()) == "event: image_generation.partial_image"
     # Ten pictures of a hundred steps take far longer than the next request may wait.
     answer = client.generate(url, "a", num_inference_steps=1, timeout_s=30)
     assert answer.timings.queue_ms < 5_000

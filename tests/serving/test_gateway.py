@@ -4,73 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
-from serving.admission import Limits, ModelCard
-from serving.api import GenerationRequest, GenerationResponse, RequestError
-from serving.gateway import create_app
-from serving.generator import Generation, Generator
-from serving.job import ServeJob
+from serving.admission import ModelCard
+from serving.api import GenerationResponse, RequestError
+from serving.generator import Generator
+from tests.serving.local import JOB, LocalBackend, client_of, error_of, post, send
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
-
-JOB = ServeJob(model="models:/tiny@champion", limits=Limits(max_steps=8, max_body_bytes=4096))
-
-
-class LocalBackend:
-    """A backend without a cluster: the generator, called where it stands. `before` runs ahead of every generation."""
-
-    def __init__(self, generator: Generator, before: Callable[[], Any] | None = None) -> None:
-        self.generator = generator
-        self.before = before
-        self.asked = 0
-
-    async def describe(self) -> ModelCard:
-        return self.generator.card
-
-    async def generate(self, request: GenerationRequest) -> Generation:
-        self.asked += 1
-        if self.before is not None:
-            await self.before()
-        return self.generator.generate(request)
 
 
 @pytest.fixture(scope="module")
 def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
     return Generator(version, model, None, JOB.limits)
-
-
-@asynccontextmanager
-async def client_of(backend: Any, job: ServeJob = JOB) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(backend, job))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        yield client
-
-
-def send(backend: Any, method: str, path: str, job: ServeJob = JOB, **request: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
-        async with client_of(backend, job) as client:
-            return await client.request(method, path, **request)
-
-    return asyncio.run(once())
-
-
-def post(backend: Any, body: Any, job: ServeJob = JOB) -> httpx.Response:
-    return send(backend, "POST", "/v1/images/generations", job, json=body)
-
-
-def error_of(answer: httpx.Response) -> dict[str, Any]:
-    """The error object, whose shape is checked for every refusal of these tests."""
-    body: dict[str, dict[str, Any]] = answer.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["message"]
-    return body["error"]
 
 
 def test_the_same_request_gets_the_same_bytes(generator: Generator) -> None:
@@ -97,7 +46,8 @@ def test_the_same_request_gets_the_same_bytes(generator: Generator) -> None:
         ({"prompt": "a", "sampler": "euler"}, 400, "sampler", "unsupported_value"),
         ({"prompt": "a", "num_inference_steps": 9}, 400, "num_inference_steps", "over_limit"),
         ({"prompt": "a", "size": "1024x1024"}, 400, "size", "unsupported_value"),
-        ({"prompt": "a", "stream": True}, 400, "stream", "unsupported_value"),
+        ({"prompt": "a", "partial_images": 1}, 400, "partial_images", "unsupported_value"),
+        ({"prompt": "a", "stream": True, "size": "64x64"}, 400, "size", "unsupported_value"),
         ({"prompt": "a", "response_format": "url"}, 400, "response_format", "unsupported_value"),
         ({"prompt": "a", "model": "dall-e-3"}, 404, "model", "model_not_found"),
         ({"prompt": "x" * 5000}, 413, None, "body_too_large"),
@@ -249,3 +199,15 @@ def test_the_schema_describes_the_request(generator: Generator) -> None:
     fields = schema["components"]["schemas"]["GenerationRequest"]
     assert fields["additionalProperties"] is False
     assert {"prompt", "n", "seed", "num_inference_steps", "guidance_scale", "sampler"} <= fields["properties"].keys()
+
+
+@pytest.mark.parametrize(("asked", "kept"), [("job-7.a", True), ("", False), ("a\tb", False), ("x" * 129, False)])
+def test_every_answer_says_the_requests_id(generator: Generator, asked: str, kept: bool) -> None:
+    backend = LocalBackend(generator)
+    for path, status in (("/v1/images/generations", 200), ("/v1/nothing", 404)):
+        answer = send(backend, "POST", path, headers={"X-Request-Id": asked}, json={"prompt": "a"})
+        assert answer.status_code == status
+        assert (answer.headers["x-request-id"] == asked) is kept
+        assert kept or answer.headers["x-request-id"].startswith("req_")
+    assert backend.calls[0].request_id.startswith("job-7.a" if kept else "req_")
+    assert send(backend, "POST", "/v1/images/generations", json={"prompt": "a"}).headers["x-model-version"] == "3"

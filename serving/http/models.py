@@ -1,0 +1,35 @@
+"""`/v1/models` and `/v1/health`: what answers here, and whether it does."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from serving.api import Health, ModelEntry, ModelList, RequestError
+from serving.http.desk import Desk
+
+
+def routes(desk: Desk) -> APIRouter:
+    """The endpoints, of what is behind `desk`."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(data=[(await desk.describe()).entry()])
+
+    @router.get("/v1/models/{model:path}")
+    async def model(model: str) -> ModelEntry:
+        card = await desk.describe()
+        if model not in card.names():
+            raise RequestError(f"The model {model!r} is not served here.", status=404, code="model_not_found")
+        return card.entry()
+
+    @router.get("/v1/health/live")
+    async def live() -> Health:
+        return Health(status="live")
+
+    @router.get("/v1/health/ready")
+    async def ready() -> Health:
+        card = await desk.describe()
+        return Health(status="ready", model=card.name, version=card.version, backend=card.backend, exact=card.exact)
+
+    return router

@@ -1,0 +1,41 @@
+"""Every request has an id, the client's own where that is one, and every answer says it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "X-Request-Id"
+_LAWFUL = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestId:
+    """Puts the id into the scope's state and into the answer's header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get(HEADER, "")
+        name = asked if _LAWFUL.fullmatch(asked) else f"req_{secrets.token_hex(16)}"
+        scope.setdefault("state", {})["request_id"] = name
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = name
+            await send(message)
+
+        await self._app(scope, receive, named)
+
+
+def request_id(request: Request) -> str:
+    """The id of a request that came through `RequestId`."""
+    name: str = request.state.request_id
+    return name
