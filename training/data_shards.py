@@ -28,6 +28,7 @@ from curation import storage
 from curation.errors import UserError
 from training.data_config import ShardsData
 from training.roster import Roster
+from training.shard_faults import refusals_told
 
 if TYPE_CHECKING:
     from training.job import TrainJob
@@ -246,11 +247,12 @@ def stored(uri: str) -> ShardsInfo | None:
     """What the shards in a folder say of themselves; None where there are none, or not yet all.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: when it cannot be read, or the storage refuses.
     """
     where = storage.join(uri, INFO_FILE)
     try:
-        return ShardsInfo.model_validate_json(storage.read_bytes(where))
+        with refusals_told(where):
+            return ShardsInfo.model_validate_json(storage.read_bytes(where))
     except FileNotFoundError:
         return None
     except ValidationError as error:

@@ -23,7 +23,8 @@ from training.folders import cache_root
 from training.job import TrainJob
 from training.order import Order
 from training.roster import Roster
-from training.shard_job import bytes_of, payload
+from training.shard_columns import bytes_of, payload
+from training.shard_faults import damaged, is_refusal, may_pass, refused
 from training.sources import Stats, base_side
 from training.space import Space
 
@@ -141,9 +142,7 @@ class Shards:
             if payload(table) != part.payloads[block - part.first]:
                 raise ValueError(f"block {block} is not what was written")
         except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) or not _passes(error):
-                raise _damaged(where, error) from None
-            raise
+            raise _told(where, error) from None
         count = np.array([table.num_rows], np.int64)
         rows = np.full(self._block, -1, np.int32)
         rows[self._places.place[table["slot"].to_numpy()] % self._block] = np.arange(table.num_rows)
@@ -204,21 +203,17 @@ class Shards:
                 system, path = storage.filesystem(where)
                 try:
                     yield pq.read_table(path, columns=names, filesystem=system)
-                except (pa.ArrowInvalid, FileNotFoundError) as error:
-                    raise _damaged(where, error) from None
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise _told(where, error) from None
 
 
-def _passes(error: Exception) -> bool:
-    """Whether it may be the storage's fault: then it is not the file's. pyarrow tells of both as OSErrors."""
-    return isinstance(error, OSError) and (error.errno is not None or "AWS" in str(error))
-
-
-def _damaged(where: str, error: Exception) -> UserError:
-    return UserError(
-        f"the shard {where} is missing or damaged: {error}",
-        field="data.folder",
-        remedy="remove that file and run the same command again: it is made anew",
-    )
+def _told(where: str, error: Exception) -> Exception:
+    """What to raise for a file that was not read."""
+    if is_refusal(error):
+        return refused(where, error)
+    if may_pass(error) and not isinstance(error, FileNotFoundError):
+        return error
+    return damaged(where, error)
 
 
 class _Ahead:
