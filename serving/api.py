@@ -70,10 +70,17 @@ class ImageDatum(BaseModel):
     """One picture of the answer. A withheld one has no `b64_json`; `finish_reason` and `safety` say why."""
 
     model_config = ConfigDict(frozen=True)
+    id: str = ""
+    """`img_` and 32 hex digits: what `/v1/images/{id}` knows it by, where records are kept."""
     b64_json: str | None
+    url: str | None = None
+    """Where the picture lies for a while, with `response_format: url`."""
     revised_prompt: str | None = None
     seed: int
     finish_reason: FinishReason
+    pixels_sha256: str | None = None
+    """SHA-256 of the pixels, uint8 (H, W, 3), of a film (F, H, W, 3), row by row, as they were before encoding: equal
+    where the picture is. Null where it was withheld."""
     safety: list[ConceptScore] = []
 
     def picture(self) -> bytes | None:
@@ -112,6 +119,32 @@ class GenerationResponse(BaseModel):
     """What ran the network: `onnx-fp32`, `torch-fp32`, `openvino-bf16`, …"""
     exact: bool
     """Whether the same request gives the same bytes whatever else this server draws."""
+
+
+class ReproductionRequest(BaseModel):
+    """The body of `POST /v1/images/{id}/reproduce`: what the record does not keep."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    prompt: str | None = Field(None, min_length=1, max_length=32_000)
+    negative_prompt: str | None = Field(None, max_length=32_000)
+
+
+class Reproduction(BaseModel):
+    """Whether a picture that was drawn again is the one that was recorded."""
+
+    model_config = ConfigDict(frozen=True)
+    of: str
+    pixels_equal: bool | None
+    """Null where one of them was withheld: there is nothing to compare."""
+    recorded_sha256: str | None
+    same_backend: bool
+    """Whether the same library computed both; the last bits may differ otherwise."""
+
+
+class ReproductionResponse(GenerationResponse):
+    """The picture drawn again."""
+
+    reproduction: Reproduction
 
 
 class TakedownStanding(BaseModel):

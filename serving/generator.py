@@ -124,9 +124,9 @@ class Generator:
             exact=self.backend.exact,
         )
 
-    def plan(self, request: GenerationRequest) -> Plan:
-        """What a request comes to. Raises RequestError when it asks for what is not to be had."""
-        return admit(request, self.card, self._limits)
+    def plan(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
+        """What a request comes to; `ids` as `admit`. Raises RequestError when it asks for what is not to be had."""
+        return admit(request, self.card, self._limits, ids)
 
     def begin(self, plan: Plan) -> list[PictureTrajectory]:
         """A plan's pictures before their first step."""

@@ -61,13 +61,22 @@ class Sampler:
         """Makes a request's pictures. When the client has gone, its rows are in no pass after the one under way.
 
         Raises:
-            RequestError: 429 when too many wait already, else as `Generator.generate`.
+            RequestError: 409 when another version was asked for, 429 when too many wait already, else as
+                `Generator.generate`.
         """
+        version = self._service.generator.card.version
+        if call.version not in (None, version):
+            raise RequestError(
+                f"Version {call.version} of the model is not served here any more; version {version} is.",
+                status=409,
+                code="version_not_served",
+            )
         if self._admitted > self._queue_limit:
             raise overloaded(self._service.engine.seconds_left())
         self._admitted += 1
         try:
-            async with aclosing(self._service.stream(request, flow=call.flow, previews=call.previews)) as events:
+            drawn = self._service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
+            async with aclosing(drawn) as events:
                 async for event in events:
                     yield event
         finally:
