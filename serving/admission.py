@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api import GenerationRequest, ImageFormat, ModelEntry, RequestError, SamplerName, TakedownStanding
+from serving.api import (
+    GenerationRequest,
+    ImageFormat,
+    ModelEntry,
+    RequestError,
+    RolloutStanding,
+    SamplerName,
+    TakedownStanding,
+)
 
 T = TypeVar("T")
 
@@ -69,6 +77,10 @@ class ModelCard(BaseModel):
     """What runs the network."""
     exact: bool = True
     """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
+    also: tuple[str, ...] = ()
+    """More that a request's `model` may be: names of a version that answers beside this one."""
+    rollout: RolloutStanding | None = None
+    """The versions in the process that was asked."""
 
     @property
     def size(self) -> str:
@@ -79,7 +91,7 @@ class ModelCard(BaseModel):
         names = {self.name, f"{self.name}/{self.version}"}
         if self.alias is not None:
             names.add(f"{self.name}@{self.alias}")
-        return names | {f"models:/{name}" for name in names}
+        return names | {f"models:/{name}" for name in names} | set(self.also)
 
     def entry(self) -> ModelEntry:
         """The card as a row of `GET /v1/models`."""
@@ -94,6 +106,7 @@ class ModelCard(BaseModel):
             guidance_scale=self.defaults.guidance_scale,
             sampler=self.defaults.sampler,
             takedowns=self.takedowns,
+            rollout=self.rollout,
         )
 
 

@@ -166,6 +166,29 @@ class TakedownStanding(BaseModel):
         return not (self.affected or self.unexamined or self.problem)
 
 
+class VersionState(BaseModel):
+    """A version of the model in the process that was asked (`serving.slots`)."""
+
+    model_config = ConfigDict(frozen=True)
+    version: str
+    state: Literal["loading", "live", "warm", "failed", "refused"]
+    """`warm`: loaded and answering nobody new; `failed`: the others go on, and it is tried again."""
+    aliases: tuple[str, ...] = ()
+    """For which it answers."""
+    self_test: str | None = None
+    """What its self-test was compared with, and how that ended (`serving.selftest`)."""
+    problem: str | None = None
+
+
+class RolloutStanding(BaseModel):
+    """How a process that answers stands to the registry; those of other processes may be a moment ahead or behind."""
+
+    model_config = ConfigDict(frozen=True)
+    versions: tuple[VersionState, ...] = ()
+    problem: str | None = None
+    """Why what answers is not what the alias names, or why that is not known."""
+
+
 class ModelEntry(BaseModel):
     """A served model, in the shape of OpenAI's model list, with where it comes from."""
 
@@ -183,7 +206,8 @@ class ModelEntry(BaseModel):
     sampler: SamplerName
     """What a request that does not say gets."""
     takedowns: TakedownStanding | None = None
-    """As of when it was loaded; null where the operator's policy is not to look."""
+    """As of the last look; null where the operator's policy is not to look."""
+    rollout: RolloutStanding | None = None
 
 
 class ModelList(BaseModel):
@@ -203,6 +227,7 @@ class Health(BaseModel):
     version: str | None = None
     backend: str | None = None
     exact: bool | None = None
+    rollout: RolloutStanding | None = None
 
 
 class ErrorDetail(BaseModel):

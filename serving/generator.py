@@ -93,7 +93,8 @@ class Generator:
         standing: TakedownStanding | None = None,
         backend: Backend | None = None,
     ) -> None:
-        self._model = model
+        self.version = version
+        self.model = self._model = model
         self.backend = backend or backends.plain(model)
         self._finisher = Finisher(model, guard)
         self._limits = limits

@@ -173,7 +173,14 @@ def test_health_is_the_gateways_own_and_readiness_the_models(generator: Generato
             raise RequestError("gone", status=503, code="sampler_unavailable", retry_after_s=5)
 
     ready = send(LocalBackend(generator), "GET", "/v1/health/ready")
-    expected = {"status": "ready", "model": "tiny", "version": "3", "backend": "torch-fp32", "exact": True}
+    expected = {
+        "status": "ready",
+        "model": "tiny",
+        "version": "3",
+        "backend": "torch-fp32",
+        "exact": True,
+        "rollout": None,
+    }
     assert ready.json() == expected
     assert send(Dead(generator), "GET", "/v1/health/live").status_code == 200
     answer = send(Dead(generator), "GET", "/v1/health/ready")
