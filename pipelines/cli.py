@@ -76,6 +76,26 @@ def register(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_jso
 
 
 @app.command()
+def index(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|JOB.yaml", help="models:/NAME@alias, NAME, a bundle's folder, or a job file")
+    ],
+    out: Annotated[str | None, typer.Option(help="folder; `neighbours` in the bundle's when not given")] = None,
+    sets: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the index of a model's training pictures: for attribution, and against near copies."""
+    from pipelines import index as verb
+
+    job = verb.job_of(model, sets, out=out)
+    if dry_run:
+        _print_plan(job, verb.plan(job), as_json)
+        return
+    _end(verb.run(job), verb, as_json)
+
+
+@app.command()
 def evaluate(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
     """Measure a model version, and whether it redraws its training pictures."""
     _run_job("evaluate", job, sets, dry_run, as_json)

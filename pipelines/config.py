@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError
 
-KINDS = ("curate", "autoencoder", "train", "distill", "register", "evaluate", "promote", "export", "serve")
+KINDS = ("curate", "autoencoder", "train", "distill", "register", "index", "evaluate", "promote", "export", "serve")
 STDIN = "-"
 
 
@@ -43,6 +43,10 @@ def model_of(kind: str) -> type[BaseModel]:
         from pipelines.register import RegisterJob
 
         return RegisterJob
+    if kind == "index":
+        from pipelines.index import IndexJob
+
+        return IndexJob
     if kind == "evaluate":
         from pipelines.evaluate import EvaluateJob
 

@@ -15,18 +15,17 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from serving import registered
 from serving.admission import ModelCard
 from serving.api import GenerationRequest, RequestError
 from serving.call import Call
-from serving.engine import Status, together
-from serving.generator import Generation
+from serving.engine import Status
+from serving.generator import Generation, load
 from serving.job import ServeJob
-from serving.service import Preview, overloaded
+from serving.service import Preview, Service, overloaded
 
 
 class Sampler:
-    """Holds the versions of a model (`serving.versions`) and makes pictures with them.
+    """Holds one model and makes pictures with it.
 
     Raises:
         UserError: from the constructor, when the model or the guard cannot be loaded; Serve reports it as the reason
@@ -37,19 +36,18 @@ class Sampler:
         import torch
 
         torch.set_num_threads(job.cpu_threads)
-        self._versions = registered.opened(job)
+        self._service = Service(load(job), max_row_steps=job.engine.max_row_steps)
         self._queue_limit = job.max_queued_requests
         self._patience_s = job.request_timeout_s
         self._admitted = 0
 
     async def describe(self) -> ModelCard:
         """The model that answers; also the gateway's proof that this replica lives."""
-        self._versions.watch()
-        return self._versions.describe()
+        return self._service.generator.card
 
     async def status(self) -> Status:
-        """How its engines stand, together."""
-        return together([service.engine.status() for service in self._versions.services()])
+        """How its engine stands."""
+        return self._service.engine.status()
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         """A request's pictures, as `stream` without its previews."""
@@ -60,30 +58,24 @@ class Sampler:
         raise AssertionError("a stream ends with its generation")
 
     async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
-        """Makes a request's pictures, all by the version that answers when it comes.
-
-        When the client has gone, its rows are in no pass after the one under way.
+        """Makes a request's pictures. When the client has gone, its rows are in no pass after the one under way.
 
         Raises:
-            RequestError: 409 when the version that was asked for is not here, 429 when too many wait already, 503 when
-                no version may answer, else as `Generator.generate`.
+            RequestError: 429 when too many wait already, else as `Generator.generate`.
         """
-        with self._versions.serving(request, version=call.version) as service:
-            if self._admitted > self._queue_limit:
-                raise overloaded(service.engine.seconds_left())
-            self._admitted += 1
-            try:
-                drawn = service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
-                async with aclosing(drawn) as events:
-                    async for event in events:
-                        yield event
-            finally:
-                self._admitted -= 1
+        if self._admitted > self._queue_limit:
+            raise overloaded(self._service.engine.seconds_left())
+        self._admitted += 1
+        try:
+            async with aclosing(self._service.stream(request, flow=call.flow, previews=call.previews)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._admitted -= 1
 
     async def check_health(self) -> None:
         """Raises when pictures are under way and no pass has ended for as long as a whole request may take."""
-        self._versions.watch()
-        silent_s = (await self.status()).silent_s
+        silent_s = self._service.engine.status().silent_s
         if silent_s > self._patience_s:
             raise RuntimeError(f"no denoising step has ended for {silent_s:.0f} s")
 

@@ -76,12 +76,7 @@ class Service:
         raise AssertionError("a stream ends with its generation")
 
     async def stream(
-        self,
-        request: GenerationRequest,
-        *,
-        flow: Hashable = None,
-        previews: int = 0,
-        ids: tuple[str, ...] | None = None,
+        self, request: GenerationRequest, *, flow: Hashable = None, previews: int = 0
     ) -> AsyncGenerator[Preview | Generation, None]:
         """Previews of a request's images while they are drawn, and in the end the generation.
 
@@ -89,12 +84,11 @@ class Service:
 
         Args:
             previews: of each image at most, evenly over its steps.
-            ids: the images', where they are drawn again.
 
         Raises:
             RequestError: as `generate`.
         """
-        plan = self.generator.plan(request, ids)
+        plan = self.generator.plan(request)
         arrived = self._clock()
         pictures = await self._aside(self.generator.begin, plan)
         steps = pictures[0].steps

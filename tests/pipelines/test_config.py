@@ -75,7 +75,11 @@ def test_a_job_comes_from_standard_input_too(monkeypatch: pytest.MonkeyPatch) ->
         ({"captions": [{"kind": "template", "text": "{a"}]}, "captions.0.text", "expected"),
         ({"workers": 0}, "workers", "greater than or equal to 1"),
         ({"name": "No Spaces"}, "name", "lower-case"),
-        ({"kind": "cure"}, "kind", "curate, autoencoder, train, distill, register, evaluate, promote, export, serve"),
+        (
+            {"kind": "cure"},
+            "kind",
+            "curate, autoencoder, train, distill, register, index, evaluate, promote, export, serve",
+        ),
         ({"kind": "train"}, "kind", "cleanplate train"),
     ],
 )

@@ -7,7 +7,13 @@ A bundle is registered through MLflow's logged-model calls, which store the fold
 `lineage` which pictures they were made from, and `attached` what comes to a version later.
 """
 
-from training.tracking.attached import attach_export, export_of, log_evaluation
+from training.tracking.attached import (
+    attach_export,
+    attach_neighbours,
+    export_of,
+    log_evaluation,
+    neighbours_of,
+)
 from training.tracking.lineage import dependencies_of, dependency_set, rosters_of, training_set, walk
 from training.tracking.registry import (
     DEFAULT_ALIAS,
@@ -15,7 +21,6 @@ from training.tracking.registry import (
     check_alias,
     find,
     info_of,
-    is_registered,
     only_model,
     register,
     resolve,
@@ -44,6 +49,7 @@ __all__ = [
     "Run",
     "RunRecord",
     "attach_export",
+    "attach_neighbours",
     "check_alias",
     "dependencies_of",
     "dependency_set",
@@ -53,9 +59,9 @@ __all__ = [
     "images_of_run",
     "info_of",
     "is_missing",
-    "is_registered",
     "knows_run",
     "log_evaluation",
+    "neighbours_of",
     "only_model",
     "register",
     "resolve",

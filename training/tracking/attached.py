@@ -1,4 +1,4 @@
-"""What is attached to a version after it was registered: evaluations and exports."""
+"""What is attached to a version after it was registered: evaluations, exports and indexes of training pictures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from curation.errors import UserError
 from training.exported import FOLDER as EXPORT_FOLDER
 from training.exported import REPORT_FILE as EXPORT_REPORT
+from training.neighbours.index import FOLDER as NEIGHBOURS_FOLDER
+from training.neighbours.index import INFO_FILE as NEIGHBOURS_INFO
 from training.tracking.registry import ModelVersion, look_up
 from training.tracking.server import TAG, client_of
 
@@ -58,21 +61,7 @@ def attach_export(
     Raises:
         UserError: no such version, or one without a logged model.
     """
-    client, _ = client_of(tracking_uri)
-    found = look_up(client, version.name, version.version, None)
-    if version.model_id is None:
-        raise UserError(
-            f"{version.name} version {version.version} was not registered by cleanplate: nothing can be attached to it",
-            field="model",
-            remedy="register its bundle with `cleanplate register`, or export it with --set attach=false",
-        )
-    for key in found.tags:
-        if key.startswith(TAG + "export."):
-            client.delete_model_version_tag(version.name, version.version, key)
-    client.log_model_artifacts(version.model_id, str(folder), EXPORT_FOLDER)
-    report = hashlib.sha256((folder / EXPORT_REPORT).read_bytes()).hexdigest()
-    for key, value in {**tags, "export.report_sha256": report}.items():
-        client.set_model_version_tag(version.name, version.version, TAG + key, value)
+    _attach(_EXPORT, version, folder, tags, tracking_uri)
 
 
 def export_of(version: ModelVersion, *, tracking_uri: str | None = None) -> Path:
@@ -84,29 +73,97 @@ def export_of(version: ModelVersion, *, tracking_uri: str | None = None) -> Path
     Raises:
         UserError: nothing was exported, or what is attached is not what the tag says.
     """
-    folder = Path(version.bundle) / EXPORT_FOLDER
+    return _attached(_EXPORT, version, tracking_uri)
+
+
+def attach_neighbours(
+    version: ModelVersion, folder: Path, tags: Mapping[str, str], *, tracking_uri: str | None = None
+) -> None:
+    """Attaches an index of training pictures (`training.neighbours`) to a version; as `attach_export`.
+
+    Args:
+        tags: `neighbours.…` ones; `neighbours.sha256` is set last.
+    """
+    _attach(_NEIGHBOURS, version, folder, tags, tracking_uri)
+
+
+def neighbours_of(version: ModelVersion, *, tracking_uri: str | None = None) -> Path | None:
+    """The folder of a version's index of training pictures; None where it has none. As `export_of`.
+
+    Raises:
+        UserError: what is attached is not what the tag says.
+    """
+    if version.name == "local":
+        folder = Path(version.bundle) / _NEIGHBOURS.folder
+        return folder if (folder / _NEIGHBOURS.report).is_file() else None
+    if _NEIGHBOURS.tag not in version.tags:
+        return None
+    return _attached(_NEIGHBOURS, version, tracking_uri)
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """A folder of a bundle that comes later, and the file in it that vouches for the others."""
+
+    name: str
+    folder: str
+    report: str
+    prefix: str  # of its tags
+    tag: str  # with the report's sha256
+    verb: str
+
+
+_EXPORT = _Attachment("export", EXPORT_FOLDER, EXPORT_REPORT, "export.", "export.report_sha256", "export")
+_NEIGHBOURS = _Attachment(
+    "index of neighbours", NEIGHBOURS_FOLDER, NEIGHBOURS_INFO, "neighbours.", "neighbours.sha256", "index"
+)
+
+
+def _attach(
+    what: _Attachment, version: ModelVersion, folder: Path, tags: Mapping[str, str], tracking_uri: str | None
+) -> None:
+    client, _ = client_of(tracking_uri)
+    found = look_up(client, version.name, version.version, None)
+    if version.model_id is None:
+        raise UserError(
+            f"{version.name} version {version.version} was not registered by cleanplate: nothing can be attached to it",
+            field="model",
+            remedy=f"register its bundle with `cleanplate register`, or {what.verb} it with --set attach=false",
+        )
+    for key in found.tags:
+        if key.startswith(TAG + what.prefix):
+            client.delete_model_version_tag(version.name, version.version, key)
+    client.log_model_artifacts(version.model_id, str(folder), what.folder)
+    report = hashlib.sha256((folder / what.report).read_bytes()).hexdigest()
+    for key, value in {**tags, what.tag: report}.items():
+        client.set_model_version_tag(version.name, version.version, TAG + key, value)
+
+
+def _attached(what: _Attachment, version: ModelVersion, tracking_uri: str | None) -> Path:
+    folder = Path(version.bundle) / what.folder
     if version.name == "local":
         return folder
-    what, expected = f"{version.name} version {version.version}", version.tags.get("export.report_sha256")
+    told, expected = f"{version.name} version {version.version}", version.tags.get(what.tag)
     if expected is None:
         raise UserError(
-            f"{what} has no export",
+            f"{told} has no {what.name}",
             field="model",
-            remedy=f"cleanplate export models:/{what.split()[0]}/{version.version}",
+            remedy=f"cleanplate {what.verb} models:/{version.name}/{version.version}",
         )
-    if not _is_report(folder, expected):
-        _download_export(client_of(tracking_uri)[0], version, folder)
-    if not _is_report(folder, expected):
-        raise UserError(f"the export attached to {what} was changed", field="model", remedy="export it again")
+    if not _vouches(folder / what.report, expected):
+        _download(client_of(tracking_uri)[0], what, version, folder)
+    if not _vouches(folder / what.report, expected):
+        raise UserError(
+            f"the {what.name} attached to {told} was changed", field="model", remedy=f"{what.verb} it again"
+        )
     return folder
 
 
-def _is_report(folder: Path, expected: str) -> bool:
-    report = folder / EXPORT_REPORT
+def _vouches(report: Path, expected: str) -> bool:
     return report.is_file() and hashlib.sha256(report.read_bytes()).hexdigest() == expected
 
 
-def _download_export(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
+def _download(client: MlflowClient, what: _Attachment, version: ModelVersion, folder: Path) -> None:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -114,15 +171,15 @@ def _download_export(client: MlflowClient, version: ModelVersion, folder: Path) 
     staging.mkdir(parents=True)
     try:
         place = client.get_logged_model(str(version.model_id)).artifact_location
-        download_artifacts(f"{place}/{EXPORT_FOLDER}", dst_path=str(staging), tracking_uri=client.tracking_uri)
+        download_artifacts(f"{place}/{what.folder}", dst_path=str(staging), tracking_uri=client.tracking_uri)
         shutil.rmtree(folder, ignore_errors=True)
-        (staging / EXPORT_FOLDER).rename(folder)
+        (staging / what.folder).rename(folder)
     except (MlflowException, OSError) as error:
-        if not (folder / EXPORT_REPORT).is_file():  # else another process was quicker
+        if not (folder / what.report).is_file():  # else another process was quicker
             raise UserError(
-                f"the export of {version.name} version {version.version} cannot be had: {error}",
+                f"the {what.name} of {version.name} version {version.version} cannot be had: {error}",
                 field="model",
-                remedy="restore the tracking server's artifacts, or export it again",
+                remedy=f"restore the tracking server's artifacts, or {what.verb} it again",
             ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,116 @@
+"""The two spaces in which pictures are near to each other, and distances in them, in numpy.
+
+`pixel`: the picture at 16 x 16, less its mean colour, as a unit vector. So brightness and contrast do not count, and a
+distance is sqrt(2 - 2 r) with r the correlation. What is looked for is held against the training pictures mirrored and
+moved by up to a tenth of its side, too: a copy may be. `clip`: unit vectors of a CLIP.
+
+A distance means nothing by itself, so each is divided by the training picture's spread: its mean distance to its own
+ten nearest others, copies of it left out (`training.memorization` does the same, and says why).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Space = Literal["pixel", "clip"]
+SPACES: tuple[Space, ...] = ("pixel", "clip")
+SAME: dict[Space, float] = {"pixel": 0.1, "clip": 0.1}
+"""At or below this distance two training pictures are one."""
+SIDE = 16
+DIM = SIDE * SIDE * 3
+_SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
+_FLAT = 0.02  # contrast, as a standard deviation, below which a picture is not stretched to a unit vector
+_NEIGHBOURS = 10
+_BLOCK = 4096  # vectors that are held as float32 at a time
+
+
+def pixel_vector(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) as float32 (DIM,), no longer than 1."""
+    small = Image.fromarray(np.ascontiguousarray(picture)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    values = np.asarray(small, np.float32) / 255
+    centred = (values - values.mean(axis=(0, 1))).ravel()
+    vector: np.ndarray = centred / max(float(np.linalg.norm(centred)), _FLAT * DIM**0.5)
+    return vector
+
+
+def pixel_views(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) as it is, mirrored, and moved in both axes: float32 (50, DIM). Its edges go on where it ends."""
+    height, width = picture.shape[:2]
+    steps = [(round(y * height), round(x * width)) for y in _SHIFTS for x in _SHIFTS]
+    most = (max(abs(y) for y, _ in steps), max(abs(x) for _, x in steps))
+    padded = np.pad(picture, ((most[0], most[0]), (most[1], most[1]), (0, 0)), mode="edge")
+    moved = [padded[most[0] + y :, most[1] + x :][:height, :width] for y, x in steps]
+    return np.stack([pixel_vector(view) for shown in moved for view in (shown, shown[:, ::-1])])
+
+
+def mirrored(vectors: np.ndarray) -> np.ndarray:
+    """Of pixel vectors (N, DIM) those of the mirrored pictures."""
+    turned: np.ndarray = vectors.reshape(-1, SIDE, SIDE, 3)[:, :, ::-1].reshape(len(vectors), DIM)
+    return turned
+
+
+def distances(known: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Euclidean, of each known vector (N, D) to the nearest of some views (V, D): float32 (N,). Exact, in blocks."""
+    views = views.astype(np.float32)
+    lengths = (views**2).sum(axis=1)
+    found = np.empty(len(known), np.float32)
+    for start in range(0, len(known), _BLOCK):
+        block = known[start : start + _BLOCK].astype(np.float32)
+        squared = lengths[None] - 2 * (block @ views.T)
+        found[start : start + len(block)] = squared.min(axis=1) + np.einsum("nd,nd->n", block, block)
+    result: np.ndarray = np.sqrt(found.clip(min=0))
+    return result
+
+
+def smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """The places of the k smallest of values (N,), the smallest first and equal ones in their order; infinite ones
+    are left out."""
+    k = min(k, int(np.isfinite(values).sum()))
+    if k == 0:
+        return np.zeros(0, np.int64)
+    bound = np.partition(values, k - 1)[k - 1]
+    near = np.flatnonzero(values <= bound)
+    chosen: np.ndarray = near[np.argsort(values[near], kind="stable")][:k]
+    return chosen
+
+
+def spreads(space: Space, vectors: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Of vectors (N, D) the mean distance to the ten nearest others: float32 (N,); infinite where all are copies.
+
+    Args:
+        owners: int64 (N,), the picture that each is of: a film's own frames are no others.
+    """
+    found = np.full(len(vectors), np.inf, np.float32)
+    turned = mirrored(vectors) if space == "pixel" else None
+    for start in range(0, len(vectors), _BLOCK // 8):
+        rows = slice(start, start + _BLOCK // 8)
+        best = np.full((len(vectors[rows]), _NEIGHBOURS), np.inf, np.float32)
+        for other in range(0, len(vectors), _BLOCK):
+            columns = slice(other, other + _BLOCK)
+            apart = _between(vectors[rows], vectors[columns])
+            if turned is not None:  # training may mirror a picture
+                apart = np.minimum(apart, _between(vectors[rows], turned[columns]))
+            apart[(apart <= SAME[space]) | (owners[rows, None] == owners[None, columns])] = np.inf
+            both = np.concatenate([best, apart], axis=1)
+            best = np.partition(both, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        there = np.isfinite(best)
+        counts = there.sum(axis=1)
+        sums = np.where(there, best, 0).sum(axis=1)
+        found[rows] = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
+    return found
+
+
+def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)
+    result: np.ndarray = np.sqrt(squared.clip(min=0))
+    return result
+
+
+def similarity(ratio: float) -> float:
+    """Of a normalised distance: 1 for the picture itself, 1/2 for what is as near to it as its own nearest others are,
+    and half of that again for each time as far."""
+    return float(2.0**-ratio)
