@@ -77,6 +77,7 @@ def run(job: ExportJob) -> Exported:
     Raises:
         UserError: no such model, a library or GPU that is missing, or a folder that holds something else.
     """
+    from serving import selftest
     from training import tracking
     from training.export import export
     from training.exported import FOLDER
@@ -90,6 +91,10 @@ def run(job: ExportJob) -> Exported:
     attached = job.attach and version.name != "local" and bool(report.artifacts)
     if attached:
         tracking.attach_export(version, out, report.tags(), tracking_uri=job.tracking_uri)
+        if Path(version.bundle) / FOLDER == out:
+            # ONNX Runtime draws with another graph from now on
+            tests = selftest.tags_of(version.bundle)
+            tracking.tag_version(version.name, version.version, tests, tracking_uri=job.tracking_uri)
     return Exported(
         model=version.name,
         version=version.version,

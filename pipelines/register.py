@@ -47,22 +47,29 @@ def plan(job: RegisterJob) -> dict[str, Any]:
 
 
 def run(job: RegisterJob) -> ModelVersion:
-    """Registers the bundle and moves the alias."""
-    from training.tracking import register
+    """Registers the bundle and moves the alias. What it draws here for the self-test stands in the version's tags."""
+    from serving import selftest
+    from training.tracking import register, tag_version
 
     bundle = job.bundle
     if job.which == "best":
         from training import kept
 
         bundle = str(kept.with_bundle(_folder(job), _best(job)).bundle)
-    return register(
+    # before the alias moves: servers that follow it compare with them
+    tests = selftest.tags_of(bundle)
+    version = register(
         bundle,
         job.name,
         alias=job.alias,
         tracking_uri=job.tracking_uri,
         run_id=job.run_id or _run_beside(job),
-        extra_tags=job.tags,
+        extra_tags={**tests, **job.tags},
     )
+    # a version that was registered by an earlier release
+    lacking = {key: value for key, value in tests.items() if key not in version.tags}
+    tag_version(version.name, version.version, lacking, tracking_uri=job.tracking_uri)
+    return version.model_copy(update={"tags": {**lacking, **version.tags}})
 
 
 def _folder(job: RegisterJob) -> str:

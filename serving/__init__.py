@@ -12,6 +12,10 @@ A request's way: `gateway` (HTTP) → `admission` (what it asks for, what it cos
 encode) → `gateway` (answer). In the engine, `fairness` says whose turn it is, `trajectory` is one picture under way,
 `submission` one request; `backends` runs the network and knows whether passes may be shared.
 
+Which version answers: `slots` decides (a state machine), `versions` does it (follows the aliases, loads beside what
+answers), `registered` finds versions in the registry, `selftest` compares what one draws with what it drew when it was
+registered, `rollout` is what a job says about all that.
+
 To add:
 - a field of the request: `api.GenerationRequest`, then what it means in `admission.admit` (which refuses what cannot be
   honoured: no field is ignored in silence), then `generator`;
@@ -19,6 +23,7 @@ To add:
 - a backend: `backends.OPENERS`;
 - a limit: `admission.Limits`;
 - a check of the pictures: `guard`;
-- a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica;
+- a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica, and `versions` while it
+  answers;
 - a setting of the deployment: `job.ServeJob`, and where `app.build` uses it.
 """

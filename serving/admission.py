@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.api import GenerationRequest, ImageFormat, ModelEntry, RequestError, SamplerName, TakedownStanding
+from serving.api import (
+    GenerationRequest,
+    ImageFormat,
+    ModelEntry,
+    RequestError,
+    RolloutStanding,
+    SamplerName,
+    TakedownStanding,
+)
 
 T = TypeVar("T")
 
@@ -69,6 +77,10 @@ class ModelCard(BaseModel):
     """What runs the network."""
     exact: bool = True
     """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
+    also: tuple[str, ...] = ()
+    """More that a request's `model` may be: names of a version that answers beside this one."""
+    rollout: RolloutStanding | None = None
+    """The versions in the process that was asked."""
 
     @property
     def size(self) -> str:
@@ -79,7 +91,7 @@ class ModelCard(BaseModel):
         names = {self.name, f"{self.name}/{self.version}"}
         if self.alias is not None:
             names.add(f"{self.name}@{self.alias}")
-        return names | {f"models:/{name}" for name in names}
+        return names | {f"models:/{name}" for name in names} | set(self.also)
 
     def entry(self) -> ModelEntry:
         """The card as a row of `GET /v1/models`."""
@@ -94,6 +106,7 @@ class ModelCard(BaseModel):
             guidance_scale=self.defaults.guidance_scale,
             sampler=self.defaults.sampler,
             takedowns=self.takedowns,
+            rollout=self.rollout,
         )
 
 
@@ -109,10 +122,21 @@ class Plan:
     sampler: SamplerName
     output_format: ImageFormat
     compression: int
+    ids: tuple[str, ...] = ()
+    """The images' ids, one for each."""
+
+    @property
+    def row_steps(self) -> int:
+        """What it costs: rows of forward passes, as keys are charged for them (`serving.quotas`)."""
+        rows = 2 if self.guidance_scale > 1 else 1
+        return len(self.seeds) * self.steps * rows * (2 if self.sampler == "heun" else 1)
 
 
-def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
+def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tuple[str, ...] | None = None) -> Plan:
     """Resolves a request against the model and the operator's limits.
+
+    Args:
+        ids: the images', where they are drawn again; None: new ones.
 
     Raises:
         RequestError: 400 for what this server or this model cannot do, 404 for another model's name.
@@ -124,7 +148,7 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
             param="model",
             code="model_not_found",
         )
-    _refuse_unsupported(request, card)
+    _refuseunsupported(request, card)
     if not request.prompt.strip():
         raise RequestError("prompt is blank.", param="prompt", code="invalid_value")
     for field in ("prompt", "negative_prompt"):
@@ -137,12 +161,12 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
     if steps > min(limits.max_steps, card.noise_levels):
         raise _over("num_inference_steps", f"at most {min(limits.max_steps, card.noise_levels)}")
     if request.sampler is not None and request.sampler not in card.samplers:
-        raise _unsupported("sampler", f"this model is drawn with {', '.join(card.samplers)}")
+        raise unsupported("sampler", f"this model is drawn with {', '.join(card.samplers)}")
     guidance = _given(request.guidance_scale, card.defaults.guidance_scale)
     if guidance > limits.max_guidance_scale:
         raise _over("guidance_scale", f"at most {limits.max_guidance_scale:g}")
     if request.negative_prompt and guidance <= 1:
-        raise _unsupported("negative_prompt", "it works through guidance: set guidance_scale above 1")
+        raise unsupported("negative_prompt", "it works through guidance: set guidance_scale above 1")
     pixels = card.image_size**2 * (card.frames or 1)
     if pixels * images * steps > limits.max_pixel_steps:
         most = limits.max_pixel_steps // pixels
@@ -157,29 +181,29 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits) -> Plan:
         sampler=_given(request.sampler, card.defaults.sampler),
         output_format=request.output_format or "png",
         compression=_given(request.output_compression, 100),
+        ids=ids or tuple(f"img_{secrets.token_hex(16)}" for _ in range(images)),
     )
 
 
-def _refuse_unsupported(request: GenerationRequest, card: ModelCard) -> None:
+def _refuseunsupported(request: GenerationRequest, card: ModelCard) -> None:
     if request.size not in (None, "auto", card.size):
-        raise _unsupported("size", f"this model makes {card.size}: ask for that or for 'auto'")
+        raise unsupported("size", f"this model makes {card.size}: ask for that or for 'auto'")
     if request.quality not in (None, "auto", "standard"):
-        raise _unsupported("quality", "use num_inference_steps")
+        raise unsupported("quality", "use num_inference_steps")
     if request.style is not None:
-        raise _unsupported("style", "say it in the prompt")
+        raise unsupported("style", "say it in the prompt")
     if request.background == "transparent":
-        raise _unsupported("background", "pictures are opaque: use 'opaque' or 'auto'")
+        raise unsupported("background", "pictures are opaque: use 'opaque' or 'auto'")
     if card.frames is not None and request.output_format == "jpeg":
-        raise _unsupported("output_format", "this model makes films: use 'png' or 'webp', which move")
-    if request.response_format == "url":
-        raise _unsupported("response_format", "pictures come in the answer: use 'b64_json'")
+        raise unsupported("output_format", "this model makes films: use 'png' or 'webp', which move")
     if request.partial_images and not request.stream:
-        raise _unsupported("partial_images", "previews come with 'stream': true")
+        raise unsupported("partial_images", "previews come with 'stream': true")
     if request.output_compression not in (None, 100) and request.output_format not in ("jpeg", "webp"):
-        raise _unsupported("output_compression", "PNG is lossless: set output_format to 'jpeg' or 'webp'")
+        raise unsupported("output_compression", "PNG is lossless: set output_format to 'jpeg' or 'webp'")
 
 
-def _unsupported(field: str, remedy: str) -> RequestError:
+def unsupported(field: str, remedy: str) -> RequestError:
+    """The refusal of a field that asks for what is not to be had here."""
     return RequestError(f"This {field} is not supported: {remedy}.", param=field, code="unsupported_value")
 
 

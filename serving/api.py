@@ -70,10 +70,17 @@ class ImageDatum(BaseModel):
     """One picture of the answer. A withheld one has no `b64_json`; `finish_reason` and `safety` say why."""
 
     model_config = ConfigDict(frozen=True)
+    id: str = ""
+    """`img_` and 32 hex digits: what `/v1/images/{id}` knows it by, where records are kept."""
     b64_json: str | None
+    url: str | None = None
+    """Where the picture lies for a while, with `response_format: url`."""
     revised_prompt: str | None = None
     seed: int
     finish_reason: FinishReason
+    pixels_sha256: str | None = None
+    """SHA-256 of the pixels, uint8 (H, W, 3), of a film (F, H, W, 3), row by row, as they were before encoding: equal
+    where the picture is. Null where it was withheld."""
     safety: list[ConceptScore] = []
 
     def picture(self) -> bytes | None:
@@ -114,6 +121,32 @@ class GenerationResponse(BaseModel):
     """Whether the same request gives the same bytes whatever else this server draws."""
 
 
+class ReproductionRequest(BaseModel):
+    """The body of `POST /v1/images/{id}/reproduce`: what the record does not keep."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    prompt: str | None = Field(None, min_length=1, max_length=32_000)
+    negative_prompt: str | None = Field(None, max_length=32_000)
+
+
+class Reproduction(BaseModel):
+    """Whether a picture that was drawn again is the one that was recorded."""
+
+    model_config = ConfigDict(frozen=True)
+    of: str
+    pixels_equal: bool | None
+    """Null where one of them was withheld: there is nothing to compare."""
+    recorded_sha256: str | None
+    same_backend: bool
+    """Whether the same library computed both; the last bits may differ otherwise."""
+
+
+class ReproductionResponse(GenerationResponse):
+    """The picture drawn again."""
+
+    reproduction: Reproduction
+
+
 class TakedownStanding(BaseModel):
     """How a served version stands to the takedowns in force (`serving.takedowns`); ids are the ledger's, shortened."""
 
@@ -133,6 +166,29 @@ class TakedownStanding(BaseModel):
         return not (self.affected or self.unexamined or self.problem)
 
 
+class VersionState(BaseModel):
+    """A version of the model in the process that was asked (`serving.slots`)."""
+
+    model_config = ConfigDict(frozen=True)
+    version: str
+    state: Literal["loading", "live", "warm", "failed", "refused"]
+    """`warm`: loaded and answering nobody new; `failed`: the others go on, and it is tried again."""
+    aliases: tuple[str, ...] = ()
+    """For which it answers."""
+    self_test: str | None = None
+    """What its self-test was compared with, and how that ended (`serving.selftest`)."""
+    problem: str | None = None
+
+
+class RolloutStanding(BaseModel):
+    """How a process that answers stands to the registry; those of other processes may be a moment ahead or behind."""
+
+    model_config = ConfigDict(frozen=True)
+    versions: tuple[VersionState, ...] = ()
+    problem: str | None = None
+    """Why what answers is not what the alias names, or why that is not known."""
+
+
 class ModelEntry(BaseModel):
     """A served model, in the shape of OpenAI's model list, with where it comes from."""
 
@@ -150,7 +206,8 @@ class ModelEntry(BaseModel):
     sampler: SamplerName
     """What a request that does not say gets."""
     takedowns: TakedownStanding | None = None
-    """As of when it was loaded; null where the operator's policy is not to look."""
+    """As of the last look; null where the operator's policy is not to look."""
+    rollout: RolloutStanding | None = None
 
 
 class ModelList(BaseModel):
@@ -170,6 +227,7 @@ class Health(BaseModel):
     version: str | None = None
     backend: str | None = None
     exact: bool | None = None
+    rollout: RolloutStanding | None = None
 
 
 class ErrorDetail(BaseModel):

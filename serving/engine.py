@@ -65,6 +65,19 @@ class Status:
     draining: bool
 
 
+def together(statuses: Sequence[Status]) -> Status:
+    """Of engines side by side, as of one."""
+    return Status(
+        pictures=sum(status.pictures for status in statuses),
+        row_steps=sum(status.row_steps for status in statuses),
+        passes=sum(status.passes for status in statuses),
+        rows=sum(status.rows for status in statuses),
+        row_steps_per_s=sum(status.row_steps_per_s for status in statuses),
+        silent_s=max((status.silent_s for status in statuses), default=0.0),
+        draining=all(status.draining for status in statuses),
+    )
+
+
 class StepEngine:
     """Takes pictures forward, one pass after the other. Belongs to one event loop.
 

@@ -7,6 +7,7 @@ looks at pixels comes before what marks them, and encoding comes last: nothing m
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ class Picture:
     data: bytes | None
     seed: int
     verdict: Verdict
+    id: str = ""
+    pixels_sha256: str | None = None
 
     def datum(self) -> ImageDatum:
         """The picture as it goes over the wire."""
         reason: FinishReason = "stop" if self.data is not None else "content_filtered"
         return ImageDatum(
+            id=self.id,
+            pixels_sha256=self.pixels_sha256,
             b64_json=None if self.data is None else base64.b64encode(self.data).decode(),
             seed=self.seed,
             finish_reason=reason,
@@ -79,10 +84,18 @@ class Finisher:
         verdicts = [self._verdict(pixels) for pixels in images]
         guarded = time.perf_counter()
         pictures = tuple(
-            Picture(None if verdict.withheld else encode(image, plan.output_format, plan.compression), seed, verdict)
-            for image, seed, verdict in zip(images, plan.seeds, verdicts, strict=True)
+            self._picture(plan, index, image, verdict)
+            for index, (image, verdict) in enumerate(zip(images, verdicts, strict=True))
         )
         return Finished(pictures, decoded - begun, guarded - decoded, time.perf_counter() - guarded)
+
+    def _picture(self, plan: Plan, index: int, pixels: np.ndarray, verdict: Verdict) -> Picture:
+        """One picture of a plan as it leaves."""
+        name, seed = plan.ids[index], plan.seeds[index]
+        if verdict.withheld:
+            return Picture(None, seed, verdict, id=name)
+        data = encode(pixels, plan.output_format, plan.compression)
+        return Picture(data, seed, verdict, id=name, pixels_sha256=pixels_sha256(pixels))
 
     def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
         """A picture as it looks so far, encoded; None where the guard would withhold it."""
@@ -103,6 +116,11 @@ class Finisher:
             return _PASSED
         frames = pixels if pixels.ndim == 4 else pixels[None]
         return worst(self._guard.check([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]))
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """Of uint8 (H, W, 3) or (F, H, W, 3), row by row."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def encode(pixels: np.ndarray, output_format: ImageFormat, compression: int) -> bytes:

@@ -93,7 +93,8 @@ class Generator:
         standing: TakedownStanding | None = None,
         backend: Backend | None = None,
     ) -> None:
-        self._model = model
+        self.version = version
+        self.model = self._model = model
         self.backend = backend or backends.plain(model)
         self._finisher = Finisher(model, guard)
         self._limits = limits
@@ -124,9 +125,9 @@ class Generator:
             exact=self.backend.exact,
         )
 
-    def plan(self, request: GenerationRequest) -> Plan:
-        """What a request comes to. Raises RequestError when it asks for what is not to be had."""
-        return admit(request, self.card, self._limits)
+    def plan(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
+        """What a request comes to; `ids` as `admit`. Raises RequestError when it asks for what is not to be had."""
+        return admit(request, self.card, self._limits, ids)
 
     def begin(self, plan: Plan) -> list[PictureTrajectory]:
         """A plan's pictures before their first step."""

@@ -11,6 +11,7 @@ from curation.clip import ClipConfig
 from curation.manifest import Name
 from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
+from serving.rollout import RolloutConfig
 
 BackendName = Literal["onnx", "torch", "openvino", "tensorrt"]
 
@@ -74,6 +75,7 @@ class ServeJob(BaseModel):
     clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
 
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how replicas follow the alias while they serve")
     max_queued_requests: int = Field(
         16, ge=0, description="requests at a replica beside the first one; one more is answered 429"
     )

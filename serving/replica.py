@@ -15,17 +15,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serving import registered
 from serving.admission import ModelCard
 from serving.api import GenerationRequest, RequestError
 from serving.call import Call
-from serving.engine import Status
-from serving.generator import Generation, load
+from serving.engine import Status, together
+from serving.generator import Generation
 from serving.job import ServeJob
-from serving.service import Preview, Service, overloaded
+from serving.service import Preview, overloaded
 
 
 class Sampler:
-    """Holds one model and makes pictures with it.
+    """Holds the versions of a model (`serving.versions`) and makes pictures with them.
 
     Raises:
         UserError: from the constructor, when the model or the guard cannot be loaded; Serve reports it as the reason
@@ -36,18 +37,19 @@ class Sampler:
         import torch
 
         torch.set_num_threads(job.cpu_threads)
-        self._service = Service(load(job), max_row_steps=job.engine.max_row_steps)
+        self._versions = registered.opened(job)
         self._queue_limit = job.max_queued_requests
         self._patience_s = job.request_timeout_s
         self._admitted = 0
 
     async def describe(self) -> ModelCard:
         """The model that answers; also the gateway's proof that this replica lives."""
-        return self._service.generator.card
+        self._versions.watch()
+        return self._versions.describe()
 
     async def status(self) -> Status:
-        """How its engine stands."""
-        return self._service.engine.status()
+        """How its engines stand, together."""
+        return together([service.engine.status() for service in self._versions.services()])
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         """A request's pictures, as `stream` without its previews."""
@@ -58,24 +60,30 @@ class Sampler:
         raise AssertionError("a stream ends with its generation")
 
     async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
-        """Makes a request's pictures. When the client has gone, its rows are in no pass after the one under way.
+        """Makes a request's pictures, all by the version that answers when it comes.
+
+        When the client has gone, its rows are in no pass after the one under way.
 
         Raises:
-            RequestError: 429 when too many wait already, else as `Generator.generate`.
+            RequestError: 409 when the version that was asked for is not here, 429 when too many wait already, 503 when
+                no version may answer, else as `Generator.generate`.
         """
-        if self._admitted > self._queue_limit:
-            raise overloaded(self._service.engine.seconds_left())
-        self._admitted += 1
-        try:
-            async with aclosing(self._service.stream(request, flow=call.flow, previews=call.previews)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._admitted -= 1
+        with self._versions.serving(request, version=call.version) as service:
+            if self._admitted > self._queue_limit:
+                raise overloaded(service.engine.seconds_left())
+            self._admitted += 1
+            try:
+                drawn = service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
+                async with aclosing(drawn) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                self._admitted -= 1
 
     async def check_health(self) -> None:
         """Raises when pictures are under way and no pass has ended for as long as a whole request may take."""
-        silent_s = self._service.engine.status().silent_s
+        self._versions.watch()
+        silent_s = (await self.status()).silent_s
         if silent_s > self._patience_s:
             raise RuntimeError(f"no denoising step has ended for {silent_s:.0f} s")
 

@@ -76,7 +76,12 @@ class Service:
         raise AssertionError("a stream ends with its generation")
 
     async def stream(
-        self, request: GenerationRequest, *, flow: Hashable = None, previews: int = 0
+        self,
+        request: GenerationRequest,
+        *,
+        flow: Hashable = None,
+        previews: int = 0,
+        ids: tuple[str, ...] | None = None,
     ) -> AsyncGenerator[Preview | Generation, None]:
         """Previews of a request's images while they are drawn, and in the end the generation.
 
@@ -84,11 +89,12 @@ class Service:
 
         Args:
             previews: of each image at most, evenly over its steps.
+            ids: the images', where they are drawn again.
 
         Raises:
             RequestError: as `generate`.
         """
-        plan = self.generator.plan(request)
+        plan = self.generator.plan(request, ids)
         arrived = self._clock()
         pictures = await self._aside(self.generator.begin, plan)
         steps = pictures[0].steps

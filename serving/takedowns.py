@@ -61,11 +61,18 @@ def check(job: ServeJob) -> None:
         heed(job, resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache))
 
 
-def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
+class RefusedVersion(UserError):  # noqa: N818 - what became of the version, not of a program
+    """The job's policy is not to serve a version that takedowns speak against."""
+
+
+def heed(job: ServeJob, version: ModelVersion, before: TakedownStanding | None = None) -> TakedownStanding | None:
     """Acts by the job's policy on how a version stands; None where the policy is not to look.
 
+    Args:
+        before: how it stood when it was looked at last; what was said then is not said again.
+
     Raises:
-        UserError: the policy is to refuse, and the version is affected, or it is not known that it is not.
+        RefusedVersion: the policy is to refuse, and the version is affected, or it is not known that it is not.
     """
     if job.takedowns == "ignore":
         return None
@@ -80,11 +87,12 @@ def heed(job: ServeJob, version: ModelVersion) -> TakedownStanding | None:
         return found
     name = f"{version.name} version {version.version}"
     if job.takedowns == "warn":
-        _log.warning("%s is served although %s", name, _told(found))
+        if found != before:
+            _log.warning("%s is served although %s", name, _told(found))
         return found
     for uri in ledgers:
         _record(uri, version, found)
-    raise UserError(f"{name} is not served: {_told(found)}", field="model", remedy=_remedy(version, found))
+    raise RefusedVersion(f"{name} is not served: {_told(found)}", field="model", remedy=_remedy(version, found))
 
 
 def models_behind(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
-from serving.admission import ModelCard, Plan, admit
+from serving.admission import ModelCard, Plan, admit, unsupported
 from serving.api import GenerationRequest, RequestError
 from serving.call import Call
 from serving.generator import Generation
@@ -57,6 +57,8 @@ class Desk:
 
         Raises RequestError. A good request costs no call to the backend, which checks it again anyway.
         """
+        if request.response_format == "url":
+            raise unsupported("response_format", "pictures come in the answer: use 'b64_json'")
         if self._card is not None:
             try:
                 return admit(request, self._card, self._job.limits), self._card

@@ -30,6 +30,13 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/v1/health/ready")
     async def ready() -> Health:
         card = await desk.describe()
-        return Health(status="ready", model=card.name, version=card.version, backend=card.backend, exact=card.exact)
+        return Health(
+            status="ready",
+            model=card.name,
+            version=card.version,
+            backend=card.backend,
+            exact=card.exact,
+            rollout=card.rollout,
+        )
 
     return router

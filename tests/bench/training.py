@@ -4,12 +4,12 @@ The platform side is `training.loop.train` itself: rows of a manifest, text stat
 dropout, EMA, clipping, the learning rate, a point told after every step. The bare side is what a researcher writes in
 ten lines: resident data, torch's generator, no EMA, no logging. It runs inside the callback that takes the points, so
 both sides alternate step by step in one process, on one thread, and a busy machine slows both alike. So do the loader
-and the step that consumes its batch (`loader_over_demand`), a checkpoint written in place and one written beside
+and the steps that take its batches (`tests.bench.loader`), a checkpoint written in place and one written beside
 training (`checkpoint_stall_ms`, no ratio), the loop under torchrun and in Ray Train (`tests.bench.orchestration`), and
 the loop beside diffusers' own script (`tests.bench.diffusers_script`).
 
-Last line: {"ratios": {"over_bare_loop", "ray_over_torchrun", "loader_over_demand", "over_diffusers_script"}}, of the
-medians; the last is null where `DIFFUSERS_EXAMPLES` does not say where the script is.
+Last line: {"ratios": {"over_bare_loop", "ray_over_torchrun", "loader_over_demand", "loader_over_demand_shards",
+"over_diffusers_script"}}, of the medians; the last is null where `DIFFUSERS_EXAMPLES` does not say where the script is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from tests.bench import diffusers_script, orchestration
+from tests.bench import diffusers_script, loader, orchestration
 from tests.training.conftest import shapes, write_manifest, write_tower
 from training import checkpoint, network, objective
 from training.checkpoint import CheckpointInfo, Identity
@@ -95,25 +94,6 @@ def over_bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder, folder: 
     return statistics.median(seconds["bare"][WARM_UP:]) / statistics.median(seconds["platform"][WARM_UP:])
 
 
-def loader_over_demand(batch: Callable[[Tensor], object], step: Callable[[int], object], size: int) -> float:
-    """Batches per second that can be made of a set, of whatever kind, over those that the steps take.
-
-    Args:
-        batch: makes what the samples with these global indices (N,) show and are told, as `Learner.batch` does.
-        step: trains on the `size` samples that follow so many.
-    """
-    made, taken = [], []
-    for seen in range(0, 30 * size, size):
-        began = time.perf_counter()
-        batch(torch.arange(seen, seen + size))
-        between = time.perf_counter()
-        step(seen)
-        made.append(between - began)
-        taken.append(time.perf_counter() - between)
-    print(f"{'loader':10} {size / statistics.median(made):18.1f} {size / min(made):16.1f}")
-    return statistics.median(taken) / statistics.median(made)
-
-
 def checkpoint_stall(learner: Learner, folder: Path) -> dict[str, float]:
     """Milliseconds that a checkpoint keeps training waiting, written in place and beside it, and its megabytes.
 
@@ -158,7 +138,8 @@ def main() -> None:
         print(f"{'loop':10} {'images/s (median)':>18} {'images/s (best)':>16}")
         ratios: dict[str, float | None] = {"over_bare_loop": over_bare_loop(job, data, text, root / "run")}
         learner = Learner(job, data, text, Place())
-        ratios["loader_over_demand"] = loader_over_demand(learner.batch, learner.step, job.batch_size)
+        set_of_loader = write_manifest(root / "noisy", loader.noisy_shapes(loader.ROWS, 32))
+        ratios |= loader.over_demand(set_of_loader, text, root / "loader")
         stall = checkpoint_stall(learner, root)
         print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
         several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})

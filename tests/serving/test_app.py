@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +20,10 @@ from pydantic import ValidationError
 from curation.errors import UserError
 from serving import client
 from serving.job import ServeJob
+from serving.rollout import RolloutConfig
+from serving.selftest import TAG, Drawn
 from tests.ports import free_port
+from training.bundle import INFO_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -37,6 +43,7 @@ def job(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeJob:
         port=free_port(),
         max_queued_requests=1,
         request_timeout_s=60,
+        rollout=RolloutConfig(poll_s=0.2),
     )
 
 
@@ -104,8 +111,12 @@ def test_the_server_and_the_plain_process_make_the_same_picture(url: str, job: S
 def test_health_and_models(url: str) -> None:
     assert httpx.get(f"{url}/v1/health/live").json()["status"] == "live"
     ready = httpx.get(f"{url}/v1/health/ready").json()
+    standing = ready.pop("rollout")
     expected = {"status": "ready", "model": "tiny", "version": "1", "backend": "onnx-fp32", "exact": True}
     assert ready == expected
+    (held,) = standing["versions"]
+    assert (held["version"], held["state"], held["aliases"]) == ("1", "live", ["champion"])
+    assert standing["problem"] is None
     (entry,) = httpx.get(f"{url}/v1/models").json()["data"]
     assert (entry["version"], entry["alias"], entry["manifest_id"]) == ("1", "champion", "m" * 64)
 
@@ -163,6 +174,58 @@ def test_a_model_that_is_not_there_is_said_before_serve_starts(job: ServeJob, ra
     with pytest.raises(UserError) as caught:
         app.run(job.model_copy(update={"model": model, "name": "other"}))
     assert caught.value.field == "model"
+
+
+def test_the_alias_moves_while_the_server_answers(url: str, job: ServeJob, bundle: Path, tmp_path: Path) -> None:
+    """To a version that fails its self-test, then to a good one, then back; no answer fails or is of the bad one."""
+    import torch
+
+    from serving import selftest
+    from training.tracking import register, set_alias
+
+    def registered(name: str, tags: dict[str, str]) -> str:
+        """The bundle once more: another file in it makes another version."""
+        copy = tmp_path / name
+        shutil.copytree(bundle, copy)
+        info = json.loads((copy / INFO_FILE).read_text()) | {"name": name}
+        (copy / INFO_FILE).write_text(json.dumps(info))
+        made = register(str(copy), "tiny", alias=None, tracking_uri=job.tracking_uri, extra_tags=tags)
+        return made.version
+
+    def until(found: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Draws picture after picture until the server's standing is this; returns it."""
+        while True:
+            answers.append(client.generate(url, "a", num_inference_steps=1).model_version)
+            ready: dict[str, Any] = httpx.get(f"{url}/v1/health/ready").json()
+            if found(ready):
+                return ready
+
+    answers: list[str] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.cpu_threads)
+    try:
+        drawn = selftest.tags_of(str(bundle))
+    finally:
+        torch.set_num_threads(threads)
+    other = Drawn.model_validate_json(drawn[TAG + "onnx-fp32"]).model_copy(update={"sha256": "0" * 64})
+    good = registered("good", drawn)
+    bad = registered("bad", {TAG + "onnx-fp32": other.model_dump_json()})
+    try:
+        set_alias("tiny", "champion", bad, tracking_uri=job.tracking_uri)
+        standing = until(lambda ready: ready["rollout"]["problem"] is not None)
+        assert "fails its self-test" in standing["rollout"]["problem"]
+        assert standing["version"] == "1"
+        set_alias("tiny", "champion", good, tracking_uri=job.tracking_uri)
+        standing = until(lambda ready: ready["version"] == good)["rollout"]
+        (live,) = (held for held in standing["versions"] if held["state"] == "live")
+        assert (standing["problem"], live["self_test"]) == (
+            None,
+            "the bytes that onnx-fp32 drew when it was registered",
+        )
+    finally:
+        set_alias("tiny", "champion", "1", tracking_uri=job.tracking_uri)
+        until(lambda ready: ready["version"] == "1")
+    assert [version for version, _ in groupby(answers)] in (["1", good, "1"], ["1", good], ["1"])
 
 
 def test_replicas_that_cannot_load_the_model_say_why(url: str, job: ServeJob, bundle: Path, tmp_path: Path) -> None:

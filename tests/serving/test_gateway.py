@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,8 +27,12 @@ def test_the_same_request_gets_the_same_bytes(generator: Generator) -> None:
     body = {"prompt": "a red apple", "n": 2, "seed": 4, "num_inference_steps": 2}
     first, second = (post(LocalBackend(generator), body) for _ in range(2))
     assert first.status_code == 200
-    assert first.json()["data"] == second.json()["data"]
-    parsed = GenerationResponse.model_validate_json(first.content)
+    parsed, again = (GenerationResponse.model_validate_json(answer.content) for answer in (first, second))
+    assert [datum.picture() for datum in parsed.data] == [datum.picture() for datum in again.data]
+    assert [datum.pixels_sha256 for datum in parsed.data] == [datum.pixels_sha256 for datum in again.data]
+    names = [datum.id for datum in (*parsed.data, *again.data)]
+    assert all(re.fullmatch(r"img_[0-9a-f]{32}", name) for name in names)
+    assert len(set(names)) == 4
     assert [datum.seed for datum in parsed.data] == [4, 5]
     assert all((datum.picture() or b"").startswith(b"\x89PNG") for datum in parsed.data)
 
@@ -168,7 +173,14 @@ def test_health_is_the_gateways_own_and_readiness_the_models(generator: Generato
             raise RequestError("gone", status=503, code="sampler_unavailable", retry_after_s=5)
 
     ready = send(LocalBackend(generator), "GET", "/v1/health/ready")
-    expected = {"status": "ready", "model": "tiny", "version": "3", "backend": "torch-fp32", "exact": True}
+    expected = {
+        "status": "ready",
+        "model": "tiny",
+        "version": "3",
+        "backend": "torch-fp32",
+        "exact": True,
+        "rollout": None,
+    }
     assert ready.json() == expected
     assert send(Dead(generator), "GET", "/v1/health/live").status_code == 200
     answer = send(Dead(generator), "GET", "/v1/health/ready")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +57,14 @@ def test_every_format_decodes_at_the_models_size(generator: Generator, output_fo
     with Image.open(io.BytesIO(data)) as picture:
         assert (picture.format, picture.size, picture.mode) == (output_format.upper(), (16, 16), "RGB")
     assert generation.response().data[0].picture() == data
+
+
+def test_the_pixels_hash_is_that_of_what_a_lossless_file_shows(generator: Generator) -> None:
+    (picture,) = ask(generator, seed=1).pictures
+    with Image.open(io.BytesIO(picture.data or b"")) as shown:
+        assert picture.pixels_sha256 == hashlib.sha256(np.asarray(shown).tobytes()).hexdigest()
+    (lossy,) = ask(generator, seed=1, output_format="jpeg").pictures
+    assert lossy.pixels_sha256 == picture.pixels_sha256
 
 
 def test_lossless_files_hold_the_very_pixels() -> None:

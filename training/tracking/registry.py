@@ -201,6 +201,11 @@ def find(model: str, *, tracking_uri: str | None = None) -> ModelVersion:
     return _describe(look_up(client_of(tracking_uri)[0], name, version, alias), alias, "")
 
 
+def is_registered(model: str) -> bool:
+    """Whether a name leads to the registry; else it is the folder of a bundle."""
+    return not model.startswith("s3://") and (model.startswith("models:/") or not (Path(model) / INFO_FILE).is_file())
+
+
 def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = None) -> ModelVersion:
     """The bundle behind a name, as a local folder.
 
@@ -212,7 +217,7 @@ def resolve(model: str, *, tracking_uri: str | None = None, cache: str | None = 
     Raises:
         UserError: no such model, version or alias, or its bundle is damaged.
     """
-    if model.startswith("s3://") or (not model.startswith("models:/") and (Path(model) / INFO_FILE).is_file()):
+    if not is_registered(model):
         folder = str(local_bundle(model))
         tags = _tags(read_info(folder), _bundle_digest(folder))
         return ModelVersion(name="local", version="0", alias=None, model_id=None, run_id=None, tags=tags, bundle=folder)
