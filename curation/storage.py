@@ -265,6 +265,14 @@ def move_tree(source: str, target: str) -> None:
 
 
 @_faults_are_os_errors
+def remove_file(uri: str) -> None:
+    """Removes a file; an absent one is fine."""
+    system, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(path)
+
+
+@_faults_are_os_errors
 def remove_tree(uri: str) -> None:
     """Removes a folder and everything below it; an absent one is fine."""
     system, path = filesystem(uri)

@@ -152,7 +152,10 @@ def _rooted(job: ServeJob) -> ServeJob:
         model = os.path.abspath(model)
     cache = None if job.cache is None else os.path.abspath(job.cache)
     ledger = None if job.ledger is None else storage.absolute(job.ledger)
-    return job.model_copy(update={"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger})
+    update: dict[str, Any] = {"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger}
+    if job.records is not None:
+        update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
+    return job.model_copy(update=update)
 
 
 def _serve_runs() -> bool:

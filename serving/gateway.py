@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from serving.http import errors, generations, models
+from serving.http import errors, generations, models, pictures
 from serving.http.body_limit import BodyLimit
 from serving.http.desk import Backend, Desk
 from serving.http.request_id import RequestId
 from serving.job import ServeJob
+from serving.records import Archive
 
 
 def create_app(backend: Backend, job: ServeJob) -> FastAPI:
@@ -24,7 +25,9 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     app.add_middleware(RequestId)
     errors.install(app)
 
-    desk = Desk(backend, job)
+    archive = None if job.records is None else Archive(job.records)
+    desk = Desk(backend, job, archive)
     app.include_router(generations.routes(desk))
+    app.include_router(pictures.routes(desk, archive))
     app.include_router(models.routes(desk))
     return app

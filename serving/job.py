@@ -11,6 +11,7 @@ from curation.clip import ClipConfig
 from curation.manifest import Name
 from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
+from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
 
 BackendName = Literal["onnx", "torch", "openvino", "tensorrt"]
@@ -73,6 +74,8 @@ class ServeJob(BaseModel):
     defaults: SamplingDefaults | None = Field(None, description="what a request does not say; null: the bundle's own")
     safety: SafetyConfig = Field(SafetyConfig(), description="concepts that withhold a finished picture")
     clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
+
+    records: RecordsConfig | None = Field(None, description="what is remembered of pictures; null: nothing")
 
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
     rollout: RolloutConfig = Field(RolloutConfig(), description="how replicas follow the alias while they serve")

@@ -4,7 +4,10 @@ May import what `serving` may, and FastAPI; never Ray.
 
 - `generations`: pictures for a request, whole or as a stream; `events`: what a stream says; `desk`: who checks and
   draws for all of them.
+- `pictures`: records of pictures, drawing them again, and pictures at URLs.
+- `asker`: who asks, as far as this side knows.
 - `errors`: every refusal in OpenAI's shape. `body_limit`, `request_id`: what every request goes through.
+- `models`: what is served, and whether it answers.
 
 To add an endpoint: a module with a function that returns its `APIRouter`, and its line in `gateway.create_app`.
 """

@@ -1,21 +1,26 @@
-"""Who takes requests, for every endpoint that draws: checks them, has them drawn, and gives up in time."""
+"""Who takes requests, for every endpoint that draws: checks them, has them drawn, remembers them, gives up in time."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
 from serving.admission import ModelCard, Plan, admit, unsupported
-from serving.api import GenerationRequest, RequestError
+from serving.api import GenerationRequest, GenerationResponse, RequestError
 from serving.call import Call
 from serving.generator import Generation
+from serving.http.asker import Asker
 from serving.job import ServeJob
+from serving.records import Archive, Record, records_of
 from serving.service import Preview
 
 READY_TIMEOUT_S = 5.0
 """How long a replica's event loop may take to describe itself before the server calls itself not ready."""
+
+_log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -32,12 +37,18 @@ class Backend(Protocol):
 
 
 class Desk:
-    """In front of a backend, with a job's limits."""
+    """In front of a backend, with a job's limits.
 
-    def __init__(self, backend: Backend, job: ServeJob) -> None:
+    Args:
+        archive: where pictures are remembered; None: nowhere.
+    """
+
+    def __init__(self, backend: Backend, job: ServeJob, archive: Archive | None = None) -> None:
         self._backend = backend
         self._job = job
+        self._archive = archive
         self._card: ModelCard | None = None
+        self._sweeping: asyncio.Future[None] | None = None
 
     async def describe(self) -> ModelCard:
         """The model that answers now. Raises RequestError (503) when none does, or not soon enough."""
@@ -57,7 +68,7 @@ class Desk:
 
         Raises RequestError. A good request costs no call to the backend, which checks it again anyway.
         """
-        if request.response_format == "url":
+        if request.response_format == "url" and self._archive is None:
             raise unsupported("response_format", "pictures come in the answer: use 'b64_json'")
         if self._card is not None:
             try:
@@ -68,31 +79,105 @@ class Desk:
         self._card = await self.describe()
         return admit(request, self._card, self._job.limits), self._card
 
-    async def draw(self, request: GenerationRequest, call: Call) -> Generation:
+    async def draw(self, request: GenerationRequest, asker: Asker) -> GenerationResponse:
         """The request's pictures. Raises RequestError."""
         try:
-            async with asyncio.timeout(self._seconds(call)):
+            async with asyncio.timeout(self._seconds(asker)):
                 await self.check(request)
-                return await self._backend.generate(request, call)
+                generation = await self._backend.generate(request, self._call(asker))
+                return await self._answer(generation, request, asker)
         except TimeoutError:
-            raise self._late(call) from None
+            raise self._late(asker) from None
 
-    async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
-        """Previews, and in the end the generation. To be read by one task and closed by it. Raises RequestError."""
+    async def draw_again(self, request: GenerationRequest, record: Record, asker: Asker) -> GenerationResponse:
+        """A picture of a record, by the version that drew it; not remembered again. Raises RequestError."""
+        call = self._call(asker, version=record.model_version, ids=(record.id,))
         try:
-            async with asyncio.timeout(self._seconds(call)):
+            # Not checked here: this version need not be the one whose card is known.
+            async with asyncio.timeout(self._seconds(asker)):
+                return (await self._backend.generate(request, call)).response()
+        except TimeoutError:
+            raise self._late(asker) from None
+
+    async def stream(
+        self, request: GenerationRequest, asker: Asker
+    ) -> AsyncGenerator[Preview | GenerationResponse, None]:
+        """Previews, and in the end the answer. To be read by one task and closed by it. Raises RequestError."""
+        call = self._call(asker, previews=request.partial_images or 0)
+        try:
+            async with asyncio.timeout(self._seconds(asker)):
                 await self.check(request)
                 async with aclosing(self._backend.stream(request, call)) as events:
                     async for event in events:
-                        yield event
+                        if isinstance(event, Generation):
+                            yield await self._answer(event, request, asker)
+                        else:
+                            yield event
         except TimeoutError:
-            raise self._late(call) from None
+            raise self._late(asker) from None
 
-    def _seconds(self, call: Call) -> float:
+    async def _answer(self, generation: Generation, request: GenerationRequest, asker: Asker) -> GenerationResponse:
+        response = generation.response()
+        if self._archive is None:
+            return response
+        if request.response_format == "url":
+            response = await self._with_urls(self._archive, generation, response, asker)
+        records = records_of(
+            response,
+            generation.plan,
+            request_id=asker.request_id,
+            key=asker.key,
+            prompts=self._archive.config.prompts,
+        )
+        try:
+            await asyncio.to_thread(self._archive.keep, records)
+        except OSError:
+            # The pictures are drawn: they are not to be lost for it.
+            _log.exception("what was drawn for %s could not be remembered", asker.request_id)
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.ensure_future(asyncio.to_thread(self._archive.sweep))
+        return response
+
+    async def _with_urls(
+        self, archive: Archive, generation: Generation, response: GenerationResponse, asker: Asker
+    ) -> GenerationResponse:
+        base = archive.config.public_url or asker.base_url
+        data = []
+        for datum, picture in zip(response.data, generation.pictures, strict=True):
+            if picture.data is None:
+                data.append(datum)
+                continue
+            try:
+                name = await asyncio.to_thread(archive.put, picture.data, response.output_format)
+            except OSError as error:
+                raise RequestError(
+                    "The pictures could not be kept; 'b64_json' needs no keeping.",
+                    status=503,
+                    param="response_format",
+                    code="storage_unavailable",
+                    retry_after_s=30.0,
+                ) from error
+            url = f"{base.rstrip('/')}/v1/pictures/{name}"
+            data.append(datum.model_copy(update={"b64_json": None, "url": url}))
+        return response.model_copy(update={"data": data})
+
+    def _call(
+        self, asker: Asker, *, previews: int = 0, version: str | None = None, ids: tuple[str, ...] | None = None
+    ) -> Call:
+        return Call(
+            request_id=asker.request_id,
+            flow=asker.key,
+            version=version,
+            previews=previews,
+            ids=ids,
+            seconds=self._seconds(asker),
+        )
+
+    def _seconds(self, asker: Asker) -> float:
         most = self._job.request_timeout_s
-        return most if call.seconds is None else min(most, call.seconds)
+        return most if asker.seconds is None else min(most, asker.seconds)
 
-    def _late(self, call: Call) -> RequestError:
+    def _late(self, asker: Asker) -> RequestError:
         return RequestError(
-            f"The pictures were not ready within {self._seconds(call):g} s.", status=504, code="timeout"
+            f"The pictures were not ready within {self._seconds(asker):g} s.", status=504, code="timeout"
         )

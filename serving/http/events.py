@@ -23,15 +23,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
-from serving.api import ErrorDetail, ImageDatum, ImageFormat, RequestError, SamplerName, Timings
-from serving.generator import Generation
+from serving.api import ErrorDetail, GenerationResponse, ImageDatum, ImageFormat, RequestError, SamplerName, Timings
 from serving.http import errors
 from serving.service import Preview
 
 KEEP_ALIVE_S = 10.0
 """Seconds of silence after which a comment is sent; proxies between here and the client often give up after 30."""
 
-Source = Callable[[], AsyncGenerator[Preview | Generation, None]]
+Source = Callable[[], AsyncGenerator[Preview | GenerationResponse, None]]
 _log = logging.getLogger(__name__)
 
 
@@ -123,7 +122,7 @@ class EventStream(StreamingResponse):
         self._format = output_format
         self._size = size
         self._keep_alive_s = keep_alive_s
-        self._arrived: asyncio.Queue[Preview | Generation | Exception | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Preview | GenerationResponse | Exception | None] = asyncio.Queue()
         self._begun = asyncio.Event()
         self._refusal: Exception | None = None
         self._sent: Counter[int] = Counter()
@@ -173,8 +172,10 @@ class EventStream(StreamingResponse):
             for said in self._said(event):
                 yield f"event: {said.type}\ndata: {said.model_dump_json()}\n\n".encode()
 
-    def _said(self, event: Preview | Generation | Exception) -> Iterator[PartialImage | CompletedImage | StreamError]:
-        if isinstance(event, Generation):
+    def _said(
+        self, event: Preview | GenerationResponse | Exception
+    ) -> Iterator[PartialImage | CompletedImage | StreamError]:
+        if isinstance(event, GenerationResponse):
             yield from _completed(event)
         elif isinstance(event, RequestError):
             yield StreamError(error=event.body().error)
@@ -196,8 +197,7 @@ class EventStream(StreamingResponse):
             )
 
 
-def _completed(generation: Generation) -> Iterator[CompletedImage]:
-    response = generation.response()
+def _completed(response: GenerationResponse) -> Iterator[CompletedImage]:
     whole = response.model_dump(exclude={"data", "created"})
     for index, datum in enumerate(response.data):
         yield CompletedImage(image_index=index, created_at=response.created, **whole, **datum.model_dump())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 
-from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,9 +32,3 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, named)
-
-
-def request_id(request: Request) -> str:
-    """The id of a request that came through `RequestId`."""
-    name: str = request.state.request_id
-    return name

@@ -81,6 +81,9 @@ def test_a_tree_moves_and_goes(root: str) -> None:
     storage.remove_tree(f"{root}/new")
     storage.remove_tree(f"{root}/new")
     assert [i.base_name for i in storage.list_files(root, recursive=True)] == ["y"]
+    storage.remove_file(f"{root}/y")
+    storage.remove_file(f"{root}/y")
+    assert storage.list_files(root, recursive=True) == []
 
 
 def test_whatever_a_store_answers_is_an_os_error() -> None:
