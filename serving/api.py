@@ -82,6 +82,11 @@ class ImageDatum(BaseModel):
     """SHA-256 of the pixels, uint8 (H, W, 3), of a film (F, H, W, 3), row by row, as they were before encoding: equal
     where the picture is. Null where it was withheld."""
     safety: list[ConceptScore] = []
+    credentials: bool = False
+    """Whether the file is signed (C2PA). The signature differs from time to time, also for the same picture:
+    `pixels_sha256` is what does not."""
+    watermark: bool = False
+    """Whether the pixels carry this server's mark."""
 
     def picture(self) -> bytes | None:
         """The encoded picture, None when it was withheld."""
@@ -118,7 +123,8 @@ class GenerationResponse(BaseModel):
     backend: str
     """What ran the network: `onnx-fp32`, `torch-fp32`, `openvino-bf16`, …"""
     exact: bool
-    """Whether the same request gives the same bytes whatever else this server draws."""
+    """Whether the same request gives the same pixels (`pixels_sha256`) whatever else this server draws, and where
+    files are not signed, the same bytes."""
 
 
 class ReproductionRequest(BaseModel):

@@ -21,6 +21,7 @@ from torch import Tensor
 from serving.admission import Plan
 from serving.api import FinishReason, ImageDatum, ImageFormat
 from serving.guard import Guard, Verdict, worst
+from serving.marking import MarkedPicture, Marker
 from training.bundle import DiffusionModel
 from training.films import encoded
 
@@ -36,6 +37,9 @@ class Picture:
     verdict: Verdict
     id: str = ""
     pixels_sha256: str | None = None
+    credentials: bool = False
+    watermark: str | None = None
+    """The payload in its pixels, hexadecimal, empty where they have no room for one; None: no mark."""
 
     def datum(self) -> ImageDatum:
         """The picture as it goes over the wire."""
@@ -43,6 +47,8 @@ class Picture:
         return ImageDatum(
             id=self.id,
             pixels_sha256=self.pixels_sha256,
+            credentials=self.credentials,
+            watermark=self.watermark is not None,
             b64_json=None if self.data is None else base64.b64encode(self.data).decode(),
             seed=self.seed,
             finish_reason=reason,
@@ -66,11 +72,13 @@ class Finisher:
     Args:
         model: whose space they are in.
         guard: looks at them; None lets all pass.
+        marker: marks their pixels and signs their files; None leaves them as they are.
     """
 
-    def __init__(self, model: DiffusionModel, guard: Guard | None) -> None:
+    def __init__(self, model: DiffusionModel, guard: Guard | None, marker: Marker | None = None) -> None:
         self._model = model
         self._guard = guard
+        self._marker = marker
 
     def finish(self, plan: Plan, clean: Sequence[Tensor]) -> Finished:
         """A plan's pictures.
@@ -94,14 +102,25 @@ class Finisher:
         name, seed = plan.ids[index], plan.seeds[index]
         if verdict.withheld:
             return Picture(None, seed, verdict, id=name)
-        data = encode(pixels, plan.output_format, plan.compression)
-        return Picture(data, seed, verdict, id=name, pixels_sha256=pixels_sha256(pixels))
+        marker = self._marker
+        marked = MarkedPicture(pixels, None) if marker is None else marker.pixels(plan, index, pixels)
+        digest = pixels_sha256(marked.pixels)
+        data = encode(marked.pixels, plan.output_format, plan.compression)
+        if marker is not None:
+            data = marker.file(plan, index, data, digest, marked.watermark)
+        signed = marker is not None and marker.signs
+        return Picture(data, seed, verdict, name, digest, credentials=signed, watermark=marked.watermark)
 
-    def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
-        """A picture as it looks so far, encoded; None where the guard would withhold it."""
+    def preview(self, plan: Plan, clean: Tensor, index: int = 0) -> bytes | None:
+        """Picture `index` as it looks so far, marked and encoded; None where the guard would withhold it.
+
+        Not signed: credentials are of the picture that the request ends with.
+        """
         pixels = self._pixels(clean)
         if self._verdict(pixels).withheld:
             return None
+        if self._marker is not None:
+            pixels = self._marker.pixels(plan, index, pixels).pixels
         return encode(pixels, plan.output_format, plan.compression)
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curation import torchvision_ops
 from curation.errors import UserError
-from serving import backends, guard, takedowns
+from serving import backends, guard, marking, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import (
     GenerationRequest,
@@ -30,6 +30,7 @@ from serving.backends import Backend
 from serving.finishing import Finisher, Picture
 from serving.guard import Guard
 from serving.job import ServeJob
+from serving.marking import Marker, Marks
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, load_bundle, local_bundle
 from training.pairs import refuse_sampler
@@ -81,6 +82,7 @@ class Generator:
         defaults: what a silent request gets; None: what the bundle says.
         standing: how the version stands to the takedowns in force; None where nobody looked.
         backend: what runs the network; None: the network as it is, each picture by itself.
+        marks: what pictures are marked with; None: with nothing.
     """
 
     def __init__(
@@ -92,11 +94,11 @@ class Generator:
         defaults: SamplingDefaults | None = None,
         standing: TakedownStanding | None = None,
         backend: Backend | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self.version = version
         self.model = self._model = model
         self.backend = backend or backends.plain(model)
-        self._finisher = Finisher(model, guard)
         self._limits = limits
         samplers = _samplers(model)
         levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in samplers)
@@ -124,6 +126,7 @@ class Generator:
             backend=self.backend.name,
             exact=self.backend.exact,
         )
+        self._finisher = Finisher(model, guard, None if marks is None else Marker(marks, self.card))
 
     def plan(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
         """What a request comes to; `ids` as `admit`. Raises RequestError when it asks for what is not to be had."""
@@ -151,9 +154,9 @@ class Generator:
         )
         return Generation(done.pictures, plan, self.card, timings, created=int(time.time()))
 
-    def preview(self, plan: Plan, clean: Tensor) -> bytes | None:
-        """A picture as it looks so far, encoded; None where the guard would withhold it."""
-        return self._finisher.preview(plan, clean)
+    def preview(self, plan: Plan, clean: Tensor, index: int = 0) -> bytes | None:
+        """Picture `index` as it looks so far, encoded; None where the guard would withhold it."""
+        return self._finisher.preview(plan, clean, index)
 
     def generate(self, request: GenerationRequest, *, stop: Callable[[], bool] = lambda: False) -> Generation:
         """Samples, checks and encodes a request's pictures, in the calling thread.
@@ -204,7 +207,8 @@ def load(job: ServeJob) -> Generator:
     standing = takedowns.heed(job, version)
     model = load_bundle(version.bundle, device=job.device)
     backend = backends.build(job.engine, local_bundle(version.bundle), model)
-    return Generator(version, model, guard.build(job.safety, job.clip), job.limits, job.defaults, standing, backend)
+    watch, marks = guard.build(job.safety, job.clip), marking.build(job.credentials, job.watermark)
+    return Generator(version, model, watch, job.limits, job.defaults, standing, backend, marks)
 
 
 def _ms(seconds: float) -> float:

@@ -106,7 +106,7 @@ class Service:
                     if isinstance(event, Finished):
                         clean[event.picture] = event.clean
                     elif event.clean is not None:
-                        data = await self._aside(self.generator.preview, plan, event.clean)
+                        data = await self._aside(self.generator.preview, plan, event.clean, event.picture)
                         yield Preview(event.picture, event.done, event.steps, data)
                 started = submission.started or arrived
         except QueueFullError as full:

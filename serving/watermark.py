@@ -46,7 +46,8 @@ FALSE_POSITIVE_RATE = 1e-6
 MIN_SIDE = 32
 """The shorter side of the smallest picture that can be marked, in pixels."""
 
-_ROUNDS = 4
+_ROUNDS = 4  # of finding out how strong each part has to be
+_SCALINGS = 3  # of finding out how strong the mark is that is left of one
 
 
 # Whole pictures that a crop may be of: the sizes that models are trained at.
@@ -264,7 +265,7 @@ def _added(pixels: np.ndarray, mark: np.ndarray, psnr: float) -> np.ndarray:
     wanted = 255.0**2 / 10 ** (psnr / 10)
     strength = math.sqrt(wanted / float(np.mean(mark * mark)))
     marked = pixels
-    for _ in range(4):
+    for _ in range(_SCALINGS):
         marked = np.clip(np.rint(pixels + (strength * mark)[..., None]), 0, 255).astype(np.uint8)
         strength *= 10 ** ((min(_psnr(marked, pixels), 80.0) - psnr) / 20)
     return marked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from pipelines.cluster import authenticate
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+_credentials = tempfile.TemporaryDirectory(prefix="credentials-")  # certificate and keys of every server of the tests
+os.environ["CLEANPLATE_CREDENTIALS"] = os.path.join(_credentials.name, "of-the-tests")
 authenticate()  # before a test's module imports ray.serve
 
 
