@@ -162,6 +162,21 @@ def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: 
 
 
 @app.command()
+def pipeline(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """Run several jobs, each from what the ones before it made; rerun to go on at the step that failed."""
+    from pipelines import config
+    from pipelines import pipeline as verb
+
+    resolved = config.load_job(job, sets, kind="pipeline")
+    if dry_run:
+        _print_plan(resolved, verb.plan(resolved), as_json)
+        return
+    done = verb.run(resolved)
+    _end(done, verb, as_json)
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     out: Annotated[str, typer.Option(help="file to write: .png, .jpg or .webp")] = "generated.png",
@@ -455,7 +470,9 @@ def status_of_takedowns(
 @app.command()
 def submit(
     job: JobFile,
-    address: Annotated[str, typer.Option(help="the cluster's dashboard: http://HEAD:8265")],
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard: http://HEAD:8265")
+    ],
     sets: Overrides = [],  # noqa: B006
     follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
     dry_run: DryRun = False,
@@ -473,6 +490,59 @@ def submit(
     print(f"{done.job_id}: {done.status.lower()}", file=sys.stderr)
     _end(done, None, as_json)
     raise typer.Exit(done.exit_code)
+
+
+jobs_app = typer.Typer(help="What was submitted to a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(jobs_app, name="jobs")
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard: http://HEAD:8265")
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="as `submit` and `jobs list` print it")]
+
+
+@jobs_app.command("list")
+def jobs_list(address: Address, as_json: AsJson = False) -> None:
+    """Show what was submitted, the newest first."""
+    from pipelines import submit as verb
+
+    found = verb.submissions(address)
+    if not as_json:
+        verb.show(found.jobs)
+    _end(found, None, as_json)
+
+
+@jobs_app.command("status")
+def jobs_status(id_: JobId, address: Address, as_json: AsJson = False) -> None:
+    """Show how one submission stands."""
+    from pipelines import submit as verb
+
+    found = verb.status(address, id_)
+    if not as_json:
+        verb.show([found])
+    _end(found, None, as_json)
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    id_: JobId,
+    address: Address,
+    follow: Annotated[bool, typer.Option(help="until it ends, with its exit code")] = False,
+) -> None:
+    """Print a submission's log."""
+    from pipelines import submit as verb
+
+    raise typer.Exit(verb.logs(address, id_, follow=follow).exit_code)
+
+
+@jobs_app.command("stop")
+def jobs_stop(id_: JobId, address: Address, as_json: AsJson = False) -> None:
+    """End a submission; what trains saves its state first, and the same submission resumes it."""
+    from pipelines import submit as verb
+
+    done = verb.stop(address, id_)
+    print(f"{done.job_id}: {done.status.lower()}", file=sys.stderr)
+    _end(done, None, as_json)
 
 
 @app.command()

@@ -37,7 +37,7 @@ def endpoint(job: ServeJob) -> Iterator[str]:
 
     takedowns.check(job)  # a cluster is not started for what is refused
     # Serve's controller and proxies take no logical CPU here, but Ray wants one to start them on.
-    with connect(cpus=math.ceil(job.replicas * job.cpus_per_replica) + 1):
+    with connect(cpus=math.ceil(job.most_replicas * job.cpus_per_replica) + 1):
         url = app.run(job)
         try:
             yield url

@@ -3,7 +3,8 @@
 May import: `curation` (CLIP, safety, errors, the takedown ledger) and of `training` only what rebuilds a model from a
 bundle and samples it (`bundle`, `sampling`, `stepper`), what runs its network by other libraries (`onnx_denoiser` and
 its neighbours) and what finds it in the registry (`tracking`); never the training loop.
-Nothing of `pipelines`. FastAPI stands in `gateway` and its rooms (`serving.http`), Ray in `replica` and `app`;
+Nothing of `pipelines`. FastAPI stands in `gateway` and its rooms (`serving.http`), Ray in `replica`, `handle`,
+`canary_desk` and `app`;
 everything else runs in a plain process, so that `cleanplate generate` without a server and the server make the same
 bytes with the same code.
 
@@ -14,7 +15,9 @@ encode) → `gateway` (answer). In the engine, `fairness` says whose turn it is,
 
 Which version answers: `slots` decides (a state machine), `versions` does it (follows the aliases, loads beside what
 answers), `registered` finds versions in the registry, `selftest` compares what one draws with what it drew when it was
-registered, `rollout` is what a job says about all that.
+registered, `rollout` is what a job says about all that. `canary` says who is answered by a second version and when it
+goes back (`canary_desk` counts), `autoscaling` how many replicas there are, `handle` asks another one where
+one went away.
 
 To add:
 - a field of the request: `api.GenerationRequest`, then what it means in `admission.admit` (which refuses what cannot be

@@ -24,8 +24,10 @@ from ray.serve.schema import LoggingConfig
 from curation import storage
 from curation.errors import UserError
 from serving import identity
+from serving.canary_desk import actors
+from serving.handle import SamplerHandle
 from serving.job import ServeJob, plan
-from serving.replica import Sampler, SamplerHandle
+from serving.replica import Sampler
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,12 +45,14 @@ def build(args: ServeJob) -> serve.Application:
     sampler: Any = serve.deployment(
         Sampler,
         name=SAMPLER,
-        num_replicas=args.replicas,
+        **_scale(args),
         ray_actor_options={"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
         # The replica counts its queue itself (serving.replica); what it refuses, and `describe`, must get through.
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_ongoing_requests,
         max_constructor_retry_count=2,
+        deployment_actors=actors(args),
+        **_patience(args),
         logging_config=_QUIET,
     )
 
@@ -56,8 +60,10 @@ def build(args: ServeJob) -> serve.Application:
         # Runs in the gateway's replica, where the sampler's handle can be had.
         from serving.gateway import create_app
 
-        handle = serve.get_deployment_handle(SAMPLER, app_name=serve.get_replica_context().app_name)
-        return create_app(SamplerHandle(handle), args)
+        name = serve.get_replica_context().app_name
+        handle = serve.get_deployment_handle(SAMPLER, app_name=name)
+        sleeps = args.autoscaling is not None and args.autoscaling.min_replicas == 0
+        return create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args)
 
     gateway: Any = serve.deployment(
         serve.ingress(asgi)(),
@@ -66,10 +72,28 @@ def build(args: ServeJob) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_ongoing_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
+        **_patience(args),
         logging_config=_QUIET,
     )
     application: serve.Application = gateway.bind(sampler.bind(args))
     return application
+
+
+def _scale(job: ServeJob) -> dict[str, Any]:
+    if job.autoscaling is None:
+        return {"num_replicas": job.replicas}
+    return {"autoscaling_config": job.autoscaling.for_serve()}
+
+
+def _patience(job: ServeJob) -> dict[str, Any]:
+    """A replica that is to go gets no new requests, and ends when those under way have, however long these may take."""
+    return {"graceful_shutdown_timeout_s": job.request_timeout_s + 5, "graceful_shutdown_wait_loop_s": 0.5}
+
+
+def _asleep(application: str) -> bool:
+    """Whether the sampler has no replica at all."""
+    there = serve.status().applications[application].deployments[SAMPLER].replica_states
+    return not any(there.values())
 
 
 def check(job: ServeJob) -> None:
@@ -88,7 +112,7 @@ def check(job: ServeJob) -> None:
     for resource, field in (("CPU", "cpus"), ("GPU", "gpus")):
         if needed[field] > there.get(resource, 0.0):
             raise UserError(
-                f"{job.replicas} replicas need {needed[field]:g} {resource}s, the cluster has "
+                f"{job.most_replicas} replicas need {needed[field]:g} {resource}s, the cluster has "
                 f"{there.get(resource, 0.0):g}",
                 field=f"{field}_per_replica",
                 remedy=f"lower replicas or {field}_per_replica, or use a larger cluster",

@@ -1,6 +1,6 @@
 """The HTTP face: OpenAI's Images API on FastAPI, in front of anything that can generate.
 
-Knows nothing of Ray: `create_app` takes a `Backend`, which in production is `serving.replica.SamplerHandle`. Its rooms
+Knows nothing of Ray: `create_app` takes a `Backend`, which in production is `serving.handle.SamplerHandle`. Its rooms
 are in `serving.http`. Every answer of 400 and above has OpenAI's error body.
 """
 

@@ -11,6 +11,7 @@ from curation.clip import ClipConfig
 from curation.manifest import Name
 from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
+from serving.autoscaling import AutoscalingConfig
 from serving.identity import CredentialsConfig, WatermarkConfig
 from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
@@ -79,6 +80,9 @@ class ServeJob(BaseModel):
     records: RecordsConfig | None = Field(None, description="what is remembered of pictures; null: nothing")
 
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
+    autoscaling: AutoscalingConfig | None = Field(
+        None, description="replicas by what is to be drawn, in the place of `replicas`; null: as many as that says"
+    )
     rollout: RolloutConfig = Field(RolloutConfig(), description="how replicas follow the alias while they serve")
     credentials: CredentialsConfig = Field(CredentialsConfig(), description="a signed statement in each picture's file")
     watermark: WatermarkConfig = Field(WatermarkConfig(), description="an invisible mark in each picture's pixels")
@@ -99,6 +103,10 @@ class ServeJob(BaseModel):
         if self.defaults.guidance_scale > self.limits.max_guidance_scale:
             raise ValueError("defaults.guidance_scale is over limits.max_guidance_scale")
         return self
+
+    @property
+    def most_replicas(self) -> int:
+        return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
 
     @property
     def cpu_threads(self) -> int:
@@ -122,12 +130,12 @@ def plan(job: ServeJob) -> dict[str, Any]:
         "deployments": {
             "gateway": {"replicas": 1, "cpus": 0.0, "gpus": 0.0},
             "sampler": {
-                "replicas": job.replicas,
+                "replicas": job.most_replicas,
                 "cpus": job.cpus_per_replica,
                 "gpus": job.gpus_per_replica,
                 "threads": job.cpu_threads,
             },
         },
-        "cpus": job.replicas * job.cpus_per_replica,
-        "gpus": job.replicas * job.gpus_per_replica,
+        "cpus": job.most_replicas * job.cpus_per_replica,
+        "gpus": job.most_replicas * job.gpus_per_replica,
     }

@@ -1,4 +1,4 @@
-"""The sampler's Ray Serve deployment, and the handle by which the gateway speaks to it.
+"""The sampler's Ray Serve deployment (`serving.handle` is how the gateway speaks to it).
 
 A replica's requests share its forward passes (`serving.engine`), which run in a thread of their own, so that its event
 loop always answers health checks and `describe`. Requests that wait are counted here and not in Serve's queue: the
@@ -7,22 +7,21 @@ replica knows how long its passes take, and so can say when to come again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
-
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from serving import registered
 from serving.admission import ModelCard
 from serving.api import GenerationRequest, RequestError
+from serving.autoscaling import STAT
 from serving.call import Call
+from serving.canary import Outcome, place
+from serving.canary_desk import Reporter
 from serving.engine import Status, together
 from serving.generator import Generation
 from serving.job import ServeJob
-from serving.service import Preview, overloaded
+from serving.service import Preview, Service, overloaded
 
 
 class Sampler:
@@ -38,6 +37,7 @@ class Sampler:
 
         torch.set_num_threads(job.cpu_threads)
         self._versions = registered.opened(job)
+        self._reporter = Reporter()
         self._queue_limit = job.max_queued_requests
         self._patience_s = job.request_timeout_s
         self._admitted = 0
@@ -68,17 +68,42 @@ class Sampler:
             RequestError: 409 when the version that was asked for is not here, 429 when too many wait already, 503 when
                 no version may answer, else as `Generator.generate`.
         """
-        with self._versions.serving(request, version=call.version) as service:
+        caller = place(call.flow or request.user or call.request_id)
+        with self._versions.serving(request, caller, version=call.version) as service:
             if self._admitted > self._queue_limit:
                 raise overloaded(service.engine.seconds_left())
             self._admitted += 1
             try:
-                drawn = service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
-                async with aclosing(drawn) as events:
-                    async for event in events:
-                        yield event
+                with self._watched(service) as finished:
+                    drawn = service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
+                    async with aclosing(drawn) as events:
+                        async for event in events:
+                            if isinstance(event, Generation):
+                                finished(event)
+                            yield event
             finally:
                 self._admitted -= 1
+
+    @contextmanager
+    def _watched(self, service: Service) -> Iterator[Callable[[Generation], None]]:
+        """Tells of what becomes of a request, where versions are compared (`serving.canary`)."""
+        card, begun = service.generator.card, time.monotonic()
+
+        def tell(outcome: Outcome) -> None:
+            challenger = self._versions.compared(card.version)
+            if challenger is not None:
+                self._reporter.add(card.name, card.version, challenger, outcome)
+
+        try:
+            yield lambda generation: tell(outcome_of(generation, time.monotonic() - begun))
+        except Exception as error:
+            if not isinstance(error, RequestError) or error.status >= 500:
+                tell(Outcome(failed=True))
+            raise
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `serving.autoscaling` goes by."""
+        return {STAT: float((await self.status()).row_steps)}
 
     async def check_health(self) -> None:
         """Raises when pictures are under way and no pass has ended for as long as a whole request may take."""
@@ -88,47 +113,9 @@ class Sampler:
             raise RuntimeError(f"no denoising step has ended for {silent_s:.0f} s")
 
 
-class SamplerHandle:
-    """`serving.http.desk.Backend` on a Serve handle: Ray's errors become the API's."""
-
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
-        self._streams = handle.options(stream=True)
-
-    async def describe(self) -> ModelCard:
-        with _our_errors():
-            card: ModelCard = await self._handle.describe.remote()
-        return card
-
-    async def generate(self, request: GenerationRequest, call: Call) -> Generation:
-        with _our_errors():
-            generation: Generation = await self._handle.generate.remote(request, call)
-        return generation
-
-    async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
-        """To be closed by whoever does not read it to its end: that takes the request out."""
-        events: Any = self._streams.stream.remote(request, call)
-        try:
-            with _our_errors():
-                async for event in events:
-                    yield event
-        finally:
-            events.cancel()  # of no effect where it has ended
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    try:
-        yield
-    except BackPressureError as error:
-        raise overloaded(1.0) from error
-    except RayTaskError as error:
-        # What the replica raised, without Ray's wrapping: `cause` is the very exception.
-        raise error.cause from error
-    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError) as error:
-        raise RequestError(
-            "The model's process went away; it is being restarted.",
-            status=503,
-            code="sampler_unavailable",
-            retry_after_s=5.0,
-        ) from error
+def outcome_of(generation: Generation, seconds: float) -> Outcome:
+    """Of a request that was answered after so many seconds."""
+    plan, pictures = generation.plan, generation.pictures
+    row_steps = len(plan.seeds) * plan.steps * (2 if plan.guidance_scale > 1 else 1)
+    withheld = sum(picture.data is None for picture in pictures)
+    return Outcome(pictures=len(pictures), withheld=withheld, seconds=seconds / row_steps)

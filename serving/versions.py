@@ -137,6 +137,13 @@ class Versions:
         finally:
             self._slots.end(version)
 
+    def compared(self, version: str) -> bool | None:
+        """Whether a version is the challenger (or else the champion); None where there is nothing to compare."""
+        challenger = self._slots.live(CHALLENGER)
+        if challenger is None or version not in (challenger, self._slots.live(CHAMPION)):
+            return None
+        return version == challenger
+
     def describe(self) -> ModelCard:
         """The champion's card, with what else is here. Raises RequestError as `serving`."""
         card = self._card(self._champion())

@@ -21,6 +21,7 @@ import yaml
 
 from tests.curation.pictures import encoded, noise
 from tests.ports import free_port
+from tests.training.conftest import shapes, write_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -66,8 +67,12 @@ def _answers(address: str, token: str) -> bool:
 
 
 def submit(job: Path, head: tuple[str, dict[str, str]], *more: str) -> subprocess.CompletedProcess[str]:
+    return cleanplate(head, "submit", str(job), *more)
+
+
+def cleanplate(head: tuple[str, dict[str, str]], *words: str) -> subprocess.CompletedProcess[str]:
     address, environment = head
-    command = [sys.executable, "-m", "pipelines", "submit", str(job), "--address", address, *more]
+    command = [sys.executable, "-m", "pipelines", *words, "--address", address]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -98,6 +103,22 @@ def test_a_submitted_job_runs_there_and_its_result_comes_back(job: Path, head: t
     assert json.loads(lines[-1])["status"] == "SUCCEEDED"
     assert head[1]["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
+    job_id = json.loads(lines[-1])["job_id"]
+    again = submit(job, head, "--json")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["job_id"] == job_id, "the same job has the same id"
+    (found,) = json.loads(cleanplate(head, "jobs", "list", "--json").stdout)["jobs"]
+    assert (found["job_id"], found["kind"], found["name"], found["status"]) == (
+        job_id,
+        "curate",
+        "elsewhere",
+        "SUCCEEDED",
+    )
+    assert result["manifest"] in cleanplate(head, "jobs", "logs", job_id).stdout
+    unknown = cleanplate(head, "jobs", "status", "curate-nothing-0")
+    assert unknown.returncode == 2
+    assert "knows no job curate-nothing-0" in unknown.stderr
+
 
 def test_the_exit_code_is_the_job_s_own(job: Path, head: tuple[str, dict[str, str]]) -> None:
     done = submit(job, head, "--set", "source.path=/nowhere")
@@ -111,3 +132,24 @@ def test_a_wrong_token_is_told(job: Path, head: tuple[str, dict[str, str]]) -> N
     assert done.returncode == 2, done.stdout + done.stderr
     assert "RAY_AUTH_TOKEN" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_is_stopped_saves_its_state_first(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    raw = {
+        "kind": "train", "name": "stopped", "manifest": write_manifest(tmp_path / "manifests", shapes(8)).uri,
+        "output": str(tmp_path / "training"), "workers": 0, "patch_size": 1, "conditioning": {"kind": "none"},
+        "network": {"block_out_channels": [32, 32], "layers_per_block": 1, "attention_heads": 2},
+        "images": 10**7, "batch_size": 8, "checkpoint_every": 10**6, "sample": {"steps": 2},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }  # fmt: skip
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(raw))
+    accepted = submit(tmp_path / "train.yaml", head, "--no-follow", "--json")
+    assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+    job_id = json.loads(accepted.stdout.splitlines()[-1])["job_id"]
+    while not list((tmp_path / "training").rglob("run.json")):
+        status = json.loads(cleanplate(head, "jobs", "status", job_id, "--json").stdout)["status"]
+        assert status in ("PENDING", "RUNNING"), cleanplate(head, "jobs", "logs", job_id).stdout
+    stopped = cleanplate(head, "jobs", "stop", job_id)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "stopped" in stopped.stderr
+    assert "is saved" in cleanplate(head, "jobs", "logs", job_id).stdout
