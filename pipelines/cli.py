@@ -467,6 +467,50 @@ def status_of_takedowns(
     _end(found, verb, as_json)
 
 
+keys_app = typer.Typer(help="Who may ask an endpoint, and how much.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys")
+
+KeyFile = Annotated[str, typer.Option("--file", help="the keys' file, as in the serve job's keys.file")]
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="whose key it is")],
+    file: KeyFile,
+    scope: Annotated[
+        list[str], typer.Option(help="generate, read, verify or admin; may be repeated; all but admin when not given")
+    ] = [],  # noqa: B006
+    row_steps_per_minute: Annotated[int | None, typer.Option(min=1, help="at most, also at once")] = None,
+    row_steps_per_day: Annotated[int | None, typer.Option(min=1, help="at most, by UTC")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and show it once; a picture of 20 steps with guidance costs 40 row-steps."""
+    from pipelines import keys as verb
+
+    limits = {"row_steps_per_minute": row_steps_per_minute, "row_steps_per_day": row_steps_per_day}
+    _end(verb.create(file, name, scope or ["generate", "read", "verify"], **limits), verb, as_json)
+
+
+@keys_app.command("list")
+def keys_list(file: KeyFile, as_json: AsJson = False) -> None:
+    """Show the keys of a file; their secrets are not in it."""
+    from pipelines import keys as verb
+
+    _end(verb.listed(file), verb, as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="its id or its name")],
+    file: KeyFile,
+    as_json: AsJson = False,
+) -> None:
+    """End a key; endpoints heed it within seconds."""
+    from pipelines import keys as verb
+
+    _end(verb.revoke(file, key), verb, as_json)
+
+
 @app.command()
 def submit(
     job: JobFile,

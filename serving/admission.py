@@ -128,8 +128,12 @@ class Plan:
     @property
     def row_steps(self) -> int:
         """What it costs: rows of forward passes, as keys are charged for them (`serving.quotas`)."""
-        rows = 2 if self.guidance_scale > 1 else 1
-        return len(self.seeds) * self.steps * rows * (2 if self.sampler == "heun" else 1)
+        return row_steps(len(self.seeds), self.steps, self.guidance_scale, self.sampler)
+
+
+def row_steps(images: int, steps: int, guidance_scale: float, sampler: SamplerName) -> int:
+    """Rows of forward passes of so many images: two a step with guidance, and Heun's method asks twice."""
+    return images * steps * (2 if guidance_scale > 1 else 1) * (2 if sampler == "heun" else 1)
 
 
 def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tuple[str, ...] | None = None) -> Plan:

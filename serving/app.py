@@ -23,10 +23,11 @@ from ray.serve.schema import LoggingConfig
 
 from curation import storage
 from curation.errors import UserError
-from serving import identity
+from serving import identity, keys
 from serving.canary_desk import actors
 from serving.handle import SamplerHandle
 from serving.job import ServeJob, plan
+from serving.keys import KeysConfig
 from serving.replica import Sampler
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def check(job: ServeJob) -> None:
     """
     from training.tracking import resolve
 
+    if isinstance(job.keys, KeysConfig):
+        keys.read(job.keys.file)
     resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
     if job.safety.concepts:
         job.clip.check()
@@ -180,6 +183,10 @@ def _rooted(job: ServeJob) -> ServeJob:
     update: dict[str, Any] = {"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger}
     if job.records is not None:
         update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
+    if isinstance(job.keys, KeysConfig):
+        usage = job.keys.usage or f"{job.keys.file}.usage"
+        places = {"file": storage.absolute(job.keys.file), "usage": storage.absolute(usage)}
+        update["keys"] = job.keys.model_copy(update=places)
     return job.model_copy(update=update | identity.rooted(job.credentials, job.watermark))
 
 

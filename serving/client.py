@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,9 +12,13 @@ from pydantic import ValidationError
 from curation.errors import UserError
 from serving.api import ErrorBody, GenerationResponse
 
+KEY_VARIABLE = "CLEANPLATE_API_KEY"
+
 
 def generate(url: str, prompt: str, *, timeout_s: float = 300.0, **fields: Any) -> GenerationResponse:
     """Asks a server for pictures; `response.data[k].picture()` is the k-th one's bytes.
+
+    A key stands in the environment, as $CLEANPLATE_API_KEY.
 
     Args:
         url: the server, with or without `/v1`: `http://127.0.0.1:8000`.
@@ -30,8 +35,12 @@ def generate(url: str, prompt: str, *, timeout_s: float = 300.0, **fields: Any) 
         raise UserError(f"{url} is not a URL", field="server", remedy="write it as http://HOST:PORT")
     # A proxy named in the environment has no business with a server on this machine.
     remote = urlsplit(base).hostname not in ("127.0.0.1", "localhost", "::1")
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.post(f"{base}/v1/images/generations", json=body, timeout=timeout_s, trust_env=remote)
+        answer = httpx.post(
+            f"{base}/v1/images/generations", json=body, headers=headers, timeout=timeout_s, trust_env=remote
+        )
     except httpx.TimeoutException:
         raise UserError(
             f"{base} did not answer within {timeout_s:g} s", field="server", remedy="ask for fewer images or steps"

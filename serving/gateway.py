@@ -6,13 +6,21 @@ are in `serving.http`. Every answer of 400 and above has OpenAI's error body.
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 
 from serving.http import errors, generations, models, pictures
+from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
+from serving.http.authentication import Authentication
 from serving.http.body_limit import BodyLimit
 from serving.http.desk import Backend, Desk
+from serving.http.generations import VERSION_HEADER as VERSION
+from serving.http.request_id import HEADER as REQUEST_ID
 from serving.http.request_id import RequestId
 from serving.job import ServeJob
+from serving.keys import KeyRing, KeysConfig
+from serving.quotas import Quotas
 from serving.records import Archive
 
 
@@ -22,11 +30,24 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     app = FastAPI(title="cleanplate", docs_url=None, redoc_url=None, responses=errors.RESPONSES)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=job.limits.max_body_bytes)
+    quotas = None
+    if isinstance(job.keys, KeysConfig):
+        app.add_middleware(Authentication, ring=KeyRing(job.keys))
+        app.router.dependencies.append(Depends(HTTPBearer(auto_error=False)))  # for the schema
+        quotas = Quotas(job.keys.usage or f"{job.keys.file}.usage")
     app.add_middleware(RequestId)
+    if job.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=job.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", REQUEST_ID, TIMEOUT],
+            expose_headers=["Location", "Retry-After", REQUEST_ID, VERSION],
+        )
     errors.install(app)
 
     archive = None if job.records is None else Archive(job.records)
-    desk = Desk(backend, job, archive)
+    desk = Desk(backend, job, archive, quotas)
     app.include_router(generations.routes(desk))
     app.include_router(pictures.routes(desk, archive))
     app.include_router(models.routes(desk))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
 from serving.autoscaling import AutoscalingConfig
 from serving.identity import CredentialsConfig, WatermarkConfig
+from serving.keys import KeysConfig
 from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
 
@@ -77,6 +79,10 @@ class ServeJob(BaseModel):
     safety: SafetyConfig = Field(SafetyConfig(), description="concepts that withhold a finished picture")
     clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
 
+    keys: KeysConfig | Literal["open"] | None = Field(
+        None, description="who may ask; null: anybody on this machine; open: anybody at all"
+    )
+    cors_origins: tuple[str, ...] = Field((), description="origins whose pages may ask from a browser; none")
     records: RecordsConfig | None = Field(None, description="what is remembered of pictures; null: nothing")
 
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
@@ -104,6 +110,15 @@ class ServeJob(BaseModel):
             raise ValueError("defaults.guidance_scale is over limits.max_guidance_scale")
         return self
 
+    @model_validator(mode="after")
+    def _not_open_by_mistake(self) -> ServeJob:
+        if self.keys is None and not _loopback(self.host):
+            raise ValueError(
+                f"host {self.host} is reached from other machines, and there are no keys: "
+                "name their file in keys.file, or say keys: open"
+            )
+        return self
+
     @property
     def most_replicas(self) -> int:
         return self.replicas if self.autoscaling is None else self.autoscaling.max_replicas
@@ -121,6 +136,13 @@ class ServeJob(BaseModel):
         """Where a client on this machine reaches the API: what `/v1/…` is appended to."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.route_prefix.rstrip('/')}"
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def plan(job: ServeJob) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from serving.api import RequestError
+from serving.keys import Key
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 
@@ -21,13 +22,21 @@ class Asker:
         request_id: of the request.
         base_url: what the API's paths are appended to, as the client wrote it.
         seconds: how long it waits; None where it does not say.
-        key: the id of its key; None where the server wants none.
+        key: its key; None where the server wants none.
     """
 
     request_id: str
     base_url: str
     seconds: float | None = None
-    key: str | None = None
+    key: Key | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        return None if self.key is None else self.key.id
+
+    def sees(self, owner: str | None) -> bool:
+        """Whether what was drawn with that key is to be shown."""
+        return owner == self.key_id or (self.key is not None and self.key.may("admin"))
 
 
 def _asker(request: Request) -> Asker:
@@ -35,6 +44,7 @@ def _asker(request: Request) -> Asker:
         request_id=request.state.request_id,
         base_url=str(request.base_url).rstrip("/"),
         seconds=_seconds(request.headers.get(TIMEOUT_HEADER)),
+        key=getattr(request.state, "key", None),
     )
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
 
-from serving.admission import ModelCard, Plan, admit, unsupported
+from serving.admission import ModelCard, Plan, admit, row_steps, unsupported
 from serving.api import GenerationRequest, GenerationResponse, RequestError
 from serving.call import Call
 from serving.generator import Generation
 from serving.http.asker import Asker
 from serving.job import ServeJob
+from serving.quotas import Quotas
 from serving.records import Archive, Record, records_of
 from serving.service import Preview
 
@@ -41,13 +42,18 @@ class Desk:
 
     Args:
         archive: where pictures are remembered; None: nowhere.
+        quotas: what keys are charged to; None: nobody is charged.
     """
 
-    def __init__(self, backend: Backend, job: ServeJob, archive: Archive | None = None) -> None:
+    def __init__(
+        self, backend: Backend, job: ServeJob, archive: Archive | None = None, quotas: Quotas | None = None
+    ) -> None:
         self._backend = backend
         self._job = job
         self._archive = archive
+        self._quotas = quotas
         self._card: ModelCard | None = None
+        self._counting = asyncio.Lock()
         self._sweeping: asyncio.Future[None] | None = None
 
     async def describe(self) -> ModelCard:
@@ -83,8 +89,9 @@ class Desk:
         """The request's pictures. Raises RequestError."""
         try:
             async with asyncio.timeout(self._seconds(asker)):
-                await self.check(request)
-                generation = await self._backend.generate(request, self._call(asker))
+                plan, _ = await self.check(request)
+                async with self._charged(asker, plan.row_steps):
+                    generation = await self._backend.generate(request, self._call(asker))
                 return await self._answer(generation, request, asker)
         except TimeoutError:
             raise self._late(asker) from None
@@ -94,7 +101,8 @@ class Desk:
         call = self._call(asker, version=record.model_version, ids=(record.id,))
         try:
             # Not checked here: this version need not be the one whose card is known.
-            async with asyncio.timeout(self._seconds(asker)):
+            cost = row_steps(1, record.steps, record.guidance_scale, record.sampler)
+            async with asyncio.timeout(self._seconds(asker)), self._charged(asker, cost):
                 return (await self._backend.generate(request, call)).response()
         except TimeoutError:
             raise self._late(asker) from None
@@ -106,8 +114,11 @@ class Desk:
         call = self._call(asker, previews=request.partial_images or 0)
         try:
             async with asyncio.timeout(self._seconds(asker)):
-                await self.check(request)
-                async with aclosing(self._backend.stream(request, call)) as events:
+                plan, _ = await self.check(request)
+                async with (
+                    self._charged(asker, plan.row_steps),
+                    aclosing(self._backend.stream(request, call)) as events,
+                ):
                     async for event in events:
                         if isinstance(event, Generation):
                             yield await self._answer(event, request, asker)
@@ -115,6 +126,29 @@ class Desk:
                             yield event
         except TimeoutError:
             raise self._late(asker) from None
+
+    @asynccontextmanager
+    async def _charged(self, asker: Asker, cost: int) -> AsyncIterator[None]:
+        """Takes what a request costs from its key; what the server fails at costs nothing. Raises RequestError."""
+        if self._quotas is None or asker.key is None:
+            yield
+            return
+        if self._quotas.stale:
+            async with self._counting:
+                await asyncio.to_thread(self._quotas.sync)
+        self._quotas.charge(asker.key, cost)
+        await self._count(self._quotas)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, RequestError) or error.status == 429 or error.status >= 500:
+                self._quotas.refund(asker.key, cost)
+                await self._count(self._quotas)
+            raise
+
+    async def _count(self, quotas: Quotas) -> None:
+        async with self._counting:
+            await asyncio.to_thread(quotas.flush)
 
     async def _answer(self, generation: Generation, request: GenerationRequest, asker: Asker) -> GenerationResponse:
         response = generation.response()
@@ -126,7 +160,7 @@ class Desk:
             response,
             generation.plan,
             request_id=asker.request_id,
-            key=asker.key,
+            key=asker.key_id,
             prompts=self._archive.config.prompts,
         )
         try:
@@ -166,7 +200,7 @@ class Desk:
     ) -> Call:
         return Call(
             request_id=asker.request_id,
-            flow=asker.key,
+            flow=asker.key_id,
             version=version,
             previews=previews,
             ids=ids,

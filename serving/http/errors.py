@@ -28,7 +28,11 @@ def install(app: FastAPI) -> None:
 
 def answer(error: RequestError) -> JSONResponse:
     """The refusal as it goes over the wire."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(math.ceil(error.retry_after_s))}
+    headers = {}
+    if error.retry_after_s is not None or error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 0)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body().model_dump(), status_code=error.status, headers=headers)
 
 

@@ -71,7 +71,7 @@ def routes(desk: Desk, archive: Archive | None) -> APIRouter:
 async def _record(archive: Archive | None, name: str, asker: Asker) -> Record:
     """Raises RequestError; somebody else's picture is as one that is not there."""
     record = None if archive is None else await _read(archive.record, name)
-    if record is None or record.key != asker.key:
+    if record is None or not asker.sees(record.key):
         raise RequestError(
             f"There is no record of {name}: nothing was drawn under that id, or it was too long ago.",
             status=404,
