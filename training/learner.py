@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,8 +139,11 @@ class Learner:
         """Whether captions were encoded beforehand, one by one; else each batch encodes its own."""
         return self._captions.resident
 
-    def step(self, images_seen: int) -> tuple[Tensor, Tensor]:
+    def step(self, images_seen: int, before_change: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
         """One optimizer step on the global batch that follows `images_seen`.
+
+        Args:
+            before_change: called between the passes, which change nothing that `state` has, and what does.
 
         Returns:
             This worker's part of the mean loss times the number of workers, and the norm of the global gradient
@@ -153,6 +156,7 @@ class Learner:
         loss = self._gradients(images_seen)
         # after the all-reduce, so it is the norm of the whole batch's gradient on every rank
         norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self._parameters, job.grad_clip))
+        before_change()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         step = images_seen // job.batch_size + 1

@@ -11,8 +11,9 @@ import functools
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -141,14 +142,15 @@ class _Loop:
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)
+        self.snapshots = Writer(averages.folder_of(folder), keep=1)
         self.writer = Writer(
             self._checkpoints,
             keep=job.keep_checkpoints,
             keep_best=job.keep_best_checkpoints,
             standing=kept.standing(folder, job.best_by),
             write=checkpoint.save if self._shards is None else self._shards.write_like(self._learner.state()),
+            after=self.snapshots,  # a run that goes on from a checkpoint never comes by the snapshots before it again
         )
-        self.snapshots = Writer(averages.folder_of(folder), keep=1)
         self._saved = 0  # images seen at the newest checkpoint
         self._budget = job.steps * job.batch_size
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
@@ -164,7 +166,7 @@ class _Loop:
         loss_sum = norm_sum = torch.zeros((), device=self._place.device)
         window, began = seen, time.monotonic()
         while seen < self._budget:
-            loss, norm = learner.step(seen)
+            loss, norm = learner.step(seen, before_change=self._taken)
             loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
             before, seen = seen, seen + job.batch_size
             self._snapshot(before, seen)
@@ -189,6 +191,10 @@ class _Loop:
         bundle = self._finish(seen, sha256)
         return Outcome(seen, resumed_from, sha256, self._metrics, bundle, self._legs)
 
+    def _taken(self) -> None:
+        self.writer.taken()
+        self.snapshots.taken()
+
     def _due(self, every: int | None, before: int, seen: int) -> bool:
         """Whether a multiple of `every` images was reached in this step; the end of the budget always counts."""
         return seen >= self._budget or (every is not None and seen // every > before // every)
@@ -212,6 +218,7 @@ class _Loop:
             raise FloatingPointError(
                 f"the loss is {loss} after {seen} images: lower optimizer.lr or use precision fp32"
             )
+        self.snapshots.check()
         self.writer.check()
         self._metrics = {"loss": loss, "grad_norm": norm}
         lr = learning_rate(self._job.optimizer, seen, self._budget)
@@ -269,37 +276,29 @@ class _Loop:
         if self._shards is not None:
             found = {part: sharding.gather(of, keep=self._place.rank == 0) for part, of in found.items()}
         if self._place.rank == 0:
-            info = CheckpointInfo(
-                images_seen=seen,
-                identity=self._identity,
-                topology=self._topology,
-                legs=self._legs,
-                libraries=finish.libraries(),
-                points=(),
-                milestone=True,
-                seen_sha256=self._seen.upto(seen),
-            )
-            self.snapshots.save(found, info)
+            self.snapshots.save(found, self._told(seen, milestone=True), copies_beside=True)
 
     def _save(self, seen: int, milestone: bool) -> None:
         if self._place.rank == 0 or self._shards is not None:
-            self.snapshots.flush()  # a run that goes on from here never comes by them again
             since = [p.values["loss"] for p in self._points if p.images > self._saved and "loss" in p.values]
-            info = CheckpointInfo(
-                images_seen=seen,
-                identity=self._identity,
-                topology=self._topology,
-                legs=self._legs,
-                libraries=finish.libraries(),
+            told = self._told(
+                seen,
                 points=tuple(self._points),
                 milestone=milestone,
                 loss=sum(since) / len(since) if since else None,
                 base_digest=self._data.roster.info.order_digest,
                 removed_digest=self._data.roster.info.removed_digest,
-                seen_sha256=self._seen.upto(seen),
             )
-            self.writer.save(self._learner.state(), info)
+            self.writer.save(self._learner.state(), told, copies_beside=True)
             self._saved = seen
+
+    def _told(self, seen: int, **more: Any) -> Callable[[], CheckpointInfo]:
+        """What a checkpoint says about itself, put together by the thread that writes: to hash what was seen takes
+        time."""
+        known = {"identity": self._identity, "topology": self._topology, "legs": self._legs, "points": (), **more}
+        return lambda: CheckpointInfo(
+            images_seen=seen, libraries=finish.libraries(), seen_sha256=self._seen.upto(seen), **known
+        )
 
     # --- what is left for others ---
 

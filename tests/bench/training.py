@@ -94,10 +94,12 @@ def over_bare_loop(job: TrainJob, data: TrainingSet, text: TextEncoder, folder: 
     return statistics.median(seconds["bare"][WARM_UP:]) / statistics.median(seconds["platform"][WARM_UP:])
 
 
-def checkpoint_stall(learner: Learner, folder: Path) -> dict[str, float]:
-    """Milliseconds that a checkpoint keeps training waiting, written in place and beside it, and its megabytes.
+def checkpoint_stall(learner: Learner, folder: Path, batch_size: int) -> dict[str, float]:
+    """Milliseconds that a checkpoint keeps the training thread waiting, and its megabytes.
 
-    `own` is the processor time of the latter in the training thread: what it would be on a machine that is not shared.
+    Three ways in turns, each with a step after it: written `in_place`; `copied` before training goes on, and written
+    beside it; `beside`, as the loop does, where the copy is taken during the step's passes and only the update waits
+    for it. `own` is the processor time of the last in the training thread: what it would be on a quiet machine.
     """
     info = CheckpointInfo(
         images_seen=0,
@@ -106,20 +108,32 @@ def checkpoint_stall(learner: Learner, folder: Path) -> dict[str, float]:
         libraries={},
         points=(),
     )
-    waited: dict[str, list[float]] = {"in_place": [], "beside": [], "own": []}
-    writer = Writer(str(folder / "beside"), keep=2)
-    for images in range(10):
+    writers = {name: Writer(str(folder / name), keep=2) for name in ("copied", "beside")}
+    waited: dict[str, list[float]] = {"in_place": [], "copied": [], "beside": [], "own": []}
+
+    def waits(what: Callable[[], object]) -> None:
+        began, own = time.perf_counter(), time.thread_time()
+        what()
+        waited[name][-1] += 1000 * (time.perf_counter() - began)
+        if name == "beside":
+            waited["own"][-1] += 1000 * (time.thread_time() - own)
+
+    for images in range(0, 45 * batch_size, batch_size):
+        name = ("in_place", "copied", "beside")[images // batch_size % 3]
         told = info.model_copy(update={"images_seen": images})
-        for name in ("in_place", "beside"):
-            began, own = time.perf_counter(), time.thread_time()
-            if name == "beside":
-                writer.save(learner.state(), told)
-                waited["own"].append(1000 * (time.thread_time() - own))
-            else:
-                checkpoint.save(str(folder / "in_place"), learner.state(), told, keep=2)
-            waited[name].append(1000 * (time.perf_counter() - began))
+        waited[name].append(0.0)
+        if name == "in_place":
+            waits(lambda: checkpoint.save(str(folder / "in_place"), learner.state(), told, keep=2))  # noqa: B023
+            learner.step(images)
+            continue
+        if name == "beside":
+            waited["own"].append(0.0)
+        writer = writers[name]
+        waits(lambda: writer.save(learner.state(), told, copies_beside=name == "beside"))  # noqa: B023
+        learner.step(images, before_change=lambda: waits(writer.taken))  # noqa: B023
         writer.flush()  # long before the next one is due
-    writer.close()
+    for writer in writers.values():
+        writer.close()
     size = sum(tensor.nbytes for part in learner.state().values() for tensor in part.values()) / 1e6
     return {name: round(statistics.median(values), 1) for name, values in waited.items()} | {
         "megabytes": round(size, 1)
@@ -140,7 +154,7 @@ def main() -> None:
         learner = Learner(job, data, text, Place())
         set_of_loader = write_manifest(root / "noisy", loader.noisy_shapes(loader.ROWS, 32))
         ratios |= loader.over_demand(set_of_loader, text, root / "loader")
-        stall = checkpoint_stall(learner, root)
+        stall = checkpoint_stall(learner, root, job.batch_size)
         print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
         several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})
         ratios["ray_over_torchrun"] = orchestration.compare(several, tower, root / "turns")

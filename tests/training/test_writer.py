@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,53 @@ def test_nothing_is_being_written_once_it_is_closed(tmp_path: Path) -> None:
     writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]
     assert checkpoint.latest(str(tmp_path)) is not None
+
+
+def test_a_copy_taken_beside_is_whole_before_the_state_may_change(tmp_path: Path) -> None:
+    weights = torch.zeros(1 << 22)
+    writer = Writer(str(tmp_path), keep=5)
+    for images in (8, 16, 24):
+        writer.save({"weights": {"a": weights}}, info(images), copies_beside=True)
+        writer.taken()
+        weights += images
+    writer.flush()
+    for images, value in ((8, 0), (16, 8), (24, 24)):
+        _, stored = checkpoint.load(f"{tmp_path}/images-{images:012d}", OWN)
+        assert bool((stored["weights"]["a"] == value).all())
+    writer.close()
+
+
+def test_a_state_that_cannot_be_copied_is_not_written(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path), keep=1)
+    writer.save({"weights": {"a": torch.zeros(2)}}, info(8))
+    writer.save({"weights": {"a": torch.zeros(3)}}, info(16), copies_beside=True)  # of another run, it seems
+    with pytest.raises(RuntimeError, match="size"):
+        writer.taken()
+    with pytest.raises(RuntimeError, match="size"):
+        writer.flush()
+    writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["images-000000000008"]
+
+
+def test_what_takes_time_is_said_by_the_thread_that_writes(tmp_path: Path) -> None:
+    hashed: Future[str] = Future()
+    writer = Writer(str(tmp_path), keep=1)
+    writer.save({"weights": {"a": torch.zeros(2)}}, lambda: info(8).model_copy(update={"seen_sha256": hashed.result()}))
+    assert checkpoint.latest(str(tmp_path)) is None, "it waits, and training does not"
+    hashed.set_result("ab")
+    writer.flush()
+    assert checkpoint.read_info(f"{tmp_path}/images-000000000008").seen_sha256 == "ab"
+    writer.close()
+
+
+def test_no_checkpoint_is_written_after_one_that_it_goes_with_and_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "averages").write_text("a file where the folder should be")
+    first = Writer(str(tmp_path / "averages"), keep=1)
+    then = Writer(str(tmp_path / "checkpoints"), keep=1, after=first)
+    first.save({"ema": {"a": torch.zeros(2)}}, info(8))
+    then.save({"weights": {"a": torch.zeros(2)}}, info(8))
+    for writer in (then, first):
+        with pytest.raises(OSError, match="averages"):
+            writer.flush()
+    then.close()
+    assert not (tmp_path / "checkpoints").exists()
