@@ -16,6 +16,7 @@ from serving.api import (
     GenerationRequest,
     ImageFormat,
     ModelEntry,
+    Moderation,
     RequestError,
     RolloutStanding,
     SamplerName,
@@ -124,6 +125,8 @@ class Plan:
     compression: int
     ids: tuple[str, ...] = ()
     """The images' ids, one for each."""
+    moderation: tuple[Moderation, ...] = ()
+    """What is to be said of its prompt (`serving.prompts`)."""
 
     @property
     def row_steps(self) -> int:

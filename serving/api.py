@@ -13,7 +13,7 @@ import base64
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from curation.errors import UserError
 
@@ -66,8 +66,22 @@ class ConceptScore(BaseModel):
     threshold: float
 
 
+class Moderation(BaseModel):
+    """Something that was found in a prompt or a picture, and what was done about it."""
+
+    model_config = ConfigDict(frozen=True)
+    stage: Literal["prompt", "picture"]
+    category: str
+    rule: str
+    """Which rule says so: `LIST:CATEGORY:NUMBER`, `clip:CONCEPT`, `opennsfw`, or `failed` where nobody could judge."""
+    action: Literal["block", "blur", "flag"]
+    score: float | None = None
+    """Null where there is none: a rule is broken or is not."""
+
+
 class ImageDatum(BaseModel):
-    """One picture of the answer. A withheld one has no `b64_json`; `finish_reason` and `safety` say why."""
+    """One picture of the answer. A withheld one has no `b64_json`; a blurred one has, and `finish_reason` says so too.
+    `moderation` says why, `safety` has all scores."""
 
     model_config = ConfigDict(frozen=True)
     id: str = ""
@@ -87,6 +101,7 @@ class ImageDatum(BaseModel):
     `pixels_sha256` is what does not."""
     watermark: bool = False
     """Whether the pixels carry this server's mark."""
+    moderation: list[Moderation] = []
 
     def picture(self) -> bytes | None:
         """The encoded picture, None when it was withheld."""
@@ -236,6 +251,14 @@ class Health(BaseModel):
     rollout: RolloutStanding | None = None
 
 
+class ModerationDetails(BaseModel):
+    """OpenAI's details of a `moderation_blocked` error."""
+
+    model_config = ConfigDict(frozen=True)
+    moderation_stage: Literal["input", "output"]
+    categories: list[str]
+
+
 class ErrorDetail(BaseModel):
     """OpenAI's error object: `param` names the request's field, clients branch on `code`."""
 
@@ -244,6 +267,14 @@ class ErrorDetail(BaseModel):
     type: str
     param: str | None = None
     code: str | None = None
+    moderation_details: ModerationDetails | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = written(self)
+        if self.moderation_details is None:
+            del found["moderation_details"]
+        return found
 
 
 class ErrorBody(BaseModel):
@@ -264,6 +295,7 @@ class RequestError(UserError):
         param: the request's field.
         code: a stable word for programs.
         retry_after_s: when trying again makes sense, in seconds.
+        moderation: what was found, of a prompt that is blocked.
     """
 
     def __init__(
@@ -274,27 +306,43 @@ class RequestError(UserError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        moderation: ModerationDetails | None = None,
     ) -> None:
         super().__init__(message, field=param)
         self.status = status
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self.moderation = moderation
 
     def body(self) -> ErrorBody:
+        blocked = self.moderation is not None
         return ErrorBody(
-            error=ErrorDetail(message=self.message, type=error_type(self.status), param=self.param, code=self.code)
+            error=ErrorDetail(
+                message=self.message,
+                type="image_generation_user_error" if blocked else error_type(self.status),
+                param=self.param,
+                code=self.code,
+                moderation_details=self.moderation,
+            )
         )
 
     def __reduce__(self) -> tuple[Callable[..., RequestError], tuple[Any, ...]]:
         # Exceptions with keyword-only arguments do not survive pickling by default; these cross Ray.
-        return (_rebuild, (self.message, self.status, self.param, self.code, self.retry_after_s))
+        return (_rebuild, (self.message, self.status, self.param, self.code, self.retry_after_s, self.moderation))
 
 
 def _rebuild(
-    message: str, status: int, param: str | None, code: str | None, retry_after_s: float | None
+    message: str,
+    status: int,
+    param: str | None,
+    code: str | None,
+    retry_after_s: float | None,
+    moderation: ModerationDetails | None,
 ) -> RequestError:
-    return RequestError(message, status=status, param=param, code=code, retry_after_s=retry_after_s)
+    return RequestError(
+        message, status=status, param=param, code=code, retry_after_s=retry_after_s, moderation=moderation
+    )
 
 
 def error_type(status: int) -> str:

@@ -108,9 +108,8 @@ def check(job: ServeJob) -> None:
     if isinstance(job.keys, KeysConfig):
         keys.read(job.keys.file)
     resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
-    if job.safety.concepts:
-        job.clip.check()
-        job.safety.resolve(job.clip)
+    job.prompts.check(job.clip)
+    job.safety.check(job.clip)
     needed, there = plan(job), ray.cluster_resources()
     for resource, field in (("CPU", "cpus"), ("GPU", "gpus")):
         if needed[field] > there.get(resource, 0.0):
@@ -181,6 +180,7 @@ def _rooted(job: ServeJob) -> ServeJob:
     cache = None if job.cache is None else os.path.abspath(job.cache)
     ledger = None if job.ledger is None else storage.absolute(job.ledger)
     update: dict[str, Any] = {"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger}
+    update["prompts"] = job.prompts.rooted()
     if job.records is not None:
         update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
     if isinstance(job.keys, KeysConfig):

@@ -15,22 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from serving.admission import Plan
-from serving.api import FinishReason, ImageDatum, ImageFormat
-from serving.guard import Guard, Verdict, worst
+from serving.api import FinishReason, ImageDatum, ImageFormat, Moderation
+from serving.guard import PASSED, Guard, Verdict
 from serving.marking import MarkedPicture, Marker
 from training.bundle import DiffusionModel
 from training.films import encoded
 
-_PASSED = Verdict(withheld=False, scores=[])
-
 
 @dataclass(frozen=True)
 class Picture:
-    """One encoded picture, or none when the guard withheld it."""
+    """One encoded picture, what the guard left of it, or none when it was withheld."""
 
     data: bytes | None
     seed: int
@@ -40,10 +37,12 @@ class Picture:
     credentials: bool = False
     watermark: str | None = None
     """The payload in its pixels, hexadecimal, empty where they have no room for one; None: no mark."""
+    of_prompt: tuple[Moderation, ...] = ()
+    """What is to be said of its prompt."""
 
     def datum(self) -> ImageDatum:
         """The picture as it goes over the wire."""
-        reason: FinishReason = "stop" if self.data is not None else "content_filtered"
+        reason: FinishReason = "stop" if self.verdict.action in (None, "flag") else "content_filtered"
         return ImageDatum(
             id=self.id,
             pixels_sha256=self.pixels_sha256,
@@ -53,6 +52,7 @@ class Picture:
             seed=self.seed,
             finish_reason=reason,
             safety=self.verdict.scores,
+            moderation=[*self.of_prompt, *self.verdict.moderation],
         )
 
 
@@ -89,27 +89,24 @@ class Finisher:
         begun = time.perf_counter()
         images = [self._pixels(picture) for picture in clean]
         decoded = time.perf_counter()
-        verdicts = [self._verdict(pixels) for pixels in images]
+        judged = [(pixels, PASSED) if self._guard is None else self._guard.judge(pixels) for pixels in images]
         guarded = time.perf_counter()
-        pictures = tuple(
-            self._picture(plan, index, image, verdict)
-            for index, (image, verdict) in enumerate(zip(images, verdicts, strict=True))
-        )
+        pictures = tuple(self._picture(plan, index, left, verdict) for index, (left, verdict) in enumerate(judged))
         return Finished(pictures, decoded - begun, guarded - decoded, time.perf_counter() - guarded)
 
-    def _picture(self, plan: Plan, index: int, pixels: np.ndarray, verdict: Verdict) -> Picture:
+    def _picture(self, plan: Plan, index: int, left: np.ndarray | None, verdict: Verdict) -> Picture:
         """One picture of a plan as it leaves."""
-        name, seed = plan.ids[index], plan.seeds[index]
-        if verdict.withheld:
-            return Picture(None, seed, verdict, id=name)
+        name, seed, said = plan.ids[index], plan.seeds[index], plan.moderation
+        if left is None:
+            return Picture(None, seed, verdict, id=name, of_prompt=said)
         marker = self._marker
-        marked = MarkedPicture(pixels, None) if marker is None else marker.pixels(plan, index, pixels)
+        marked = MarkedPicture(left, None) if marker is None else marker.pixels(plan, index, left)
         digest = pixels_sha256(marked.pixels)
         data = encode(marked.pixels, plan.output_format, plan.compression)
         if marker is not None:
             data = marker.file(plan, index, data, digest, marked.watermark)
         signed = marker is not None and marker.signs
-        return Picture(data, seed, verdict, name, digest, credentials=signed, watermark=marked.watermark)
+        return Picture(data, seed, verdict, name, digest, signed, marked.watermark, said)
 
     def preview(self, plan: Plan, clean: Tensor, index: int = 0) -> bytes | None:
         """Picture `index` as it looks so far, marked and encoded; None where the guard would withhold it.
@@ -117,24 +114,18 @@ class Finisher:
         Not signed: credentials are of the picture that the request ends with.
         """
         pixels = self._pixels(clean)
-        if self._verdict(pixels).withheld:
+        left = pixels if self._guard is None else self._guard.preview(pixels)
+        if left is None:
             return None
         if self._marker is not None:
-            pixels = self._marker.pixels(plan, index, pixels).pixels
-        return encode(pixels, plan.output_format, plan.compression)
+            left = self._marker.pixels(plan, index, left).pixels
+        return encode(left, plan.output_format, plan.compression)
 
     @torch.inference_mode()
     def _pixels(self, clean: Tensor) -> np.ndarray:
         """uint8 (H, W, 3), of a film (F, H, W, 3)."""
         pixels: np.ndarray = self._model.space.decode(clean.to(self._model.device))[0]
         return pixels
-
-    def _verdict(self, pixels: np.ndarray) -> Verdict:
-        """Of a picture, or of a film: its worst frame's, concept by concept."""
-        if self._guard is None:
-            return _PASSED
-        frames = pixels if pixels.ndim == 4 else pixels[None]
-        return worst(self._guard.check([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]))
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:

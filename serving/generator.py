@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from torch import Tensor
@@ -31,6 +31,8 @@ from serving.finishing import Finisher, Picture
 from serving.guard import Guard
 from serving.job import ServeJob
 from serving.marking import Marker, Marks
+from serving.prompts import guard as prompts
+from serving.prompts.guard import PromptGuard
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, load_bundle, local_bundle
 from training.pairs import refuse_sampler
@@ -83,6 +85,7 @@ class Generator:
         standing: how the version stands to the takedowns in force; None where nobody looked.
         backend: what runs the network; None: the network as it is, each picture by itself.
         marks: what pictures are marked with; None: with nothing.
+        prompts: looks at prompts; None lets all pass.
     """
 
     def __init__(
@@ -95,11 +98,13 @@ class Generator:
         standing: TakedownStanding | None = None,
         backend: Backend | None = None,
         marks: Marks | None = None,
+        prompts: PromptGuard | None = None,
     ) -> None:
         self.version = version
         self.model = self._model = model
         self.backend = backend or backends.plain(model)
         self._limits = limits
+        self._prompts = prompts
         samplers = _samplers(model)
         levels = min(len(timestep_grid(model.betas, sampler, len(model.betas))) for sampler in samplers)
         silent = defaults or SamplingDefaults.model_validate(model.info.sampling.model_dump())
@@ -129,8 +134,12 @@ class Generator:
         self._finisher = Finisher(model, guard, None if marks is None else Marker(marks, self.card))
 
     def plan(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
-        """What a request comes to; `ids` as `admit`. Raises RequestError when it asks for what is not to be had."""
-        return admit(request, self.card, self._limits, ids)
+        """What a request comes to; `ids` as `admit`.
+
+        Raises RequestError when it asks for what is not to be had, or may not be had.
+        """
+        plan = admit(request, self.card, self._limits, ids)
+        return plan if self._prompts is None else replace(plan, moderation=self._prompts.check(plan.prompt))
 
     def begin(self, plan: Plan) -> list[PictureTrajectory]:
         """A plan's pictures before their first step."""
@@ -208,7 +217,8 @@ def load(job: ServeJob) -> Generator:
     model = load_bundle(version.bundle, device=job.device)
     backend = backends.build(job.engine, local_bundle(version.bundle), model)
     watch, marks = guard.build(job.safety, job.clip), marking.build(job.credentials, job.watermark)
-    return Generator(version, model, watch, job.limits, job.defaults, standing, backend, marks)
+    asked = prompts.build(job.prompts, job.clip)
+    return Generator(version, model, watch, job.limits, job.defaults, standing, backend, marks, asked)
 
 
 def _ms(seconds: float) -> float:

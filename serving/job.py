@@ -10,13 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from curation.clip import ClipConfig
 from curation.manifest import Name
-from curation.safety import SafetyConfig
 from serving.admission import Limits, SamplingDefaults
 from serving.autoscaling import AutoscalingConfig
 from serving.identity import CredentialsConfig, WatermarkConfig
 from serving.keys import KeysConfig
+from serving.prompts.guard import PromptsConfig
 from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
+from serving.safety import OutputSafety
 
 BackendName = Literal["onnx", "torch", "openvino", "tensorrt"]
 
@@ -76,8 +77,11 @@ class ServeJob(BaseModel):
 
     limits: Limits = Field(Limits(), description="what one request may ask for at most")
     defaults: SamplingDefaults | None = Field(None, description="what a request does not say; null: the bundle's own")
-    safety: SafetyConfig = Field(SafetyConfig(), description="concepts that withhold a finished picture")
-    clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at finished pictures")
+    prompts: PromptsConfig = Field(PromptsConfig(), description="what may not be asked for")
+    safety: OutputSafety = Field(
+        OutputSafety(), description="what is looked for in finished pictures, and what is done"
+    )
+    clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at pictures and prompts")
 
     keys: KeysConfig | Literal["open"] | None = Field(
         None, description="who may ask; null: anybody on this machine; open: anybody at all"

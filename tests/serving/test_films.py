@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from PIL import Image, ImageSequence
 
 from serving import backends
 from serving.admission import Limits
-from serving.api import ConceptScore, GenerationRequest, RequestError
+from serving.api import GenerationRequest, RequestError
 from serving.generator import Generator
-from serving.guard import Verdict, worst
 from serving.job import EngineConfig
 from training.bundle import DiffusionModel
 from training.network import build
@@ -69,14 +67,3 @@ def test_frames_count_towards_the_limit(version: ModelVersion, moving: Diffusion
 
 def test_torch_is_chosen_for_films(moving: DiffusionModel) -> None:
     assert backends._choose(EngineConfig().backend, moving) == "torch"
-
-
-def test_the_worst_frame_decides() -> None:
-    def told(withheld: bool, *scores: float) -> Verdict:
-        return Verdict(
-            withheld, [ConceptScore(concept=c, score=s, threshold=0.5) for c, s in zip("ab", scores, strict=True)]
-        )
-
-    found = worst([told(False, 0.1, 0.4), told(True, 0.7, 0.2), told(False, 0.3, 0.3)])
-    assert (found.withheld, [score.score for score in found.scores]) == (True, [0.7, 0.4])
-    assert math.isnan(worst([told(False, 0.1, 0.9), told(True, math.nan, 0.2)]).scores[0].score)

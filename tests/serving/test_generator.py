@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,14 @@ import pytest
 from PIL import Image
 
 from curation.clip import ClipConfig
-from curation.safety import SafetyConfig
 from serving import guard
 from serving.admission import Limits
 from serving.api import GenerationRequest, RequestError
 from serving.finishing import encode
 from serving.generator import Generation, Generator, Stopped
+from serving.prompts import guard as prompts
+from serving.prompts.guard import PromptsConfig
+from serving.safety import OutputSafety
 from training.bundle import DiffusionModel
 from training.sampling import SAMPLERS
 from training.tracking import ModelVersion
@@ -110,45 +111,80 @@ class TestGuard:
     """With a real CLIP of random weights: its scores mean nothing, but they differ from picture to picture."""
 
     @pytest.fixture(scope="class")
-    def pictures(self, generator: Generator) -> Sequence[Image.Image]:
+    def pictures(self, generator: Generator) -> list[np.ndarray]:
         made = files(ask(generator, seed=1, n=4))
-        return [Image.open(io.BytesIO(data)).convert("RGB") for data in made if data is not None]
+        return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in made if data is not None]
 
-    @staticmethod
-    def scores(clip: ClipConfig, pictures: Sequence[Image.Image]) -> list[float]:
-        watching = guard.build(SafetyConfig(concepts={"weapon": 0.99}, action="flag"), clip)
+    @pytest.fixture(scope="class")
+    def scores(self, tiny_clip: ClipConfig, pictures: list[np.ndarray]) -> list[float]:
+        watching = guard.build(OutputSafety(concepts={"weapon": 0.99}), tiny_clip)
         assert watching is not None
-        return [verdict.scores[0].score for verdict in watching.check(pictures)]
+        return [watching.verdict(picture).scores[0].score for picture in pictures]
 
     def test_without_concepts_there_is_no_guard(self) -> None:
-        assert guard.build(SafetyConfig(), ClipConfig(model="./not/there")) is None
+        assert guard.build(OutputSafety(), ClipConfig(model="./not/there")) is None
 
     def test_only_the_offending_picture_is_withheld(
-        self, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig, pictures: Sequence[Image.Image]
+        self, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig, scores: list[float]
     ) -> None:
-        scores = self.scores(tiny_clip, pictures)
         worst = int(np.argmax(scores))
         threshold = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
-        watching = guard.build(SafetyConfig(concepts={"weapon": threshold}), tiny_clip)
+        watching = guard.build(OutputSafety(concepts={"weapon": threshold}), tiny_clip)
         response = ask(Generator(version, model, watching, Limits()), seed=1, n=4).response()
         for k, datum in enumerate(response.data):
             assert datum.safety[0].concept == "weapon"
             assert datum.safety[0].score == pytest.approx(scores[k], abs=1e-3)
             assert (datum.b64_json is None) == (k == worst)
             assert datum.finish_reason == ("content_filtered" if k == worst else "stop")
+            assert [entry.action for entry in datum.moderation] == (["block"] if k == worst else [])
 
     def test_flag_withholds_nothing_and_says_what_it_saw(
         self, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig
     ) -> None:
-        watching = guard.build(SafetyConfig(concepts={"weapon": -0.99}, action="flag"), tiny_clip)
+        watching = guard.build(OutputSafety(concepts={"weapon": -0.99}, action="flag"), tiny_clip)
         (datum,) = ask(Generator(version, model, watching, Limits()), seed=1).response().data
         assert datum.b64_json is not None
         assert datum.safety[0].score > datum.safety[0].threshold
+        (said,) = datum.moderation
+        assert (said.stage, said.category, said.rule, said.action) == ("picture", "weapon", "clip:weapon", "flag")
+        assert datum.finish_reason == "stop"
 
-    def test_a_verdict_does_not_depend_on_the_neighbours(
-        self, tiny_clip: ClipConfig, pictures: Sequence[Image.Image]
-    ) -> None:
-        watching = guard.build(SafetyConfig(concepts={"weapon": 0.5, "nudity": 0.5}), tiny_clip)
-        assert watching is not None
-        together = watching.check(pictures)
-        assert together == [watching.check([picture])[0] for picture in pictures]
+
+class TestPrompts:
+    """The list that ships, in front of the sampling."""
+
+    @pytest.fixture(scope="class")
+    def careful(self, version: ModelVersion, model: DiffusionModel) -> Generator:
+        watching = prompts.build(PromptsConfig(), ClipConfig(model="./not/there"))
+        return Generator(version, model, None, Limits(), prompts=watching)
+
+    def test_a_blocked_prompt_is_refused_as_openai_does(self, careful: Generator) -> None:
+        with pytest.raises(RequestError) as caught:
+            careful.plan(GenerationRequest(prompt="a b3heading at dawn"))
+        error = caught.value.body().error
+        assert (caught.value.status, error.code, error.type) == (
+            400,
+            "moderation_blocked",
+            "image_generation_user_error",
+        )
+        assert error.model_dump()["moderation_details"] == {
+            "moderation_stage": "input",
+            "categories": ["violence/graphic"],
+        }
+        assert "safety_violations=[violence/graphic]" in error.message
+        assert "behead" not in error.message
+
+    def test_a_flagged_prompt_is_drawn_and_the_answer_says_so(self, careful: Generator) -> None:
+        (datum,) = ask(careful, prompt="a nude, in charcoal", seed=1).response().data
+        assert datum.b64_json is not None
+        (said,) = datum.moderation
+        assert (said.stage, said.category, said.action, said.score) == ("prompt", "nudity", "flag", None)
+
+    def test_a_negative_prompt_may_name_what_it_steers_away_from(self, careful: Generator) -> None:
+        plan = careful.plan(GenerationRequest(prompt="a red apple", negative_prompt="gore, porn", guidance_scale=2))
+        assert plan.moderation == ()
+
+    def test_other_errors_have_no_moderation_details(self, careful: Generator) -> None:
+        with pytest.raises(RequestError) as caught:
+            careful.plan(GenerationRequest(prompt=" "))
+        assert "moderation_details" not in caught.value.body().model_dump()["error"]

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curation.clip import ClipConfig
-from curation.safety import SafetyConfig
 from serving import backends, guard
 from serving.admission import Limits
 from serving.api import GenerationRequest, RequestError
 from serving.generator import Generation, Generator
 from serving.job import EngineConfig
+from serving.safety import OutputSafety
 from serving.service import Preview, Service
 from training.bundle import DiffusionModel
 from training.sampling import SAMPLERS, SamplingParams, sample
@@ -127,7 +127,7 @@ def test_previews_come_before_the_picture_and_then_the_generation(generator: Gen
 def test_nothing_of_a_withheld_picture_is_previewed(
     generator: Generator, version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig
 ) -> None:
-    watching = guard.build(SafetyConfig(concepts={"weapon": -0.99}), tiny_clip)
+    watching = guard.build(OutputSafety(concepts={"weapon": -0.99}), tiny_clip)
     strict = Generator(version, model, watching, Limits(), backend=generator.backend)
 
     async def go() -> list[Preview | Generation]:

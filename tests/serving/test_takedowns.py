@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from curation.clip import ClipConfig
 from curation.errors import UserError
-from curation.safety import SafetyConfig
 from curation.takedowns import Entry, Ledger, LedgerState, Selector
 from serving.generator import load
 from serving.job import ServeJob
+from serving.safety import OutputSafety
 from serving.takedowns import Behind, check, heed, standing
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
@@ -308,7 +308,7 @@ def test_heeded_versions_are_found_at_every_age(ledger: Ledger) -> None:
 def test_the_policy_holds_where_a_model_is_loaded(versions: Versions, ledger: Ledger, tiny_clip: ClipConfig) -> None:
     version = versions(ledger)
     newer = ask(ledger, "new.example")
-    settings: dict[str, Any] = {"model": version.bundle, "safety": SafetyConfig(concepts={}), "clip": tiny_clip}
+    settings: dict[str, Any] = {"model": version.bundle, "safety": OutputSafety(concepts={}), "clip": tiny_clip}
     for stop in (load, check):
         with pytest.raises(UserError, match=newer.id[:12]):
             stop(ServeJob(**settings, takedowns="refuse"))

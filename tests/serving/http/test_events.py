@@ -14,13 +14,13 @@ import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
 from curation.clip import ClipConfig
-from curation.safety import SafetyConfig
 from serving import guard
 from serving.admission import Limits
 from serving.api import RequestError
 from serving.gateway import create_app
 from serving.generator import Generator
 from serving.http.events import EventStream
+from serving.safety import OutputSafety
 from tests.serving.local import JOB, LocalBackend, error_of, post
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
@@ -141,7 +141,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(generator: Genera
 def test_nothing_of_a_withheld_picture_is_sent(
     version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig
 ) -> None:
-    watching = guard.build(SafetyConfig(concepts={"weapon": -0.99}), tiny_clip)
+    watching = guard.build(OutputSafety(concepts={"weapon": -0.99}), tiny_clip)
     strict = Generator(version, model, watching, Limits())
     ((name, data),) = events_of(post(LocalBackend(strict), BODY | {"partial_images": 3}).text)
     assert (name, data["b64_json"], data["finish_reason"]) == ("image_generation.completed", None, "content_filtered")
