@@ -40,6 +40,7 @@ class Limits(BaseModel):
         100_000_000, ge=1, description="pixels of an image x images x steps: what a request costs, however it is mixed"
     )
     max_body_bytes: int = Field(262_144, ge=1_024, description="bytes of the request's body")
+    max_json_depth: int = Field(16, ge=2, le=256, description="levels of lists and objects in the request's body")
 
 
 class SamplingDefaults(BaseModel):

@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -160,6 +161,19 @@ class StepEngine:
     def seconds_left(self) -> float:
         """When what is outstanding should be done, at the recent pace; 1 before there is one."""
         return self._outstanding / self._pace if self._pace else 1.0
+
+    def seconds_until(self, row_steps: int, flow: Hashable = None) -> float:
+        """When a request of that cost should be done if it came now; 0 where nothing else is there.
+
+        Flows share fairly: it waits for no more of each other one than its own has before it, and for no more than all.
+        """
+        if not self._places or not self._pace:
+            return 0.0
+        ahead: Counter[Hashable] = Counter()
+        for submission, index in self._places:
+            ahead[submission.flow] += submission.row_steps(index)
+        own = ahead.pop(flow, 0) + row_steps
+        return (own + sum(min(other, own) for other in ahead.values())) / self._pace
 
     def status(self) -> Status:
         return Status(

@@ -29,7 +29,7 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     # No /docs pages: they load scripts from elsewhere. The schema itself is at /openapi.json.
     app = FastAPI(title="cleanplate", docs_url=None, redoc_url=None, responses=errors.RESPONSES)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_bytes=job.limits.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=job.limits.max_body_bytes, max_depth=job.limits.max_json_depth)
     quotas = None
     if isinstance(job.keys, KeysConfig):
         app.add_middleware(Authentication, ring=KeyRing(job.keys))

@@ -75,7 +75,9 @@ class Sampler:
             self._admitted += 1
             try:
                 with self._watched(service) as finished:
-                    drawn = service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
+                    drawn = service.stream(
+                        request, flow=call.flow, previews=call.previews, ids=call.ids, seconds=call.seconds
+                    )
                     async with aclosing(drawn) as events:
                         async for event in events:
                             if isinstance(event, Generation):

@@ -82,6 +82,7 @@ class Service:
         flow: Hashable = None,
         previews: int = 0,
         ids: tuple[str, ...] | None = None,
+        seconds: float | None = None,
     ) -> AsyncGenerator[Preview | Generation, None]:
         """Previews of a request's images while they are drawn, and in the end the generation.
 
@@ -90,11 +91,14 @@ class Service:
         Args:
             previews: of each image at most, evenly over its steps.
             ids: the images', where they are drawn again.
+            seconds: until nobody waits any more; what would take longer is not begun.
 
         Raises:
             RequestError: as `generate`.
         """
         plan = self.generator.plan(request, ids)
+        if seconds is not None and (until := self.engine.seconds_until(plan.row_steps, flow)) > seconds:
+            raise too_late(until, seconds)
         arrived = self._clock()
         pictures = await self._aside(self.generator.begin, plan)
         steps = pictures[0].steps
@@ -130,6 +134,16 @@ class Service:
 
     async def _aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._side, lambda: work(*args, **kwargs))
+
+
+def too_late(until_s: float, seconds: float) -> RequestError:
+    """The answer to a request that would be done when nobody waits any more."""
+    return RequestError(
+        f"The pictures would take {until_s:.0f} s; the request is given up after {seconds:g} s.",
+        status=503,
+        code="deadline_unreachable",
+        retry_after_s=max(1.0, until_s - seconds),
+    )
 
 
 def overloaded(retry_after_s: float) -> RequestError:

@@ -1,27 +1,31 @@
-"""How large a body may be, and what is said when the server itself fails."""
+"""How large a body may be, how deep its JSON, and what is said when the server itself fails."""
 
 from __future__ import annotations
 
 import logging
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import RequestError
 from serving.http import errors
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 _log = logging.getLogger(__name__)
 
 
 class BodyLimit:
-    """Answers 413 to a body over `max_bytes`, and 500 in our shape to what nobody caught.
+    """Answers 413 to a body over `max_bytes`, 400 to JSON deeper than `max_depth`, and 500 to what nobody caught.
 
     Counts what arrives, since Content-Length may be absent or untrue, and reads the body whole before the app sees any
     of it, so that nothing is half answered.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_depth = max_depth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,6 +42,9 @@ class BodyLimit:
             if len(body) > self._max_bytes:
                 await errors.answer(_too_large(self._max_bytes))(scope, receive, send)
                 return
+        if deeper(bytes(body), self._max_depth):
+            await errors.answer(_too_deep(self._max_depth))(scope, receive, send)
+            return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         begun = False
 
@@ -56,6 +63,22 @@ class BodyLimit:
             if begun:
                 raise  # there is half an answer: breaking it off is all that is left to do
             await errors.answer(errors.internal())(scope, receive, send)
+
+
+def deeper(body: bytes, depth: int) -> bool:
+    """Whether brackets open more than `depth` levels, as in JSON; what is no JSON is somebody else's to refuse."""
+    if body.lstrip()[:1] not in (b"{", b"["):
+        return False
+    level = 0
+    for token in _BRACKET.findall(_STRING.sub(b"", body)):
+        level += 1 if token in b"[{" else -1
+        if level > depth:
+            return True
+    return False
+
+
+def _too_deep(depth: int) -> RequestError:
+    return RequestError(f"The body is nested over this server's limit of {depth} levels.", code="body_too_deep")
 
 
 def _too_large(max_bytes: int) -> RequestError:

@@ -55,7 +55,7 @@ class LocalBackend:
         if self.service is None or self._loop is not asyncio.get_running_loop():
             self._loop = asyncio.get_running_loop()
             self.service = Service(self.generator)
-        drawn = self.service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids)
+        drawn = self.service.stream(request, flow=call.flow, previews=call.previews, ids=call.ids, seconds=call.seconds)
         async with aclosing(drawn) as events:
             async for event in events:
                 yield event

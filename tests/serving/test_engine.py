@@ -239,3 +239,20 @@ def test_silence_counts_only_while_there_is_something_to_do(draw: Draw) -> None:
         await engine.close()
 
     asyncio.run(look())
+
+
+def test_when_a_request_would_be_done_is_known_before_it_comes(draw: Draw) -> None:
+    """Passes of two rows take a second each: a short request waits for as much of the long one as it costs itself."""
+    bench = Bench(max_rows=2)
+    told: dict[str, float] = {"idle": bench.engine.seconds_until(1_000)}
+
+    async def short() -> None:
+        await bench.world.at(2.5)
+        told["another"] = bench.engine.seconds_until(4)
+        told["its own"] = bench.engine.seconds_until(4, "long")
+        await bench.ask(draw(2, steps=2), name="short")
+
+    bench.live(bench.ask(draw(1, steps=10), name="long", flow="long"), short())
+    assert told == {"idle": 0.0, "another": 4.0, "its own": 10.0}
+    assert bench.finished_at["short"] <= 2.5 + 4.0 + 2.0  # the pass under way, and the turn that goes on
+    assert bench.finished_at["long"] == 12.0

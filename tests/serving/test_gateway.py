@@ -223,3 +223,29 @@ def test_every_answer_says_the_requests_id(generator: Generator, asked: str, kep
         assert kept or answer.headers["x-request-id"].startswith("req_")
     assert backend.calls[0].request_id.startswith("job-7.a" if kept else "req_")
     assert send(backend, "POST", "/v1/images/generations", json={"prompt": "a"}).headers["x-model-version"] == "3"
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", "inf"])
+def test_a_deadline_is_a_number_of_seconds(generator: Generator, given: str) -> None:
+    answer = post(LocalBackend(generator), {"prompt": "a"}, headers={"X-Request-Timeout-Seconds": given})
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "invalid_value")
+
+
+def test_a_request_is_given_up_when_its_client_says_so(generator: Generator) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    backend = LocalBackend(generator, never)
+    answer = post(backend, {"prompt": "a"}, headers={"X-Request-Timeout-Seconds": "0.05"})
+    assert (answer.status_code, error_of(answer)["code"]) == (504, "timeout")
+    assert backend.calls[0].seconds == 0.05
+    post(LocalBackend(generator), {"prompt": "a"}, headers={"X-Request-Timeout-Seconds": "100000"})
+
+
+def test_every_refusal_for_a_while_says_for_how_long(generator: Generator) -> None:
+    for status in (429, 503):
+
+        async def refuse(status: int = status) -> None:
+            raise RequestError("later", status=status)
+
+        assert post(LocalBackend(generator, refuse), {"prompt": "a"}).headers["retry-after"] == "1"

@@ -197,3 +197,18 @@ def test_the_event_loop_answers_while_a_pass_runs(generator: Generator) -> None:
     asyncio.run(go())
     assert threads
     assert threading.current_thread().name not in threads
+
+
+def test_what_nobody_would_wait_for_is_not_begun(generator: Generator) -> None:
+    async def go() -> RequestError:
+        service = Service(generator)
+        async with aclosing(service.stream(request(num_inference_steps=100, n=4), previews=9)) as events:
+            await anext(events)  # its steps are under way
+            with pytest.raises(RequestError) as refused:
+                await anext(service.stream(request(num_inference_steps=100), seconds=1e-6))
+            assert service.engine.status().pictures == 4
+        return refused.value
+
+    late = asyncio.run(go())
+    assert (late.status, late.code) == (503, "deadline_unreachable")
+    assert late.retry_after_s
