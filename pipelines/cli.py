@@ -188,9 +188,13 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="ddim, pndm, dpmsolver++ or ddpm")] = None,
     server: Annotated[str | None, typer.Option(help="endpoint; one on this machine is found by itself")] = None,
     model: Annotated[str | None, typer.Option(help="models:/NAME@alias, NAME or a bundle, without a server")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="serve job, to draw as it says without its server, guards too")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures, by a running endpoint or straight from the registry."""
+    from pipelines import config
     from pipelines import generate as verb
 
     fields = {
@@ -201,7 +205,8 @@ def generate(
         "guidance_scale": guidance_scale,
         "sampler": sampler,
     }
-    _end(verb.run(prompt, out, fields, server=server, model=model), verb, as_json)
+    told = None if job is None else config.load_job(job, kind="serve")
+    _end(verb.run(prompt, out, fields, server=server, model=model, job=told), verb, as_json)
 
 
 @app.command()

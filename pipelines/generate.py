@@ -12,6 +12,7 @@ from curation.errors import UserError
 
 if TYPE_CHECKING:
     from serving.api import GenerationResponse
+    from serving.job import ServeJob
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -26,9 +27,18 @@ class Generated(BaseModel):
     model: str
     model_version: str
     source: str  # the endpoint's URL, or "registry"
+    guarded: bool  # whether something looked at the pictures, as far as is known here
 
 
-def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, model: str | None) -> Generated:
+def run(
+    prompt: str,
+    out: str,
+    fields: dict[str, Any],
+    *,
+    server: str | None,
+    model: str | None,
+    job: ServeJob | None = None,
+) -> Generated:
     """Generates and writes pictures.
 
     Args:
@@ -36,11 +46,14 @@ def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, mo
         out: the file; with several pictures a number goes before its suffix.
         fields: more fields of the request (`n`, `seed`, `guidance_scale`, …); None leaves one to the model.
         server: the endpoint; when neither it nor a model is given, a cleanplate server on this machine is used if one
-            answers, else the registry. Straight from the registry no output guard looks at the pictures.
+            answers, else the registry.
         model: `models:/NAME@alias`, a name or a bundle's folder, for the registry.
+        job: a serve job, by whose model, limits and guards to draw without its server. Without one, the rules for
+            prompts that ship hold, and nobody looks at the pictures.
 
     Raises:
-        UserError: for a bad request, a model that is not there, or a server that was named and does not answer.
+        UserError: for a bad request, a prompt that is blocked, a model that is not there, or a server that was named
+            and does not answer.
     """
     target = Path(out)
     suffix = target.suffix.lower().removeprefix(".") or "png"
@@ -48,14 +61,16 @@ def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, mo
     if output_format not in ("png", "jpeg", "webp"):
         raise UserError(f"no pictures are written as .{suffix}", field="--out", remedy="use .png, .jpg or .webp")
     request = {name: value for name, value in fields.items() if value is not None} | {"output_format": output_format}
-    if server is None and model is None and _answers(DEFAULT_SERVER):
+    if job is not None and server is not None:
+        raise UserError("a server has its own job", field="--job", remedy="give --server or --job")
+    if server is None and model is None and job is None and _answers(DEFAULT_SERVER):
         server = DEFAULT_SERVER
     if server is not None:
         from serving.client import generate
 
         response = generate(server, prompt, **request)
     else:
-        response = _from_registry(prompt, request, model)
+        response = _from_registry(prompt, request, model, job)
     files, seeds, withheld = [], [], []
     for index, datum in enumerate(response.data):
         data = datum.picture()
@@ -75,10 +90,11 @@ def run(prompt: str, out: str, fields: dict[str, Any], *, server: str | None, mo
         model=response.model,
         model_version=response.model_version,
         source=server or "registry",
+        guarded=any(datum.safety or datum.moderation for datum in response.data),
     )
 
 
-def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> GenerationResponse:
+def _from_registry(prompt: str, request: dict[str, Any], model: str | None, job: ServeJob | None) -> GenerationResponse:
     from serving.api import GenerationRequest
     from serving.generator import load
     from serving.job import ServeJob
@@ -89,8 +105,11 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None) -> G
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(first["msg"], field=".".join(map(str, first["loc"])), remedy="correct the value") from None
-    generator = load(ServeJob(model=model or f"models:/{only_model()}@champion"))
-    return generator.generate(checked).response()
+    if job is None:
+        job = ServeJob(model=model or f"models:/{only_model()}@champion")
+    elif model is not None:
+        job = job.model_copy(update={"model": model})
+    return load(job).generate(checked).response()
 
 
 def _answers(url: str) -> bool:
@@ -103,5 +122,9 @@ def _answers(url: str) -> bool:
 def summary(result: Generated) -> list[str]:
     """The result for a person."""
     lines = [f"{file}  (seed {seed})" for file, seed in zip(result.files, result.seeds, strict=True)]
-    lines += [f"one picture withheld: {entry['safety']}" for entry in result.withheld]
+    for entry in result.withheld:
+        why = ", ".join(sorted({said["category"] for said in entry["moderation"]}))
+        lines.append(f"one picture withheld: {why or entry['finish_reason']}  (seed {entry['seed']})")
+    if not result.guarded:
+        lines.append("nothing looked at the pictures: --job FILE draws as a serve job says, with its guards")
     return [*lines, f"by {result.model} version {result.model_version}, from {result.source}"]

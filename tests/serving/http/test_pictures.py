@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from curation.clip import ClipConfig
-from curation.safety import SafetyConfig
 from serving import guard
 from serving.admission import Limits
 from serving.api import GenerationRequest, RequestError
@@ -17,6 +16,7 @@ from serving.call import Call
 from serving.generator import Generation, Generator
 from serving.job import ServeJob
 from serving.records import RecordsConfig
+from serving.safety import OutputSafety
 from tests.serving.http.test_events import events_of
 from tests.serving.local import JOB, LocalBackend, error_of, post, send
 from training.bundle import DiffusionModel
@@ -135,7 +135,7 @@ def test_a_streamed_picture_is_remembered_too(generator: Generator, job: ServeJo
 def test_nothing_of_a_withheld_picture_is_kept(
     version: ModelVersion, model: DiffusionModel, tiny_clip: ClipConfig, job: ServeJob, tmp_path: Path
 ) -> None:
-    watching = guard.build(SafetyConfig(concepts={"weapon": -0.99}), tiny_clip)
+    watching = guard.build(OutputSafety(concepts={"weapon": -0.99}), tiny_clip)
     backend = LocalBackend(Generator(version, model, watching, Limits()))
     (datum,) = post(backend, BODY | {"n": 1, "response_format": "url"}, job).json()["data"]
     assert (datum["url"], datum["b64_json"], datum["pixels_sha256"]) == (None, None, None)
