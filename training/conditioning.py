@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from curation.errors import UserError
 from training.text import CONFIG_FILE, Conditioning, TextEncoder
@@ -72,15 +73,29 @@ class PromptEncoder(Protocol):
         length: most token positions of a prompt.
         name: what it is, for people.
         classes: names that it knows.
+        device: where it encodes.
     """
 
     width: int
     length: int
     name: str
     classes: tuple[str, ...]
+    device: torch.device
 
     def encode(self, prompts: Sequence[str], *, chunk: int = 1) -> Conditioning:
         """See `TextEncoder.encode`. Raises UserError for a class that is not known."""
+        ...
+
+    def tokens(self, prompts: Sequence[str], *, chunk: int = 1) -> tuple[Tensor, Tensor]:
+        """See `TextEncoder.tokens`; of captions alone."""
+        ...
+
+    def caption_of(self, prompt: str) -> str:
+        """See `TextEncoder.caption_of`."""
+        ...
+
+    def told(self, prompts: Sequence[str], states: Tensor, mask: Tensor) -> Conditioning:
+        """See `TextEncoder.told`."""
         ...
 
     def measure(self, captions: Sequence[str]) -> None:
@@ -113,25 +128,39 @@ class ClassEncoder:
         self.name = "none" if not classes else f"{len(classes)} classes"
         if text is not None:
             self.name = f"{self.name}, {text.name}"
-        self._device = torch.device("cpu") if text is None else text.device
+        self.device = torch.device("cpu") if text is None else text.device
         self._number = {name: i for i, name in enumerate(self.classes)}
 
     def encode(self, prompts: Sequence[str], *, chunk: int = 1) -> Conditioning:
         """Token states (N, L, W), mask (N, L) and pooled states (N, W)."""
+        return self.told(prompts, *self.tokens([self.caption_of(prompt) for prompt in prompts], chunk=chunk))
+
+    def tokens(self, prompts: Sequence[str], *, chunk: int = 1) -> tuple[Tensor, Tensor]:
+        """See `TextEncoder.tokens`; without a tower there are none."""
+        if self.text is None:
+            return torch.zeros(len(prompts), 0, 0), torch.zeros(len(prompts), 0, dtype=torch.bool)
+        return self.text.tokens(prompts, chunk=chunk)
+
+    def caption_of(self, prompt: str) -> str:
+        """What of a prompt the tower reads, where there is one."""
+        return "" if self.text is None else split(prompt)[1]
+
+    def told(self, prompts: Sequence[str], states: Tensor, mask: Tensor) -> Conditioning:
+        """See `TextEncoder.told`."""
         parts = [split(prompt) if self.text is not None else (prompt, "") for prompt in prompts]
-        named = torch.zeros(len(parts), self.width, device=self._device)
+        named = torch.zeros(len(parts), self.width, device=self.device)
         for row, (name, _) in enumerate(parts):
             if name:
                 named[row, self._told + self._class(name)] = 1
         # the place of a class is always there, so that a batch of none is well-formed; without a class it is zeros
-        states, mask = named[:, None], torch.ones(len(parts), 1, dtype=torch.bool, device=self._device)
+        first, there = named[:, None], torch.ones(len(parts), 1, dtype=torch.bool, device=self.device)
         if self.text is None:
-            return Conditioning(states, mask, named)
-        told = self.text.encode([caption for _, caption in parts], chunk=chunk)
+            return Conditioning(first, there, named)
+        told = self.text.told([caption for _, caption in parts], states, mask)
         wider = (0, len(self.classes))
         return Conditioning(
-            torch.cat([states, torch.nn.functional.pad(told.states, wider)], dim=1),
-            torch.cat([mask, told.mask], dim=1),
+            torch.cat([first, torch.nn.functional.pad(told.states, wider)], dim=1),
+            torch.cat([there, told.mask], dim=1),
             named + torch.nn.functional.pad(told.pooled, wider),
         )
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -27,6 +27,9 @@ from training.roster import Roster
 from training.sources import InMemory, ShapedInMemory, Source, base_side
 from training.space import Space
 
+if TYPE_CHECKING:
+    from training.text_states import StoredStates
+
 Options = tuple[tuple[str, float], ...]
 """What one row may be told: at least one text, each with its probability; they add up to 1."""
 
@@ -42,6 +45,7 @@ class TrainingSet:
         options: what each of the N rows is told, by the job's mix: its caption, without one.
         licences: rows by stated licence.
         classes: names of classes that rows are told, sorted; empty where they are told none.
+        states: of their captions, where those were encoded into shards.
     """
 
     roster: Roster
@@ -50,6 +54,7 @@ class TrainingSet:
     options: tuple[Options, ...]
     licences: dict[str, int]
     classes: tuple[str, ...] = ()
+    states: StoredStates | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -93,7 +98,9 @@ class TrainingSet:
         """
         rows = self.shown(seed, index)
         mirrored = randomness.uniform(seed, Purpose.FLIP, index) < 0.5 if flip else None
-        self.source.reached(self._orders[seed], int(index[0]))
+        for reader in (self.source, self.states):
+            if reader is not None:
+                reader.reached(self._orders[seed], int(index[0]))
         return rows, self.source.clean(rows, mirrored, space, device)
 
     @cached_property
@@ -191,6 +198,7 @@ def load(
     roster: Roster | None = None,
     conditioning: ConditioningConfig = CAPTIONS,
     source: Source | None = None,
+    states: StoredStates | None = None,
 ) -> TrainingSet:
     """Reads the rows of a roster, and decodes every picture once unless there is a source of them.
 
@@ -200,6 +208,7 @@ def load(
         roster: which of the rows; None: all that are kept.
         conditioning: what the rows are told.
         source: of the roster's pictures; None: the manifest, into memory.
+        states: of the rows' captions; None: they are encoded while training.
 
     Raises:
         UserError: nothing is kept, a picture is missing or damaged, a size is not the one that was asked for, or a
@@ -213,12 +222,9 @@ def load(
     wanted = set(roster.ids)
     rows: list[tuple[str, str, Options, np.ndarray | None]] = []
     licences: Counter[str] = Counter()
-    columns = ["id", "caption", "licence"] if source is not None else ["id", "caption", "licence", "image"]
-    column = conditioning.classes.partition(".")[0]
-    if (caption_mix is not None or column == "captions") and _has_captions(manifest):
-        columns.append("captions")
-    if conditioning.reads_classes and column not in columns:
-        columns.append(column)
+    columns = ["id", "licence", *_columns_told(manifest, caption_mix, conditioning)]
+    if source is None:
+        columns.append("image")
     frames = frames_of(manifest)
     if frames is not None:
         columns.append("frames")
@@ -233,12 +239,7 @@ def load(
                     field="manifest",
                     remedy="restore the manifest, or curate again",
                 )
-            caption = row["caption"] or ""
-            options = options_of(caption, row.get("captions") or (), caption_mix)
-            if conditioning.kind != "text":
-                named = _class(row, conditioning.classes) if conditioning.reads_classes else ""
-                options = _merged([(conditioning.prompt(text, named), share) for text, share in options])
-            rows.append((row["id"], caption, options, picture))
+            rows.append((row["id"], row["caption"] or "", _told(row, caption_mix, conditioning), picture))
             licences[row["licence"] or "unstated"] += 1
     if not rows:
         picture_size(manifest)  # says so
@@ -252,7 +253,42 @@ def load(
         options=tuple(row[2] for row in rows),
         licences=dict(licences),
         classes=classes_of(manifest, conditioning.classes) if conditioning.reads_classes else (),
+        states=states,
     )
+
+
+def _columns_told(manifest: Manifest, mix: Mapping[str, float] | None, conditioning: ConditioningConfig) -> list[str]:
+    """Columns of what rows are told."""
+    columns, column = ["caption"], conditioning.classes.partition(".")[0]
+    if (mix is not None or column == "captions") and _has_captions(manifest):
+        columns.append("captions")
+    if conditioning.reads_classes and column not in columns:
+        columns.append(column)
+    return columns
+
+
+def _told(row: Mapping[str, Any], mix: Mapping[str, float] | None, conditioning: ConditioningConfig) -> Options:
+    """What a row is told."""
+    options = options_of(row["caption"] or "", row.get("captions") or (), mix)
+    if conditioning.kind == "text":
+        return options
+    named = _class(row, conditioning.classes) if conditioning.reads_classes else ""
+    return _merged([(conditioning.prompt(text, named), share) for text, share in options])
+
+
+def texts_of(
+    manifest: Manifest, roster: Roster, mix: Mapping[str, float] | None, conditioning: ConditioningConfig
+) -> set[str]:
+    """All texts that the rows of a roster may be told."""
+    wanted = set(roster.ids)
+    columns = ["id", *_columns_told(manifest, mix, conditioning)]
+    return {
+        text
+        for batch in manifest.batches(columns, decision=Decision.KEPT)
+        for row in batch.to_pylist()
+        if row["id"] in wanted
+        for text, _ in _told(row, mix, conditioning)
+    }
 
 
 def _in_memory(roster: Roster, pictures: list[np.ndarray]) -> Source:

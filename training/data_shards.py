@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,6 +37,7 @@ INFO_FILE = "shards.json"
 PIXELS, LATENTS, MIRRORED = "pixels", "latents", "latents_mirrored"
 _WINDOWS = 4  # that a cache has room for, at least: two to read ahead, the one that is read, and what is left of it
 Array = tuple[int, int, int]
+Info = TypeVar("Info", bound=BaseModel)
 
 
 class ShardsSpec(BaseModel):
@@ -170,18 +171,24 @@ class ShardsPlan:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        found = []
-        for shape, (count, array) in enumerate(zip(self.counts, self.arrays, strict=True)):
-            together = max(1, self.spec.file_bytes // (self.spec.block * self.row_bytes(array)))
-            blocks = -(-count // self.spec.block)
-            for number, first in enumerate(range(0, blocks, together)):
-                name = f"part-{shape}-{number:05d}.parquet"
-                found.append(Part(name=name, shape=shape, first=first, blocks=min(together, blocks - first)))
-        return tuple(found)
+        return tuple(
+            part
+            for shape, (count, array) in enumerate(zip(self.counts, self.arrays, strict=True))
+            for part in parts_of(shape, count, self.spec.block, self.row_bytes(array), self.spec.file_bytes)
+        )
 
     def row_bytes(self, array: Array) -> int:
         """Bytes of a row's pictures."""
         return math.prod(array) * self.spec.dtype.itemsize * len(self.spec.columns)
+
+    def info(self, parts: tuple[Part, ...]) -> ShardsInfo:
+        """What is written of them when they are made."""
+        rows = sum(sum(part.rows) for part in parts)
+        return ShardsInfo(spec=self.spec, sizes=self.sizes, arrays=self.arrays, rows=rows, parts=parts)
+
+    def known(self) -> ShardsInfo | None:
+        """What lies there already; raises as `stored`."""
+        return stored(self.uri)
 
     @property
     def bytes(self) -> int:
@@ -243,16 +250,30 @@ def plan_of(job: TrainJob, roster: Roster, *, size: int, channels: int, factor: 
     return plan
 
 
+def parts_of(shape: int, count: int, block: int, row_bytes: int, file_bytes: int) -> Iterator[Part]:
+    """The files of a shape's slots."""
+    together = max(1, file_bytes // (block * row_bytes))
+    blocks = -(-count // block)
+    for number, first in enumerate(range(0, blocks, together)):
+        name = f"part-{shape}-{number:05d}.parquet"
+        yield Part(name=name, shape=shape, first=first, blocks=min(together, blocks - first))
+
+
 def stored(uri: str) -> ShardsInfo | None:
     """What the shards in a folder say of themselves; None where there are none, or not yet all.
 
     Raises:
         UserError: when it cannot be read, or the storage refuses.
     """
+    return read_info(uri, ShardsInfo)
+
+
+def read_info(uri: str, kind: type[Info]) -> Info | None:
+    """As `stored`, of shards of a kind."""
     where = storage.join(uri, INFO_FILE)
     try:
         with refusals_told(where):
-            return ShardsInfo.model_validate_json(storage.read_bytes(where))
+            return kind.model_validate_json(storage.read_bytes(where))
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -272,13 +293,13 @@ def opened(uri: str, spec: ShardsSpec) -> ShardsInfo:
         raise UserError(
             f"no shards at {uri}", field="data.folder", remedy="run `cleanplate train` again: it makes them"
         )
-    refuse_other(uri, info, spec)
+    refuse_other(uri, info.spec, spec)
     return info
 
 
-def refuse_other(uri: str, info: ShardsInfo, spec: ShardsSpec) -> None:
-    """Raises UserError for shards that were made of something else, or in another way."""
-    ours, theirs = spec.model_dump(), info.spec.model_dump()
+def refuse_other(uri: str, found: BaseModel, spec: BaseModel) -> None:
+    """Raises UserError for shards that were made of something else, or in another way: of another spec."""
+    ours, theirs = spec.model_dump(), found.model_dump()
     differing = sorted(name for name in ours if ours[name] != theirs[name])
     if differing:
         told = ", ".join(f"{name} is {theirs[name]!r} there and not {ours[name]!r}" for name in differing)

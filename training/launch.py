@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
+from curation.errors import UserError
 from curation.manifest import Manifest
 from training import dependencies, latents, ray_workers
 from training.data_config import ShardsData
@@ -85,13 +86,12 @@ def launch(
     watch = watch_of(job, folder, run, prepared.held_out, evaluator)
     follower = Follower(run, images, on_progress, None if watch is None else watch.step)
     try:
-        _make_shards(dataclasses.replace(prepared, job=job), folder, on_stage)
+        placed = dataclasses.replace(prepared, job=job)
+        _make_shards(placed, folder, on_stage)
+        tower = None if text_encoder is None else storage.absolute(text_encoder)
+        told = {"folder": folder, "text_encoder": tower, "states": _make_text_states(placed, folder, tower, on_stage)}
         with watching(watch):
-            if job.workers == 0:
-                outcome = _train_here(job, folder, text_encoder, follower)
-            else:
-                tower = None if text_encoder is None else storage.absolute(text_encoder)
-                outcome = _train_on_ray(job, folder, tower, follower)
+            outcome = (_train_on_ray if job.workers else _train_here)(job, told, follower)
             if watch is not None:
                 watch.finish()
         best = kept.settle(job, folder)
@@ -141,6 +141,33 @@ def _make_shards(prepared: Prepared, folder: str, on_stage: OnStage | None) -> N
         )
 
 
+def _make_text_states(prepared: Prepared, folder: str, tower: str | None, on_stage: OnStage | None) -> str | None:
+    """Where the captions' states lie that do not fit into memory; None where they do."""
+    from training import text_shards
+
+    job = prepared.job
+    with _local(tower) as here:
+        planned = None if here is None else text_shards.plan_of(job, prepared.manifest, prepared.roster, here)
+    if tower is None or planned is None or _encodes_batch_by_batch(job, folder):
+        return None
+    manifest, workers, gpus = prepared.manifest, job.fewest_workers, job.gpus_per_worker
+    info = text_shards.make(planned, manifest, prepared.roster, tower, workers=workers, gpus=gpus, on_stage=on_stage)
+    text_shards.refuse_small_cache(job, info)
+    return planned.uri
+
+
+def _encodes_batch_by_batch(job: TrainJob, folder: str) -> bool:
+    """Whether a run goes on from a checkpoint of the time when captions that do not fit were encoded by each batch,
+    which gives them other last bits."""
+    from training import checkpoint
+
+    for path in (*reversed(checkpoint.paths(storage.join(folder, "checkpoints"))), job.resume_from):
+        with contextlib.suppress(UserError):  # a damaged one is passed over, as the loop does
+            if path is not None:
+                return checkpoint.read_info(path).topology.get("resident_captions") == 0
+    return False
+
+
 def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     """The MLflow run of this folder."""
     tags = {}
@@ -171,29 +198,39 @@ def _keep_autoencoder(config: AutoencoderConfig, folder: str) -> dict[str, Roste
     return rosters
 
 
-def _train_here(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
+def _train_here(job: TrainJob, told: dict[str, Any], follower: Follower) -> dict[str, Any]:
     from training.learner import Place
 
     mailbox = Mailbox()
     with follower.following(mailbox.drain), on_sigterm() as notice:
-        return _train_at(job, folder, text_encoder, Place(), mailbox.put, notice)
+        return _train_at(job, told, Place(), mailbox.put, notice)
 
 
-def _train_at(
-    job: TrainJob, folder: str, text_encoder: str | None, place: Place, report: Report, notice: Notice
-) -> dict[str, Any]:
+def _train_at(job: TrainJob, told: dict[str, Any], place: Place, report: Report, notice: Notice) -> dict[str, Any]:
+    """Trains as one worker.
+
+    Args:
+        told: `folder`, the run's; `text_encoder`, the tower's; and `states`, that of the captions'. Either of the
+            latter two may be None.
+    """
     from training import conditioning, space
     from training.data import load
     from training.loop import train
     from training.shard_reader import Shards
+    from training.text_states import StoredStates
 
+    folder = told["folder"]
     where = storage.join(folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
     source = Shards.of(job, roster)
-    data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning, source)
+    states = None if told["states"] is None else StoredStates.of(told["states"], job, roster)
+    data = load(Manifest.open(job.manifest), job.image_size, job.caption_mix, roster, job.conditioning, source, states)
     autoencoder = None if job.autoencoder is None else storage.join(folder, latents.FOLDER)
-    reading = contextlib.nullcontext() if source is None else contextlib.closing(source)
-    with reading, _local(text_encoder) as tower, _local(autoencoder) as vae:
+    with contextlib.ExitStack() as reading:
+        for reader in (source, states):
+            if reader is not None:
+                reading.callback(reader.close)
+        tower, vae = (reading.enter_context(_local(at)) for at in (told["text_encoder"], autoencoder))
         outcome = train(
             job,
             folder=folder,
@@ -221,12 +258,12 @@ def _local(folder: str | None) -> Iterator[Path | None]:
         yield Path(scratch)
 
 
-def _train_on_ray(job: TrainJob, folder: str, text_encoder: str | None, follower: Follower) -> dict[str, Any]:
+def _train_on_ray(job: TrainJob, told: dict[str, Any], follower: Follower) -> dict[str, Any]:
     ray_workers.check_resources(job.fewest_workers, job.gpus_per_worker)
     return ray_workers.fit(
         _worker,
-        {"job": job.model_dump(mode="json"), "folder": folder, "text_encoder": text_encoder},
-        folder=folder,
+        {"job": job.model_dump(mode="json"), "told": told},
+        folder=told["folder"],
         scaling=_scaling(job),
         max_failures=job.max_failures,
         follower=follower,
@@ -245,8 +282,7 @@ def _scaling(job: TrainJob) -> dict[str, Any]:
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Must stay importable by name: it is shipped by reference."""
     job = TrainJob.model_validate(config["job"])
-    folder, text_encoder = config["folder"], config["text_encoder"]
     ray_workers.work(
         config["mailbox"],
-        lambda place, report, notice: _train_at(job, folder, text_encoder, place, report, notice),
+        lambda place, report, notice: _train_at(job, config["told"], place, report, notice),
     )

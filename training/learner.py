@@ -86,7 +86,7 @@ class Learner:
         self._data = data
         choice = CaptionChoice(data.options)
         text.measure(first_captions(data, choice, job.seed, job.conditioning_window))
-        self._captions = CaptionStates(text, choice)
+        self._captions = CaptionStates(text, choice, stored=data.states)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         self._space = space or spaces.build(job.patch_size, frames=data.frames)
         self._width = text.width

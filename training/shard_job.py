@@ -11,13 +11,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from curation import storage
 from curation.manifest import Manifest
-from training.data_shards import INFO_FILE, Part, Places, ShardsInfo, ShardsPlan, missing, refuse_other, stored
+from training.data_shards import INFO_FILE, Part, Places, ShardsInfo, ShardsPlan, missing, refuse_other
 from training.roster import Roster, slots_by_part
 from training.shard_faults import faults_told
 from training.shard_maker import WORK, Item, Maker, Splitter, attempted
@@ -25,6 +26,49 @@ from training.shard_maker import WORK, Item, Maker, Splitter, attempted
 OnStage = Callable[[str, int, int], None]
 """Told of a stage, rows done and rows in all."""
 _BINS = 256  # at most, so that sorting makes few files of a large manifest
+
+
+class Made(Protocol):
+    """What is written of shards when they are whole."""
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+    def model_dump_json(self) -> str: ...
+
+
+Info = TypeVar("Info", bound=Made, covariant=True)
+
+
+class Plan(Protocol[Info]):
+    """Shards before they are made."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+    @property
+    def spec(self) -> Any: ...
+    def known(self) -> Info | None: ...
+    def info(self, parts: tuple[Part, ...]) -> Info: ...
+
+
+@dataclass(frozen=True)
+class How:
+    """What makes a plan's files.
+
+    Attributes:
+        kind: of `shard_maker.contents`.
+        columns: of the manifest, that it needs beside the ids.
+        told: what it is told beside what every kind is.
+        gpus: of each worker.
+    """
+
+    kind: Literal["pictures", "texts"]
+    columns: tuple[str, ...]
+    told: dict[str, Any]
+    gpus: int = 0
 
 
 def make(
@@ -48,57 +92,65 @@ def make(
     Raises:
         UserError: a picture is missing or damaged, shards of something else are in the folder, or the storage fails.
     """
-    with faults_told(plan.uri):
-        return _make(plan, manifest, roster, autoencoder, workers, gpus, on_stage)
+    where = None if autoencoder is None else storage.absolute(autoencoder)
+    told = {"arrays": plan.arrays, "autoencoder": where}
+    how = How("pictures", ("image",), told, gpus if where is not None else 0)
+    return make_with(how, plan, manifest, roster, workers=workers, on_stage=on_stage)
 
 
-def _make(
-    plan: ShardsPlan,
+def make_with(
+    how: How,
+    plan: Plan[Info],
     manifest: Manifest,
     roster: Roster,
-    autoencoder: str | None,
-    workers: int,
-    gpus: int,
-    on_stage: OnStage | None,
-) -> ShardsInfo:
-    known = stored(plan.uri)
-    parts = {part.name: part for part in plan.parts}
-    if known is not None:
-        refuse_other(plan.uri, known, plan.spec)
-        gone = {part.name for part in missing(plan.uri, known.parts)}
-        done = {part.name: part for part in known.parts if part.name not in gone}
+    *,
+    workers: int = 0,
+    on_stage: OnStage | None = None,
+) -> Info:
+    """As `make`, of shards of any kind."""
+    with faults_told(plan.uri):
+        known = plan.known()
+        done = _done(plan, known)
+        todo = [part for part in plan.parts if part.name not in done]
+        if known is not None and not todo:
+            return known
+        job = _Job(how, plan, manifest, roster, todo)
+        stages = (("sort", job.splits(), Splitter, 0), ("shards", job.bins(), Maker, how.gpus)) if todo else ()
+        for name, items, run, gpus in stages:
+            total, finished = sum(item["rows"] for item in items), 0
+            for item in _run(run, job.told, items, workers, gpus):
+                finished += item["rows"]
+                if on_stage is not None:
+                    on_stage(name, finished, total)
+        made = [done.get(part.name) or attempted(plan.uri, part.name) for part in plan.parts]
+        whole = tuple(part for part in made if part is not None)
+        if len(whole) < len(plan.parts):
+            raise AssertionError(f"{plan.uri} is not whole: this is a defect of cleanplate")
+        info = plan.info(whole)
+        storage.write_bytes(storage.join(plan.uri, INFO_FILE), info.model_dump_json().encode())
+        storage.remove_tree(storage.join(plan.uri, WORK))
+        return info
+
+
+def _done(plan: Plan[Info], known: Info | None) -> dict[str, Part]:
+    """The files that are there, by name.
+
+    Raises:
+        UserError: they are of something else.
+    """
+    if known is None:
+        found = [told for part in plan.parts if (told := attempted(plan.uri, part.name)) is not None]
     else:
-        done = {name: part for name in parts if (part := attempted(plan.uri, name)) is not None}
-        gone = {part.name for part in missing(plan.uri, list(done.values()))}
-        done = {name: part for name, part in done.items() if name not in gone}
-    todo = [part for part in plan.parts if part.name not in done]
-    if known is not None and not todo:
-        return known
-    job = _Job(plan, manifest, roster, todo, autoencoder)
-    stages = (("sort", job.splits(), Splitter), ("shards", job.bins(), Maker)) if todo else ()
-    for name, items, run in stages:
-        total, finished = sum(item["rows"] for item in items), 0
-        for item in _run(run, job.told, items, workers, gpus):
-            finished += item["rows"]
-            if on_stage is not None:
-                on_stage(name, finished, total)
-    made = [done.get(part.name) or attempted(plan.uri, part.name) for part in plan.parts]
-    if any(part is None for part in made):
-        raise AssertionError(f"{plan.uri} is not whole: this is a defect of cleanplate")
-    whole = tuple(part for part in made if part is not None)
-    rows = sum(sum(part.rows) for part in whole)
-    info = ShardsInfo(spec=plan.spec, sizes=plan.sizes, arrays=plan.arrays, rows=rows, parts=whole)
-    storage.write_bytes(storage.join(plan.uri, INFO_FILE), info.model_dump_json().encode())
-    storage.remove_tree(storage.join(plan.uri, WORK))
-    return info
+        refuse_other(plan.uri, known.spec, plan.spec)
+        found = list(known.parts)
+    gone = {part.name for part in missing(plan.uri, found)}
+    return {part.name: part for part in found if part.name not in gone}
 
 
 class _Job:
     """What is to be done, in items that a worker does one at a time."""
 
-    def __init__(
-        self, plan: ShardsPlan, manifest: Manifest, roster: Roster, todo: Sequence[Part], autoencoder: str | None
-    ) -> None:
+    def __init__(self, how: How, plan: Plan[Any], manifest: Manifest, roster: Roster, todo: Sequence[Part]) -> None:
         self._slots = slots_by_part(manifest)
         self._places = Places.of(roster)
         self._bins = [list(part) for part in np.array_split(np.arange(len(plan.parts)), min(_BINS, len(plan.parts)))]
@@ -110,10 +162,11 @@ class _Job:
         self.told: dict[str, Any] = {
             "uri": plan.uri,
             "spec": plan.spec.model_dump(mode="json"),
-            "arrays": plan.arrays,
             "work": storage.join(plan.uri, WORK, key),
             "manifest": storage.absolute(manifest.uri),
-            "autoencoder": None if autoencoder is None else storage.absolute(autoencoder),
+            "kind": how.kind,
+            "columns": how.columns,
+            **how.told,
         }
 
     def _bin_of(self) -> np.ndarray:
@@ -170,6 +223,6 @@ def _run(run: type[Any], told: dict[str, Any], items: list[Item], workers: int, 
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
         fn_constructor_args=[told],
         num_cpus=1,
-        num_gpus=gpus if run is Maker and told["autoencoder"] is not None else 0,
+        num_gpus=gpus,
     )
     yield from dataset.iter_rows()

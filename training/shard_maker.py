@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +14,10 @@ import pyarrow.parquet as pq
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
-from training.data import decode
-from training.data_shards import MIRRORED, Part, missing
-from training.shard_columns import binary, payload
+from training.data_shards import Part, missing
 
 WORK = ".work"
 """Below a folder of shards: what is there while they are made."""
-_TOGETHER = 16  # pictures that an autoencoder encodes at once
 Item = dict[str, Any]
 
 
@@ -39,11 +34,41 @@ def _rows(batch: dict[str, Any]) -> list[Item]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
+class Contents(Protocol):
+    """What a kind of shards holds.
+
+    Attributes:
+        compression: of its columns, by their paths.
+    """
+
+    compression: dict[str, str]
+
+    def table(self, rows: pa.Table, slots: np.ndarray, shape: int) -> pa.Table:
+        """A block of N rows of the manifest, in the order of their slots (N,)."""
+        ...
+
+    def payload(self, table: pa.Table) -> str:
+        """sha256 of what training reads of a block."""
+        ...
+
+
+def contents(told: dict[str, Any]) -> Contents:
+    """What a worker makes, as the driver told it."""
+    if told["kind"] == "texts":
+        from training.text_shards import Texts
+
+        return Texts(told)
+    from training.shard_pictures import Pictures
+
+    return Pictures(told)
+
+
 class Splitter:
     """Sorts the rows of one of the manifest's files into bins."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._work = told["work"]
+        self._columns = list(told["columns"])
         self._manifest = Manifest.open(told["manifest"])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -55,7 +80,7 @@ class Splitter:
         if not storage.exists(done):
             info = self._manifest.info
             part = Manifest(self._manifest.uri, info.model_copy(update={"files": [info.files[index]]}))
-            rows = part.table(["id", "image"], decision=Decision.KEPT)
+            rows = part.table(["id", *self._columns], decision=Decision.KEPT)
             slots, bins = np.frombuffer(item["slots"], np.int64), np.frombuffer(item["bins"], np.int32)
             rows = rows.append_column("slot", pa.array(slots))
             for number in np.unique(bins[bins >= 0]).tolist():
@@ -71,9 +96,7 @@ class Maker:
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
-        self._arrays = [tuple(array) for array in told["arrays"]]
-        self._block = int(told["spec"]["block"])
-        self._encode = encoder(told)
+        self._contents = contents(told)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         return {"rows": [self.run(item)["rows"] for item in _rows(batch)]}
@@ -83,14 +106,13 @@ class Maker:
         rows, place = self._sorted(int(item["index"]), [slot for wanted in told for slot in wanted["slots"]])
         for wanted in told:
             part = Part.model_validate(wanted["part"])
-            if attempted(self._told["uri"], part.name) is None or missing(self._told["uri"], [part]):
+            known = attempted(self._told["uri"], part.name)
+            if known is None or missing(self._told["uri"], [known]):
                 slots, blocks = (np.array(wanted[name], np.int64) for name in ("slots", "blocks"))
-                made = [
-                    self._table(
-                        None if rows is None else rows.take([place[s] for s in mine.tolist()]), mine, part.shape
-                    )
-                    for mine in (slots[blocks == number] for number in range(part.blocks))
-                ]
+                made = []
+                for mine in (slots[blocks == number] for number in range(part.blocks)):
+                    of = None if rows is None else rows.take([place[slot] for slot in mine.tolist()])
+                    made.append(self._contents.table(of, mine, part.shape) if of is not None and len(mine) else None)
                 self._write(part, made)
         return {"rows": int(item["rows"])}
 
@@ -119,37 +141,12 @@ class Maker:
             )
         return rows, place
 
-    def _table(self, rows: pa.Table | None, slots: np.ndarray, shape: int) -> pa.Table | None:
-        """A block's rows; None where it has none."""
-        if rows is None or not len(slots):
-            return None
-        channels, height, width = self._arrays[shape]
-        pictures = np.stack([decode(row["id"], row["image"]) for row in rows.to_pylist()]).transpose(0, 3, 1, 2)
-        pictures = np.ascontiguousarray(pictures)
-        content = [hashlib.sha256(repr(p.shape).encode() + p.tobytes()).digest() for p in pictures]
-        values = pictures.reshape(len(pictures), 3, -1).astype(np.int64)
-        moments = np.concatenate([values.sum(axis=2), (values**2).sum(axis=2)], axis=1)
-        columns = {
-            "slot": pa.array(slots),
-            "id": rows["id"].combine_chunks(),
-            "content": pa.array(content, pa.binary(32)),
-            "moments": pa.FixedSizeListArray.from_arrays(pa.array(moments.reshape(-1)), 6),
-        }
-        for name, array in self._encode(pictures).items():
-            assert array.shape[1:] == (channels, height, width), "the plan knows the shape"
-            columns[name] = binary(array)
-        return pa.table(columns)
-
     def _write(self, part: Part, tables: list[pa.Table | None]) -> None:
         """Writes a file, and beside it what `shards.json` will say of it."""
         there = [table for table in tables if table is not None]
-        pixels = self._told["autoencoder"] is None
         buffer = pa.BufferOutputStream()
         if there:
-            names = [name for name in there[0].column_names if name not in ("pixels", "latents", MIRRORED)]
-            plain = "zstd" if pixels else "none"  # latents are noise to a compressor
-            compression = {name: "zstd" if name in names else plain for name in there[0].column_names}
-            compression["moments.list.element"] = "zstd"
+            compression = self._contents.compression
             with pq.ParquetWriter(buffer, there[0].schema, compression=compression, use_dictionary=False,
                                   compression_level=None, write_statistics=False) as writer:  # fmt: skip
                 for table in there:
@@ -160,39 +157,9 @@ class Maker:
                 "bytes": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "rows": tuple(0 if table is None else table.num_rows for table in tables),
-                "payloads": tuple("" if table is None else payload(table) for table in tables),
+                "payloads": tuple("" if table is None else self._contents.payload(table) for table in tables),
             }
         )
         storage.write_bytes(storage.join(self._told["uri"], part.name), data)
         text = told.model_dump_json().encode()
         storage.write_bytes(storage.join(self._told["uri"], WORK, f"{part.name}.json"), text)
-
-
-def encoder(told: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """From pictures, uint8 (N, 3, H, W), to what is stored of them."""
-    if told["autoencoder"] is None:
-        return lambda pictures: {"pixels": pictures}
-    import tempfile
-
-    import torch
-
-    from training import space
-    from training.folders import download
-
-    place = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        download(told["autoencoder"], folder)
-        latents = space.build(int(told["spec"]["patch_size"]), folder, place)
-
-    def encoded(pictures: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(pictures).split(_TOGETHER)
-        return torch.cat([latents.encode(part.to(place)).half().cpu() for part in parts]).numpy()
-
-    def encode(pictures: np.ndarray) -> dict[str, np.ndarray]:
-        found = {"latents": encoded(pictures)}
-        if told["spec"]["mirrored"]:
-            found[MIRRORED] = encoded(np.ascontiguousarray(pictures[..., ::-1]))
-        return found
-
-    return encode

@@ -115,13 +115,17 @@ class TextEncoder:
                 {name: value.cpu().contiguous() for name, value in self.statistics.items()}, folder / STATISTICS_FILE
             )
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, chunk: int = 1) -> Conditioning:
         """Token states after the tower's last layer norm, before pooling; standardised where there are statistics.
 
         Prompts go through the tower `chunk` at a time, the last chunk filled up with empty ones. One at a time, the
         states of a prompt depend on nothing but the prompt, to the bit; larger chunks are for encoding a training set.
         """
+        return self.told(prompts, *self.tokens(prompts, chunk=chunk))
+
+    @torch.no_grad()
+    def tokens(self, prompts: Sequence[str], *, chunk: int = 1) -> tuple[Tensor, Tensor]:
+        """As `encode`, before anything is standardised: states float32 (N, L, W) and mask bool (N, L)."""
         states, masks = [], []
         for start in range(0, len(prompts), chunk):
             part = list(prompts[start : start + chunk])
@@ -132,10 +136,15 @@ class TextEncoder:
             masks.append(mask[: len(part)])
         if not states:
             empty = torch.zeros(0, self.length, self.width, device=self.device)
-            return Conditioning(empty, empty[..., 0].bool(), empty[:, 0])
-        return self._standardised(torch.cat(states), torch.cat(masks))
+            return empty, empty[..., 0].bool()
+        return torch.cat(states), torch.cat(masks)
 
-    def _standardised(self, states: Tensor, mask: Tensor) -> Conditioning:
+    def caption_of(self, prompt: str) -> str:
+        """What of a prompt the tower reads."""
+        return prompt
+
+    def told(self, prompts: Sequence[str], states: Tensor, mask: Tensor) -> Conditioning:
+        """What `encode` makes of the states of N prompts' captions: float32 (N, l, W), mask (N, l), l at most L."""
         pooled = states[torch.arange(len(states), device=states.device), mask.sum(dim=1) - 1]
         if self.statistics:
             pooled = (pooled - self.statistics["pooled_mean"]) / self.statistics["pooled_std"]
@@ -147,6 +156,12 @@ def _scale(values: Tensor) -> Tensor:
     """Standard deviation of each column (N, W); 1 where a column is all but constant, as for a single caption."""
     deviation = values.std(dim=0, correction=0)
     return torch.where(deviation > 1e-3, deviation, 1.0)
+
+
+def dimensions(folder: str | Path) -> tuple[int, int]:
+    """L and W of a tower, without loading it."""
+    described = _read_config(Path(folder))["text_cfg"]
+    return int(described.get("context_length", 77)), int(described.get("width", 512))
 
 
 def digest(folder: str | Path) -> str:

@@ -247,10 +247,10 @@ def test_blocks_are_there_before_they_are_wanted(shard_job_of: MakeJob) -> None:
     shards = data.source
     assert isinstance(shards, Shards)
     order = Order.of(data.roster, 0)
-    expected = set(shards.blocks_of(order.slots(torch.arange(32)).numpy()))  # two windows
+    expected = set(shards.blocks.of(order.slots(torch.arange(32)).numpy()))  # two windows
     asked: list[tuple[int, int]] = []
     enough = threading.Event()
-    want = shards.want
+    want = shards.blocks.want
 
     def note(shape: int, block: int, *, wait: bool) -> bool:
         found = want(shape, block, wait=wait)
@@ -259,7 +259,7 @@ def test_blocks_are_there_before_they_are_wanted(shard_job_of: MakeJob) -> None:
             enough.set()
         return found
 
-    shards.want = note  # type: ignore[method-assign]
+    shards.blocks.want = note  # type: ignore[method-assign]
     shards.reached(order, 0)
     assert enough.wait(30)
     shards.close()
