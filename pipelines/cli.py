@@ -149,11 +149,20 @@ def export(
 
 
 @app.command()
-def serve(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+def serve(
+    job: JobFile,
+    sets: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    check: Annotated[bool, typer.Option("--check", help="check a file for Ray Serve's own tools, run nothing")] = False,
+) -> None:
     """Serve a registered model over HTTP until interrupted."""
     from pipelines import config
     from pipelines import serve as verb
 
+    if check:
+        _end(verb.checked(job), verb, as_json)
+        return
     resolved = config.load_job(job, sets, kind="serve")
     if dry_run:
         _print_plan(resolved, verb.plan(resolved), as_json)

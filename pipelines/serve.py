@@ -52,6 +52,23 @@ class Served(BaseModel):
     model: str
 
 
+class Checked(BaseModel):
+    """A file for Ray Serve's own tools that has no mistake."""
+
+    file: str
+    applications: list[str]
+
+
+def checked(path: str) -> Checked:
+    """Checks a Serve config file, or a RayService that holds one. Raises UserError: the first mistake, in full."""
+    from pipelines.config import read
+    from serving import deployment
+
+    raw = read(path)
+    deployment.refuse(deployment.check(raw))
+    return Checked(file=path, applications=deployment.applications(raw))
+
+
 def run(job: ServeJob, on_ready: Callable[[Served], None]) -> None:
     """Serves until SIGINT or SIGTERM, then takes the application down; calls `on_ready` once it answers."""
     done = threading.Event()
@@ -64,8 +81,10 @@ def run(job: ServeJob, on_ready: Callable[[Served], None]) -> None:
         print("stopping …", file=sys.stderr, flush=True)
 
 
-def summary(served: Served) -> list[str]:
-    """The endpoint for a person."""
+def summary(served: Served | Checked) -> list[str]:
+    """The endpoint, or the check, for a person."""
+    if isinstance(served, Checked):
+        return [f"{served.file}: nothing wrong; applications: {', '.join(served.applications)}"]
     return [
         f"{served.model} is served at {served.url}/v1/images/generations  (Ctrl-C ends it)",
         f'try: cleanplate generate "red apple" --server {served.url} --out apple.png',

@@ -87,8 +87,14 @@ def _scale(job: ServeJob) -> dict[str, Any]:
 
 
 def _patience(job: ServeJob) -> dict[str, Any]:
-    """A replica that is to go gets no new requests, and ends when those under way have, however long these may take."""
-    return {"graceful_shutdown_timeout_s": job.request_timeout_s + 5, "graceful_shutdown_wait_loop_s": 0.5}
+    """A replica that is to go gets no new requests, and ends when those under way have, however long these may take;
+    one that is gone already is replaced soon."""
+    return {
+        "graceful_shutdown_timeout_s": job.request_timeout_s + 5,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 2.0,  # also how soon a killed one is missed
+        "health_check_timeout_s": 30.0,
+    }
 
 
 def _asleep(application: str) -> bool:

@@ -35,7 +35,9 @@ def write_clip(folder: Path) -> ClipConfig:
     return ClipConfig(model=str(folder), device="cpu")
 
 
-def write_bundle(folder: Path, clip: ClipConfig, *, image_size: int = 16, channels: tuple[int, ...] = (32, 32)) -> Path:
+def write_bundle(
+    folder: Path, clip: ClipConfig, *, image_size: int = 16, channels: tuple[int, ...] = (32, 32), seed: int = 0
+) -> Path:
     """A bundle of an untrained U-Net, in `folder`/bundle."""
     import torch
 
@@ -48,7 +50,7 @@ def write_bundle(folder: Path, clip: ClipConfig, *, image_size: int = 16, channe
 
     clip.build().export_text_tower(folder / "text")
     text = TextEncoder(folder / "text")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     shape = UnetConfig(block_out_channels=channels, layers_per_block=1, attention_heads=2)
     unet = build(shape, channels=3, side=image_size, width=text.width).eval()
     model = DiffusionModel(
