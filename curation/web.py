@@ -374,19 +374,13 @@ async def _session(
         if not config.allow_private and not is_public(address):
             raise FetchError(Reason.REFUSED_ADDRESS, f"{host} is {address}" if host != address else host)
 
-    def connect(info: Any) -> socket.socket:
-        # aiohttp asks no resolver about what looks like an address, `http://2130706433/` included.
-        family, kind, protocol, _, address = info
-        admit(str(address[0]), str(address[0]))
-        return socket.socket(family, kind, protocol)
-
-    connector = aiohttp.TCPConnector(
+    connector = guarded_connector(
+        admit,
+        resolver,
         limit=0,  # `Web.turn` counts them, and a wait for one is not to look like a slow host
-        resolver=_Resolver(resolver or aiohttp.ThreadedResolver(), admit),
         ttl_dns_cache=math.ceil(config.dns_ttl_s),
         use_dns_cache=config.dns_ttl_s > 0,
         keepalive_timeout=_IDLE_S,
-        socket_factory=connect,
     )
     return aiohttp.ClientSession(
         connector=connector,
@@ -398,6 +392,27 @@ async def _session(
         auto_decompress=False,  # it expands without a limit that we could set
         trust_env=False,
     )
+
+
+def guarded_connector(
+    admit: Callable[[str, str], None], resolver: AbstractResolver | None = None, **options: Any
+) -> aiohttp.TCPConnector:
+    """Connections to addresses that `admit` lets pass.
+
+    Args:
+        admit: told an address and the name that it was found for; raises FetchError where it is not to be asked.
+        resolver: who knows the addresses of names; the system's own unless given.
+        options: more of `aiohttp.TCPConnector`.
+    """
+
+    def connect(info: Any) -> socket.socket:
+        # aiohttp asks no resolver about what looks like an address, `http://2130706433/` included.
+        family, kind, protocol, _, address = info
+        admit(str(address[0]), str(address[0]))
+        return socket.socket(family, kind, protocol)
+
+    checked = _Resolver(resolver or aiohttp.ThreadedResolver(), admit)
+    return aiohttp.TCPConnector(resolver=checked, socket_factory=connect, **options)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, session: aiohttp.ClientSession) -> None:

@@ -25,6 +25,13 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 FinishReason = Literal["stop", "content_filtered"]
 
 
+class Webhook(BaseModel):
+    """Who is told that a job has ended."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    url: str = Field(min_length=1, max_length=2_048)
+
+
 class GenerationRequest(BaseModel):
     """The body of `POST /v1/images/generations`. Absent and null both mean: the server's default."""
 
@@ -55,6 +62,8 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """The first image's seed; image k has seed + k. Drawn and returned when absent."""
     sampler: SamplerName | None = None
+    webhook: Webhook | None = None
+    """Of jobs alone: who is told when the pictures can be fetched."""
 
 
 class ConceptScore(BaseModel):

@@ -189,6 +189,8 @@ def _rooted(job: ServeJob) -> ServeJob:
     update["prompts"] = job.prompts.rooted()
     if job.records is not None:
         update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
+    if job.jobs is not None:
+        update["jobs"] = job.jobs.model_copy(update={"folder": storage.absolute(job.jobs.folder)})
     if isinstance(job.keys, KeysConfig):
         usage = job.keys.usage or f"{job.keys.file}.usage"
         places = {"file": storage.absolute(job.keys.file), "usage": storage.absolute(usage)}

@@ -6,16 +6,20 @@ are in `serving.http`. Every answer of 400 and above has OpenAI's error body.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.http import errors, generations, models, pictures
+from serving.http import errors, generations, jobs, models, pictures
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication
 from serving.http.body_limit import BodyLimit
 from serving.http.desk import Backend, Desk
 from serving.http.generations import VERSION_HEADER as VERSION
+from serving.http.job_runner import Runner
 from serving.http.request_id import HEADER as REQUEST_ID
 from serving.http.request_id import RequestId
 from serving.job import ServeJob
@@ -26,15 +30,34 @@ from serving.records import Archive
 
 def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     """The API in front of `backend`, with the limits and the time limit of `job`."""
+    keys = job.keys if isinstance(job.keys, KeysConfig) else None
+    quotas = None if keys is None else Quotas(keys.usage or f"{keys.file}.usage")
+    archive = None if job.records is None else Archive(job.records)
+    desk = Desk(backend, job, archive, quotas)
+    runner = None if job.jobs is None else Runner(job.jobs, desk.draw)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if runner is not None:
+            runner.begin()
+        yield
+        if runner is not None:
+            await runner.close()
+
     # No /docs pages: they load scripts from elsewhere. The schema itself is at /openapi.json.
-    app = FastAPI(title="cleanplate", docs_url=None, redoc_url=None, responses=errors.RESPONSES)
+    app = FastAPI(
+        title="cleanplate",
+        docs_url=None,
+        redoc_url=None,
+        responses=errors.RESPONSES,
+        lifespan=lifespan,
+        dependencies=[] if keys is None else [Depends(HTTPBearer(auto_error=False))],  # for the schema
+    )
+    errors.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=job.limits.max_body_bytes, max_depth=job.limits.max_json_depth)
-    quotas = None
-    if isinstance(job.keys, KeysConfig):
-        app.add_middleware(Authentication, ring=KeyRing(job.keys))
-        app.router.dependencies.append(Depends(HTTPBearer(auto_error=False)))  # for the schema
-        quotas = Quotas(job.keys.usage or f"{job.keys.file}.usage")
+    if keys is not None:
+        app.add_middleware(Authentication, ring=KeyRing(keys))
     app.add_middleware(RequestId)
     if job.cors_origins:
         app.add_middleware(
@@ -44,11 +67,8 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Prefer", REQUEST_ID, TIMEOUT],
             expose_headers=["Location", "Retry-After", REQUEST_ID, VERSION],
         )
-    errors.install(app)
-
-    archive = None if job.records is None else Archive(job.records)
-    desk = Desk(backend, job, archive, quotas)
-    app.include_router(generations.routes(desk))
+    app.include_router(generations.routes(desk, runner))
+    app.include_router(jobs.routes(desk, runner))
     app.include_router(pictures.routes(desk, archive))
     app.include_router(models.routes(desk))
     return app

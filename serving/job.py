@@ -13,6 +13,7 @@ from curation.manifest import Name
 from serving.admission import Limits, SamplingDefaults
 from serving.autoscaling import AutoscalingConfig
 from serving.identity import CredentialsConfig, WatermarkConfig
+from serving.jobs import JobsConfig
 from serving.keys import KeysConfig
 from serving.prompts.guard import PromptsConfig
 from serving.records import RecordsConfig
@@ -87,6 +88,7 @@ class ServeJob(BaseModel):
         None, description="who may ask; null: anybody on this machine; open: anybody at all"
     )
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may ask from a browser; none")
+    jobs: JobsConfig | None = Field(None, description="requests whose pictures are fetched later; null: none")
     records: RecordsConfig | None = Field(None, description="what is remembered of pictures; null: nothing")
 
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")

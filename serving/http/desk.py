@@ -74,6 +74,8 @@ class Desk:
 
         Raises RequestError. A good request costs no call to the backend, which checks it again anyway.
         """
+        if request.webhook is not None:
+            raise unsupported("webhook", "it is for jobs: send 'Prefer: respond-async', or PUT the job")
         if request.response_format == "url" and self._archive is None:
             raise unsupported("response_format", "pictures come in the answer: use 'b64_json'")
         if self._card is not None:

@@ -97,9 +97,11 @@ class StreamError(BaseModel):
     error: ErrorDetail
 
 
-OPENAPI: dict[str, Any] = {
-    "description": "The pictures; with `stream` as server-sent events.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+OPENAPI: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The pictures; with `stream` as server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
 }
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+import secrets
+
+from fastapi import APIRouter, Request, Response
 
 from serving.api import GenerationRequest, GenerationResponse
+from serving.http import jobs
 from serving.http.asker import FromAsker
 from serving.http.desk import Desk
 from serving.http.events import OPENAPI, EventStream
+from serving.http.job_runner import Runner
 
 VERSION_HEADER = "X-Model-Version"
 
 
-def routes(desk: Desk) -> APIRouter:
-    """The endpoint, in front of `desk`."""
+def routes(desk: Desk, runner: Runner | None) -> APIRouter:
+    """The endpoint, in front of `desk`; without a runner nobody gets a job, whatever he prefers."""
     router = APIRouter()
 
-    @router.post("/v1/images/generations", response_model=GenerationResponse, responses={200: OPENAPI})
-    async def generate(body: GenerationRequest, asker: FromAsker) -> Response:
+    @router.post("/v1/images/generations", response_model=GenerationResponse, responses=OPENAPI | jobs.TAKEN)
+    async def generate(body: GenerationRequest, request: Request, asker: FromAsker) -> Response:
+        if runner is not None and jobs.wants_a_job(request):
+            job, _ = await jobs.taken(desk, runner, f"job_{secrets.token_hex(16)}", body, asker)
+            return jobs.accepted(job, request)
         if body.stream:
             plan, card = await desk.check(body)
             return EventStream(lambda: desk.stream(body, asker), plan.output_format, card.size)
