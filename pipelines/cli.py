@@ -264,6 +264,42 @@ def recheck(
     _end(done, verb, as_json)
 
 
+@app.command()
+def verify(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a picture, or a moving one")],
+    credentials: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="certificate and keys; a server's own when not given")
+    ] = None,
+    job: Annotated[str | None, typer.Option(metavar="JOB.yaml", help="serve job whose marks are meant")] = None,
+    anchors: Annotated[str | None, typer.Option(metavar="PEM", help="roots to trust, a server's ca.pem")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a picture's credentials and watermark; exit code 0 if a server of ours signed it and it is unchanged."""
+    from pipelines import verify as verb
+
+    found = verb.run(file, credentials=credentials, job=job, anchors=anchors)
+    _end(found, verb, as_json)
+    raise typer.Exit(0 if found.verdict == "ours" else 1)
+
+
+credentials_app = typer.Typer(
+    help="What a server signs its pictures with.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(credentials_app, name="credentials")
+
+
+@credentials_app.command("init")
+def credentials_init(
+    folder: Annotated[str | None, typer.Argument(metavar="FOLDER", help="a new one")] = None,
+    organisation: Annotated[str | None, typer.Option(help="who signs, by name")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a certificate and keys of a server's own making, and say what they are worth."""
+    from pipelines import credentials as verb
+
+    _end(verb.init(folder, organisation=organisation), verb, as_json)
+
+
 rights_app = typer.Typer(help="What is said about the use of pictures.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(rights_app, name="rights")
 

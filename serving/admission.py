@@ -41,6 +41,7 @@ class Limits(BaseModel):
     )
     max_body_bytes: int = Field(262_144, ge=1_024, description="bytes of the request's body")
     max_json_depth: int = Field(16, ge=2, le=256, description="levels of lists and objects in the request's body")
+    max_upload_bytes: int = Field(16_777_216, ge=1_024, description="bytes of a file that is to be verified")
 
 
 class SamplingDefaults(BaseModel):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from curation.engine import code_version
 from curation.rights.c2pa import marked
-from serving.identity import Identity
+from serving.identity import Identity, Trust
 
 ASSERTION = "org.cleanplate.generation"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -137,17 +137,17 @@ def _statement(origin: Origin) -> dict[str, Any]:
     }
 
 
-def read(data: bytes, identity: Identity | None = None) -> CredentialsReading:
+def read(data: bytes, trust: Trust | None = None) -> CredentialsReading:
     """What a file's credentials say. Never raises, whatever the bytes are.
 
     Args:
-        identity: whose roots are trusted, and which signatures are ours; None: nobody's.
+        trust: which signatures are trusted, and which of them are ours; None: nobody's.
     """
     try:
         found = marked(data)
         if found is None:
             return CredentialsReading(state="absent", says="It has no content credentials.")
-        return _reading(_store(data, identity.anchors if identity else ""), identity)
+        return _reading(_store(data, trust.anchors if trust else ""), trust)
     except Exception as error:  # the library's errors are many, and the file is a stranger's
         if type(error).__name__ == "ManifestNotFound" and marked(data) != "manifest":
             return CredentialsReading(state="absent", says="It has no content credentials.")
@@ -172,14 +172,14 @@ def _reading_context(anchors: str) -> Any:
     return c2pa.Context.from_dict(_SETTINGS | trust)
 
 
-def _reading(store: Mapping[str, Any], identity: Identity | None) -> CredentialsReading:
+def _reading(store: Mapping[str, Any], trust: Trust | None) -> CredentialsReading:
     manifest = store["manifests"][store["active_manifest"]]
     signature = manifest.get("signature_info") or {}
     assertions = {str(a.get("label")): a.get("data") for a in manifest.get("assertions") or ()}
     codes = dict.fromkeys(str(status.get("code")) for status in store.get("validation_status") or ())
     state = _state(str(store.get("validation_state")), list(codes))
     signer = ", ".join(str(signature[k]) for k in ("common_name", "issuer") if signature.get(k)) or None
-    own = identity is not None and (identity.generated or str(signature.get("cert_serial_number")) == identity.serial)
+    own = trust is not None and trust.serial in (None, str(signature.get("cert_serial_number")))
     ours = own and state == "trusted"
     generation = assertions.get(ASSERTION)
     return CredentialsReading(

@@ -7,7 +7,6 @@ looks at pixels comes before what marks them, and encoding comes last: nothing m
 from __future__ import annotations
 
 import base64
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 from serving.admission import Plan
 from serving.api import FinishReason, ImageDatum, ImageFormat, Moderation
 from serving.guard import PASSED, Guard, Verdict
-from serving.marking import MarkedPicture, Marker
+from serving.marking import MarkedPicture, Marker, pixels_sha256
 from training.bundle import DiffusionModel
 from training.films import encoded
 
@@ -126,11 +125,6 @@ class Finisher:
         """uint8 (H, W, 3), of a film (F, H, W, 3)."""
         pixels: np.ndarray = self._model.space.decode(clean.to(self._model.device))[0]
         return pixels
-
-
-def pixels_sha256(pixels: np.ndarray) -> str:
-    """Of uint8 (H, W, 3) or (F, H, W, 3), row by row."""
-    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def encode(pixels: np.ndarray, output_format: ImageFormat, compression: int) -> bytes:

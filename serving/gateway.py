@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.http import errors, generations, jobs, models, pictures
+from serving.http import errors, generations, jobs, models, pictures, verify
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication
 from serving.http.body_limit import BodyLimit
@@ -55,7 +55,12 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     )
     errors.install(app)
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimit, max_bytes=job.limits.max_body_bytes, max_depth=job.limits.max_json_depth)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=job.limits.max_body_bytes,
+        max_depth=job.limits.max_json_depth,
+        files={verify.PATH: job.limits.max_upload_bytes},
+    )
     if keys is not None:
         app.add_middleware(Authentication, ring=KeyRing(keys))
     app.add_middleware(RequestId)
@@ -70,5 +75,6 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     app.include_router(generations.routes(desk, runner))
     app.include_router(jobs.routes(desk, runner))
     app.include_router(pictures.routes(desk, archive))
+    app.include_router(verify.routes(job, archive))
     app.include_router(models.routes(desk))
     return app

@@ -73,24 +73,33 @@ class WatermarkConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class Trust:
+    """Whose signatures count.
+
+    Attributes:
+        anchors: PEM roots; whom they vouch for is trusted.
+        serial: of the certificate whose signatures are ours; None: of all that the roots vouch for.
+    """
+
+    anchors: str
+    serial: str | None = None
+
+
+@dataclass(frozen=True)
 class Identity:
     """What pictures are signed with.
 
     Attributes:
         chain: certificates in PEM, the signer's first.
         key: its private key in PEM.
-        anchors: PEM roots that are trusted.
         algorithm: c2pa's name of the signature's algorithm.
-        serial: of the signer's certificate.
-        generated: whether the root is one of our own, so that all that it vouches for is ours.
+        trust: by which the signatures are told again.
     """
 
     chain: bytes
     key: bytes = field(repr=False)
-    anchors: str
     algorithm: str
-    serial: str
-    generated: bool
+    trust: Trust
 
 
 def rooted(credentials: CredentialsConfig, watermark: WatermarkConfig) -> dict[str, BaseModel]:
@@ -176,7 +185,13 @@ def load(config: CredentialsConfig) -> Identity:
         anchors = _read(Path(config.anchors), "credentials.anchors").decode()
     else:
         anchors = certificates.pem(issued[-1]).decode()
-    return Identity(chain, key, anchors, algorithm, str(issued[0].serial_number), generated)
+    # A root of our own vouches for nobody else, and for the certificates that come after this one.
+    return Identity(chain, key, algorithm, Trust(anchors, None if generated else str(issued[0].serial_number)))
+
+
+def trust_of(path: str) -> Trust:
+    """Trust in the roots of a PEM file alone: for who checks pictures and signs none. Raises UserError."""
+    return Trust(_read(Path(path), "anchors").decode("latin-1"))
 
 
 def watermark_key(config: WatermarkConfig, credentials: CredentialsConfig) -> bytes:

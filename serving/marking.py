@@ -6,6 +6,7 @@ pixels, as ever, and who holds the key and the records finds by it what was aske
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import logging
@@ -113,3 +114,8 @@ class Marker:
         asked = [self._card.name, self._card.version, self._card.manifest_id, plan.prompt, plan.negative_prompt]
         drawn = [plan.seeds[index], plan.steps, plan.sampler, plan.guidance_scale]
         return hmac.digest(self._marks.secret, b"payload\0" + json.dumps(asked + drawn).encode(), "sha256")[:4]
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """Of uint8 (H, W, 3) or (F, H, W, 3), row by row."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.fft import dctn, irfft2, rfft2  # type: ignore[import-untyped]
 
+from curation.images import resize
 from serving.carriers import (
     BANDS,
     Band,
@@ -52,6 +53,7 @@ _SCALINGS = 3  # of finding out how strong the mark is that is left of one
 
 # Whole pictures that a crop may be of: the sizes that models are trained at.
 _WHOLES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_MOST_PIXELS = max(_WHOLES) ** 2  # a larger picture is made smaller before it is looked at
 _LEAST_KEPT = 0.25  # of a picture's area: of less, no crop is looked for
 _CANDIDATES = 16
 _MOST_WHOLE = 2 * 8 * len(BANDS)  # hypotheses of how a picture that was not cropped lies, twice: see `_best`
@@ -170,7 +172,7 @@ class Watermark:
             search: whether to look for crops as well, which takes some time.
         """
         frames = pixels if pixels.ndim == 4 else pixels[None]
-        luma = np.stack([luma_of(frame) for frame in frames])
+        luma = np.stack([luma_of(_shrunk(frame)) for frame in frames])
         whole = self._best(self._as_a_whole(luma))
         if whole.present or not search:
             return whole
@@ -274,6 +276,13 @@ def _added(pixels: np.ndarray, mark: np.ndarray, psnr: float) -> np.ndarray:
 def _psnr(changed: np.ndarray, pixels: np.ndarray) -> float:
     error = float(np.mean((changed.astype(np.float64) - pixels) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """A picture with no more pixels than it takes to find a mark: the marked waves are long ones there."""
+    height, width = pixels.shape[:2]
+    scale = math.sqrt(_MOST_PIXELS / (height * width))
+    return pixels if scale >= 1 else resize(pixels, max(1, round(width * scale)), max(1, round(height * scale)))
 
 
 def _tail(statistic: float) -> float:

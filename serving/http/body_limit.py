@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,15 +23,18 @@ class BodyLimit:
     of it, so that nothing is half answered.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_depth: int, files: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._max_depth = max_depth
+        self._files = files or {}  # paths that take files, and how many bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        max_bytes = self._files.get(path, self._max_bytes)
         body = bytearray()
         more = True
         while more:
@@ -39,10 +43,10 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self._max_bytes:
-                await errors.answer(_too_large(self._max_bytes))(scope, receive, send)
+            if len(body) > max_bytes:
+                await errors.answer(_too_large(max_bytes))(scope, receive, send)
                 return
-        if deeper(bytes(body), self._max_depth):
+        if path not in self._files and deeper(bytes(body), self._max_depth):
             await errors.answer(_too_deep(self._max_depth))(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +19,7 @@ from curation.errors import UserError
 from serving import credentials, identity
 from serving.credentials import ASSERTION, DIGITAL_SOURCE_TYPE, Origin, Signer, commitment, read
 from serving.finishing import encode
-from serving.identity import CredentialsConfig, Identity, WatermarkConfig
+from serving.identity import CredentialsConfig, Identity, Trust, WatermarkConfig
 from tests.serving.test_watermark import drawing
 
 ORIGIN = Origin(
@@ -61,7 +62,7 @@ def test_the_librarys_own_reader_finds_them_valid_and_trusted(own: Identity, kin
     import c2pa
 
     signed = signed_by(own, kind)
-    context = c2pa.Context.from_dict({"trust": {"trust_anchors": own.anchors}})
+    context = c2pa.Context.from_dict({"trust": {"trust_anchors": own.trust.anchors}})
     with c2pa.Reader(f"image/{kind.split()[-1]}", io.BytesIO(signed), context=context) as reader:
         store = json.loads(reader.json())
     assert store["validation_state"] == "Trusted"
@@ -76,7 +77,7 @@ def test_the_librarys_own_reader_finds_them_valid_and_trusted(own: Identity, kin
 @pytest.mark.parametrize("kind", list(FILES))
 def test_what_is_signed_is_ours_and_shows_the_same_pixels(own: Identity, kind: str) -> None:
     signed = signed_by(own, kind)
-    found = read(signed, own)
+    found = read(signed, own.trust)
     assert (found.state, found.ours, found.faults) == ("trusted", True, ())
     assert found.generation is not None
     assert found.generation["image_id"] == ORIGIN.image_id
@@ -97,7 +98,7 @@ def test_one_changed_bit_of_the_pixels_is_found(own: Identity, kind: str) -> Non
     of_picture = signed.find(FILES[kind][-60:-40])
     assert of_picture > 0
     signed[of_picture] ^= 1
-    found = read(bytes(signed), own)
+    found = read(bytes(signed), own.trust)
     assert found.state == "altered"
     assert not found.ours
     assert found.faults
@@ -106,29 +107,28 @@ def test_one_changed_bit_of_the_pixels_is_found(own: Identity, kind: str) -> Non
 def test_a_changed_statement_is_found(own: Identity) -> None:
     signed = signed_by(own, "png")
     assert signed.count(b"ddim") == 1
-    found = read(signed.replace(b"ddim", b"pndm"), own)
+    found = read(signed.replace(b"ddim", b"pndm"), own.trust)
     assert (found.state, found.ours) == ("altered", False)
 
 
 def test_a_strangers_signature_is_whole_but_not_ours(own: Identity, stranger: Identity) -> None:
-    found = read(signed_by(stranger, "png"), own)
+    found = read(signed_by(stranger, "png"), own.trust)
     assert (found.state, found.ours) == ("untrusted", False)
     assert "nobody here vouches for the signer" in found.faults
-    assert read(signed_by(own, "png"), None).state == "untrusted"
+    assert read(signed_by(own, "png")).state == "untrusted"
 
 
 def test_whom_a_purchased_roots_authority_vouches_for_is_not_ours_by_that(own: Identity) -> None:
     """With a certificate of somebody else's root, only the very certificate is this server's."""
-    fields = {name: getattr(own, name) for name in ("chain", "key", "anchors", "algorithm")}
-    colleague = Identity(**fields, serial="1", generated=False)
-    found = read(signed_by(own, "png"), colleague)
+    found = read(signed_by(own, "png"), Trust(own.trust.anchors, serial="1"))
     assert (found.state, found.ours) == ("trusted", False)
-    assert read(signed_by(own, "png"), Identity(**fields, serial=own.serial, generated=False)).ours
+    serial = str(load_pem_x509_certificate(own.chain).serial_number)
+    assert read(signed_by(own, "png"), Trust(own.trust.anchors, serial)).ours
 
 
 def test_files_without_credentials_have_none(own: Identity) -> None:
     for data in FILES.values():
-        assert read(data, own).state == "absent"
+        assert read(data, own.trust).state == "absent"
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,7 +141,7 @@ def test_any_bytes_are_answered(own: Identity, noise: bytes, kind: str, place: i
         at = place % len(signed)
         signed[at : at + len(noise)] = noise
         data = bytes(signed)
-    found = read(data, own)
+    found = read(data, own.trust)
     assert found.says
     assert found.ours == (found.state == "trusted")
 
@@ -193,10 +193,10 @@ def test_ones_own_certificate_by_path_and_its_key_by_the_environment(
     certificate.write_bytes(own.chain)
     key.write_bytes(own.key)
     by_path = identity.load(CredentialsConfig(certificate=str(certificate), private_key=str(key)))
-    assert read(signed_by(by_path, "png"), by_path).ours
+    assert read(signed_by(by_path, "png"), by_path.trust).ours
     config = CredentialsConfig(certificate=str(certificate))
     monkeypatch.setenv(identity.KEY_VARIABLE, own.key.decode())
-    assert identity.load(config).serial == own.serial
+    assert identity.load(config).key == own.key
     monkeypatch.setenv(identity.KEY_VARIABLE, stranger.key.decode())
     with pytest.raises(UserError, match="not the certificate's"):
         identity.load(config)

@@ -17,9 +17,9 @@ from serving import identity, marking
 from serving.admission import Limits
 from serving.api import GenerationRequest
 from serving.credentials import commitment, read
-from serving.finishing import pixels_sha256
 from serving.generator import Generation, Generator
 from serving.identity import CredentialsConfig, WatermarkConfig
+from serving.marking import pixels_sha256
 from serving.watermark import Watermark
 from tests.serving import tiny
 from tests.serving.test_watermark import drawing
@@ -63,7 +63,7 @@ def test_a_pictures_file_is_signed_and_its_pixels_are_marked(generator: Generato
     assert datum.credentials
     assert datum.watermark
     data = base64.b64decode(datum.b64_json or "")
-    found = read(data, identity.load(config))
+    found = read(data, identity.load(config).trust)
     assert found.ours
     said = found.generation
     assert said is not None
@@ -90,7 +90,7 @@ def test_the_same_request_gives_the_same_pixels_and_another_one_another_payload(
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_every_format_carries_both(generator: Generator, config: CredentialsConfig, kind: str) -> None:
     (picture,) = drawn(generator, output_format=kind).pictures
-    assert read(picture.data or b"", identity.load(config)).ours
+    assert read(picture.data or b"", identity.load(config).trust).ours
     assert Watermark(identity.watermark_key(WatermarkConfig(), config)).detect(decoded(picture.data)).present
 
 
