@@ -31,7 +31,10 @@ ASKED = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 2}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> CredentialsConfig:
-    return CredentialsConfig(folder=str(tmp_path_factory.mktemp("marks") / "credentials"))
+    config = CredentialsConfig(folder=str(tmp_path_factory.mktemp("marks") / "credentials"))
+    identity.ensure(config)
+    (identity.folder_of(config) / "watermark.key").write_text("a secret of the tests")
+    return config
 
 
 @pytest.fixture(scope="module")

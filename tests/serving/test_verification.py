@@ -37,8 +37,11 @@ def plan_of(output_format: str = "png") -> Plan:
 
 
 def made(folder: Path, pixels: np.ndarray, output_format: str = "png") -> bytes:
-    """A file as a server with that folder sends it."""
-    marks = build(CredentialsConfig(folder=str(folder)), WatermarkConfig())
+    """A file as a server with that folder sends it. Its watermark's key follows from the folder's name."""
+    config = CredentialsConfig(folder=str(folder))
+    if identity.ensure(config):
+        (folder / "watermark.key").write_text(f"the secret of {folder.name}")
+    marks = build(config, WatermarkConfig())
     assert marks is not None
     marker, plan = Marker(marks, CARD), plan_of(output_format)
     marked = marker.pixels(plan, 0, pixels)
@@ -107,8 +110,8 @@ def test_a_strangers_picture_and_one_of_nobody(verifier: Verifier, tmp_path: Pat
     assert "no proof that it did not" in plain.says
 
 
-def test_ours_in_a_strangers_envelope_is_marked(verifier: Verifier, signed: bytes, tmp_path: Path) -> None:
-    with Image.open(io.BytesIO(signed)) as image:
+def test_ours_in_a_strangers_envelope_is_marked(verifier: Verifier, folder: Path, tmp_path: Path) -> None:
+    with Image.open(io.BytesIO(made(folder, drawing(256)))) as image:
         found = verifier.verify(made(tmp_path / "theirs", np.asarray(image.convert("RGB"))))
     assert (found.verdict, found.credentials.state) == ("marked", "untrusted")
     assert "somebody else's" in found.says
