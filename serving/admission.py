@@ -80,6 +80,8 @@ class ModelCard(BaseModel):
     """What runs the network."""
     exact: bool = True
     """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
+    attribution: bool = False
+    """Whether it has an index of its training pictures."""
     also: tuple[str, ...] = ()
     """More that a request's `model` may be: names of a version that answers beside this one."""
     rollout: RolloutStanding | None = None
@@ -127,6 +129,7 @@ class Plan:
     compression: int
     ids: tuple[str, ...] = ()
     """The images' ids, one for each."""
+    attribution: bool = False
     moderation: tuple[Moderation, ...] = ()
     """What is to be said of its prompt (`serving.prompts`)."""
 
@@ -190,6 +193,7 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tupl
         sampler=_given(request.sampler, card.defaults.sampler),
         output_format=request.output_format or "png",
         compression=_given(request.output_compression, 100),
+        attribution=bool(request.attribution),
         ids=ids or tuple(f"img_{secrets.token_hex(16)}" for _ in range(images)),
     )
 
@@ -205,6 +209,8 @@ def _refuseunsupported(request: GenerationRequest, card: ModelCard) -> None:
         raise unsupported("background", "pictures are opaque: use 'opaque' or 'auto'")
     if card.frames is not None and request.output_format == "jpeg":
         raise unsupported("output_format", "this model makes films: use 'png' or 'webp', which move")
+    if request.attribution and not card.attribution:
+        raise unsupported("attribution", "the model that is served has no index of its training pictures")
     if request.partial_images and not request.stream:
         raise unsupported("partial_images", "previews come with 'stream': true")
     if request.output_compression not in (None, 100) and request.output_format not in ("jpeg", "webp"):

@@ -22,7 +22,7 @@ MAX_SEED = 2**53 - 10
 
 SamplerName = Literal["ddim", "pndm", "dpmsolver++", "ddpm", "euler", "heun"]
 ImageFormat = Literal["png", "jpeg", "webp"]
-FinishReason = Literal["stop", "content_filtered"]
+FinishReason = Literal["stop", "content_filtered", "near_copy"]
 
 
 class Webhook(BaseModel):
@@ -62,6 +62,8 @@ class GenerationRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """The first image's seed; image k has seed + k. Drawn and returned when absent."""
     sampler: SamplerName | None = None
+    attribution: bool | None = None
+    """Whether the training pictures nearest to each image are named."""
     webhook: Webhook | None = None
     """Of jobs alone: who is told when the pictures can be fetched."""
 
@@ -88,6 +90,35 @@ class Moderation(BaseModel):
     """Null where there is none: a rule is broken or is not."""
 
 
+class Attributed(BaseModel):
+    """A training picture near to an image. That it is like it does not say that it caused it."""
+
+    model_config = ConfigDict(frozen=True)
+    sha256: str
+    """Of its file."""
+    similarity: float
+    """1 is the picture itself, 1/2 what is as near to it as its own nearest others are, 1/4 what is twice as far."""
+    creator: str | None
+    licence: str | None
+    uri: str | None
+    thumbnail: str | None = None
+    """A `data:` URL, where its licence permits to show it."""
+
+
+class NearCopy(BaseModel):
+    """The training picture that an image is a near copy of, or was before it was drawn again."""
+
+    model_config = ConfigDict(frozen=True)
+    sha256: str | None
+    """Null where it was taken down since: then it is not named."""
+    similarity: float
+    action: Literal["flag", "block", "reseed"]
+    """What was done: nothing, or it was withheld, or drawn again until it was none."""
+    revoked: bool = False
+    redrawn: int = 0
+    """How many times it was drawn again."""
+
+
 class ImageDatum(BaseModel):
     """One picture of the answer. A withheld one has no `b64_json`; a blurred one has, and `finish_reason` says so too.
     `moderation` says why, `safety` has all scores."""
@@ -111,6 +142,9 @@ class ImageDatum(BaseModel):
     watermark: bool = False
     """Whether the pixels carry this server's mark."""
     moderation: list[Moderation] = []
+    near_copy: NearCopy | None = None
+    attribution: list[Attributed] | None = None
+    """The nearest first; null where it was not asked for, or it is not known what may be named."""
 
     def picture(self) -> bytes | None:
         """The encoded picture, None when it was withheld."""

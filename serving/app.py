@@ -187,6 +187,7 @@ def _rooted(job: ServeJob) -> ServeJob:
     ledger = None if job.ledger is None else storage.absolute(job.ledger)
     update: dict[str, Any] = {"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger}
     update["prompts"] = job.prompts.rooted()
+    update["attribution"] = job.attribution.rooted()
     if job.records is not None:
         update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
     if job.jobs is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from curation import torchvision_ops
 from curation.errors import UserError
-from serving import backends, guard, marking, takedowns
+from serving import backends, guard, marking, neighbours, takedowns
 from serving.admission import Limits, ModelCard, Plan, SamplingDefaults, admit
 from serving.api import (
     GenerationRequest,
@@ -27,10 +27,11 @@ from serving.api import (
     Timings,
 )
 from serving.backends import Backend
-from serving.finishing import Finisher, Picture
+from serving.finishing import Finisher, Picture, Redraw, Seen
 from serving.guard import Guard
 from serving.job import ServeJob
 from serving.marking import Marker, Marks
+from serving.neighbours import Neighbours
 from serving.prompts import guard as prompts
 from serving.prompts.guard import PromptGuard
 from serving.trajectory import PictureTrajectory, Told, finish
@@ -86,6 +87,7 @@ class Generator:
         backend: what runs the network; None: the network as it is, each picture by itself.
         marks: what pictures are marked with; None: with nothing.
         prompts: looks at prompts; None lets all pass.
+        neighbours: knows the training pictures near to what is drawn; None: nobody does.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Generator:
         backend: Backend | None = None,
         marks: Marks | None = None,
         prompts: PromptGuard | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.version = version
         self.model = self._model = model
@@ -130,8 +133,10 @@ class Generator:
             takedowns=standing,
             backend=self.backend.name,
             exact=self.backend.exact,
+            attribution=neighbours is not None and neighbours.names,
         )
-        self._finisher = Finisher(model, guard, None if marks is None else Marker(marks, self.card))
+        marker = None if marks is None else Marker(marks, self.card)
+        self._finisher = Finisher(model, guard, marker, neighbours)
 
     def plan(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
         """What a request comes to; `ids` as `admit`.
@@ -147,14 +152,25 @@ class Generator:
         params = SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler)
         return [PictureTrajectory(self._model, told, seed, params) for seed in plan.seeds]
 
-    def complete(self, plan: Plan, clean: Sequence[Tensor], *, queue_s: float = 0.0, sample_s: float) -> Generation:
-        """Decodes, checks and encodes a plan's pictures.
+    def look(self, plan: Plan, clean: Sequence[Tensor]) -> list[Seen]:
+        """Decodes and checks a plan's pictures.
 
         Args:
             clean: float32 (1, C, h, w) of each, in the model's space; of a film (1, C, F, h, w).
+        """
+        return self._finisher.look(plan, clean)
+
+    def again(self, plan: Plan, seen: Sequence[Seen]) -> Redraw | None:
+        """Those of a plan's pictures that are to be drawn again, and how; None where there are none."""
+        return self._finisher.again(plan, seen)
+
+    def complete(self, plan: Plan, seen: Sequence[Seen], *, queue_s: float = 0.0, sample_s: float) -> Generation:
+        """Encodes a plan's pictures, of which none is to be drawn again.
+
+        Args:
             queue_s, sample_s: seconds that they waited, and that drawing them took.
         """
-        done = self._finisher.finish(plan, clean)
+        done = self._finisher.finish(plan, seen)
         timings = Timings(
             queue_ms=_ms(queue_s),
             sample_ms=_ms(sample_s + done.decode_s),
@@ -183,12 +199,22 @@ class Generator:
             if stop():
                 raise Stopped
 
+        def draw(plan: Plan) -> list[Tensor]:
+            pictures = self.begin(plan)
+            finish(self.backend.denoiser, pictures, together=self.backend.together, after_pass=after_pass)
+            return [picture.clean for picture in pictures]
+
         plan = self.plan(request)
         begun = time.perf_counter()
-        pictures = self.begin(plan)
-        finish(self.backend.denoiser, pictures, together=self.backend.together, after_pass=after_pass)
+        clean = draw(plan)
         sampled = time.perf_counter() - begun
-        return self.complete(plan, [picture.clean for picture in pictures], sample_s=sampled)
+        seen = self.look(plan, clean)
+        while (redraw := self.again(plan, seen)) is not None:
+            begun = time.perf_counter()
+            clean = draw(redraw.plan)
+            sampled += time.perf_counter() - begun
+            seen = redraw.into(seen, self.look(redraw.plan, clean))
+        return self.complete(plan, seen, sample_s=sampled)
 
 
 def _samplers(model: DiffusionModel) -> tuple[SamplerName, ...]:
@@ -217,8 +243,8 @@ def load(job: ServeJob) -> Generator:
     model = load_bundle(version.bundle, device=job.device)
     backend = backends.build(job.engine, local_bundle(version.bundle), model)
     watch, marks = guard.build(job.safety, job.clip), marking.build(job.credentials, job.watermark)
-    asked = prompts.build(job.prompts, job.clip)
-    return Generator(version, model, watch, job.limits, job.defaults, standing, backend, marks, asked)
+    asked, near = prompts.build(job.prompts, job.clip), neighbours.build(job, version)
+    return Generator(version, model, watch, job.limits, job.defaults, standing, backend, marks, asked, near)
 
 
 def _ms(seconds: float) -> float:

@@ -15,6 +15,7 @@ from serving.autoscaling import AutoscalingConfig
 from serving.identity import CredentialsConfig, WatermarkConfig
 from serving.jobs import JobsConfig
 from serving.keys import KeysConfig
+from serving.nearness import AttributionConfig, NearCopiesConfig
 from serving.prompts.guard import PromptsConfig
 from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
@@ -83,6 +84,12 @@ class ServeJob(BaseModel):
         OutputSafety(), description="what is looked for in finished pictures, and what is done"
     )
     clip: ClipConfig = Field(ClipConfig(), description="the CLIP model that looks at pictures and prompts")
+    attribution: AttributionConfig = Field(
+        AttributionConfig(), description="the training pictures that are named beside what is drawn"
+    )
+    near_copies: NearCopiesConfig | None = Field(
+        None, description="what is done with near copies of training pictures; null: withheld, where there is an index"
+    )
 
     keys: KeysConfig | Literal["open"] | None = Field(
         None, description="who may ask; null: anybody on this machine; open: anybody at all"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
+from serving.admission import Plan
 from serving.api import GenerationRequest, RequestError
 from serving.engine import DrainingError, QueueFullError, Run, StepEngine
 from serving.generator import Generation, Generator
@@ -104,7 +105,7 @@ class Service:
         steps = pictures[0].steps
         wanted = {k * steps // (previews + 1) for k in range(1, previews + 1)} - {0, steps}
         clean: dict[int, Tensor] = {}
-        try:
+        with _refusals():
             async with self.engine.submit(pictures, flow=flow, previews=wanted) as submission:
                 async for event in submission:
                     if isinstance(event, Finished):
@@ -113,20 +114,26 @@ class Service:
                         data = await self._aside(self.generator.preview, plan, event.clean, event.picture)
                         yield Preview(event.picture, event.done, event.steps, data)
                 started = submission.started or arrived
-        except QueueFullError as full:
-            raise overloaded(full.retry_after_s) from full
-        except DrainingError as draining:
-            raise RequestError(
-                "This process of the server is being shut down.", status=503, code="draining", retry_after_s=1.0
-            ) from draining
-        sampled = self._clock()
-        yield await self._aside(
-            self.generator.complete,
-            plan,
-            [clean[k] for k in range(len(pictures))],
-            queue_s=started - arrived,
-            sample_s=sampled - started,
-        )
+        sampled = self._clock() - started
+        seen = await self._aside(self.generator.look, plan, [clean[k] for k in range(len(pictures))])
+        while (redraw := self.generator.again(plan, seen)) is not None:
+            begun = self._clock()
+            again = await self._drawn(redraw.plan, flow)
+            sampled += self._clock() - begun
+            seen = redraw.into(seen, await self._aside(self.generator.look, redraw.plan, again))
+        queued = started - arrived
+        yield await self._aside(self.generator.complete, plan, seen, queue_s=queued, sample_s=sampled)
+
+    async def _drawn(self, plan: Plan, flow: Hashable) -> list[Tensor]:
+        """A plan's pictures in the model's space."""
+        pictures = await self._aside(self.generator.begin, plan)
+        clean: dict[int, Tensor] = {}
+        with _refusals():
+            async with self.engine.submit(pictures, flow=flow) as submission:
+                async for event in submission:
+                    if isinstance(event, Finished):
+                        clean[event.picture] = event.clean
+        return [clean[k] for k in range(len(pictures))]
 
     async def drain(self) -> None:
         """Takes nothing new and returns when the last request has been drawn."""
@@ -144,6 +151,19 @@ def too_late(until_s: float, seconds: float) -> RequestError:
         code="deadline_unreachable",
         retry_after_s=max(1.0, until_s - seconds),
     )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the engine refuses, as the API says it."""
+    try:
+        yield
+    except QueueFullError as full:
+        raise overloaded(full.retry_after_s) from full
+    except DrainingError as draining:
+        raise RequestError(
+            "This process of the server is being shut down.", status=503, code="draining", retry_after_s=1.0
+        ) from draining
 
 
 def overloaded(retry_after_s: float) -> RequestError:

@@ -114,7 +114,7 @@ class StaticBatcher:
         flat = [picture for request in pictures for picture in request]
         finish(generator.backend.denoiser, flat, together=generator.backend.together, after_pass=lambda: None)
         for plan, request in zip(plans, pictures, strict=True):
-            generator.complete(plan, [picture.clean for picture in request], sample_s=0.0)
+            generator.complete(plan, generator.look(plan, [picture.clean for picture in request]), sample_s=0.0)
 
 
 def trace(generator: Generator, count: int, seed: int) -> list[tuple[float, GenerationRequest]]:

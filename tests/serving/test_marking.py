@@ -52,7 +52,7 @@ def drawn(generator: Generator, **fields: Any) -> Generation:
     """A request's picture, in the place of what the untrained model draws: noise, in which no mark can be found."""
     plan = generator.plan(GenerationRequest(**ASKED | fields))
     clean = generator.model.space.encode(torch.from_numpy(drawing(64).transpose(2, 0, 1)[None].copy()))
-    return generator.complete(plan, [clean], sample_s=0.0)
+    return generator.complete(plan, generator.look(plan, [clean]), sample_s=0.0)
 
 
 def decoded(data: bytes | None) -> np.ndarray:

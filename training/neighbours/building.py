@@ -31,15 +31,13 @@ from training.neighbours.index import (
     digest_of,
     schema,
 )
+from training.neighbours.leave_one_out import leave_one_out
 from training.neighbours.spaces import (
     DIM,
     SAME,
     SPACES,
     Space,
-    distances,
-    mirrored,
     pixel_vector,
-    smallest,
     spreads,
 )
 from training.roster import Roster
@@ -225,29 +223,6 @@ def _calibrated(
     if len(ratios) >= FEWEST_HELD_OUT:
         return Calibration(kind="held_out", copies=copies, ratios=tuple(ratios))
     return leave_one_out(index)
-
-
-def leave_one_out(index: Index) -> Calibration:
-    """Each training picture against the others; those that differ by no more than a copy does are not others.
-
-    In pixels it is held against them as it is and mirrored, since moving it takes the picture.
-    """
-    step = max(1, len(index.owners) // MOST)
-    ratios: list[tuple[float, float]] = []
-    for row in range(0, len(index.owners), step)[:MOST]:
-        told: dict[Space, float] = {}
-        for space in SPACES:
-            vector = index.vectors[space][row].astype(np.float32)
-            views = vector[None]
-            if space == "pixel":
-                views = np.concatenate([views, mirrored(views)])
-            apart = distances(index.vectors[space], views)
-            apart[(apart <= SAME[space]) | (index.owners == index.owners[row])] = np.inf
-            near = smallest(apart, 1)
-            told[space] = float(apart[near[0]] / index.spread[space][near[0]]) if len(near) else np.inf
-        if np.isfinite(list(told.values())).all():
-            ratios.append((told["pixel"], told["clip"]))
-    return Calibration(kind="leave_one_out", copies=0, ratios=tuple(ratios))
 
 
 def _write(

@@ -162,9 +162,16 @@ class Found:
     apart: Mapping[Space, np.ndarray]
     spread: Mapping[Space, np.ndarray]
 
-    def nearest(self, space: Space) -> Neighbour:
-        """The nearest picture in a space."""
-        return self._neighbour(space, int(self.apart[space].argmin()))
+    def nearest(self, space: Space, among: np.ndarray | None = None) -> Neighbour:
+        """The nearest picture in a space.
+
+        Args:
+            among: bool (P,), at least one of them; None: all.
+        """
+        apart = self.apart[space]
+        if among is not None:
+            apart = np.where(among[self.owners], apart, np.inf)
+        return self._neighbour(space, int(apart.argmin()))
 
     def best(self, k: int, without: np.ndarray) -> list[Neighbour]:
         """The k most similar of those that are among the k nearest in either space, most similar first.
