@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,16 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from curation.clip import ClipConfig
 from curation.errors import UserError
 from serving import client
+from serving.canary import place
 from serving.job import ServeJob
-from serving.rollout import RolloutConfig
+from serving.rollout import CanaryConfig, RolloutConfig
 from serving.selftest import TAG, Drawn
+from tests.bench.kills import processes
 from tests.ports import free_port
+from tests.serving import tiny
 from training.bundle import INFO_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -42,8 +49,8 @@ def job(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeJob:
         cache=str(folder / "cache"),
         port=free_port(),
         max_queued_requests=1,
-        request_timeout_s=60,
-        rollout=RolloutConfig(poll_s=0.2),
+        request_timeout_s=120,
+        rollout=RolloutConfig(poll_s=0.2, canary=CanaryConfig(alias="next", share=0.5, min_requests=5, max_slowdown=1)),
     )
 
 
@@ -231,6 +238,53 @@ def test_the_alias_moves_while_the_server_answers(url: str, job: ServeJob, bundl
         set_alias("tiny", "champion", "1", tracking_uri=job.tracking_uri)
         until(lambda ready: ready["version"] == "1")
     assert [version for version, _ in groupby(answers)] in (["1", good, "1"], ["1", good], ["1"])
+
+
+def test_a_slower_challenger_answers_its_callers_until_it_is_sent_back(
+    url: str, job: ServeJob, tiny_clip: ClipConfig, tmp_path: Path
+) -> None:
+    from serving.registered import RETURNED
+    from training.tracking import find, register
+
+    def asked(user: str, **fields: Any) -> str:
+        body = {"prompt": "a", "user": user, "num_inference_steps": 20, **fields}
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120).raise_for_status()
+        version = answer.json()["model_version"]
+        assert answer.headers["x-model-version"] == version
+        return str(version)
+
+    heavy = tiny.write_bundle(tmp_path, tiny_clip, channels=(128, 128))
+    challenger = register(str(heavy), "tiny", alias="next", tracking_uri=job.tracking_uri).version
+    theirs, ours = (next(u for u in map(str, range(99)) if (place(u) < 0.5) == half) for half in (True, False))
+    while asked(theirs) != challenger:
+        pass
+    assert asked(ours) == "1"
+    assert asked(ours, model="tiny@next") == challenger
+    while asked(theirs) == challenger:
+        assert asked(ours) == "1"
+    tags = find(f"models:/tiny/{challenger}", tracking_uri=job.tracking_uri).tags
+    assert "times as long as one of version 1" in tags[RETURNED]
+
+
+def test_a_request_outlives_the_replica_that_draws_it(url: str) -> None:
+    from ray import serve
+
+    body = {"prompt": "a", "seed": 5, "num_inference_steps": 100, "n": 10}
+
+    def drawn() -> list[str]:
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=150).raise_for_status()
+        return [datum["pixels_sha256"] for datum in answer.json()["data"]]
+
+    whole = drawn()
+    sampler: Any = serve.get_deployment_handle("sampler", app_name="cleanplate")
+    (replica,) = processes("sampler")
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(drawn)
+        while not sampler.status.remote().result().pictures:
+            pass
+        os.kill(replica, signal.SIGKILL)
+        assert asked.result() == whole
+    assert replica not in processes("sampler")
 
 
 def test_replicas_that_cannot_load_the_model_say_why(url: str, job: ServeJob, bundle: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from curation.errors import UserError
 from curation.takedowns import Ledger, Selector
 from serving import selftest
+from serving.canary import Outcome
+from serving.canary_desk import CanaryDesk
 from serving.job import EngineConfig, ServeJob
 from serving.registered import RETURNED, SERVED, Registered
 from serving.rollout import CanaryConfig, RolloutConfig
@@ -120,6 +123,24 @@ def test_a_challenger_that_was_sent_back_gets_nothing(made: Store) -> None:
     assert registry.target(CHALLENGER) == "2"
     made.tag("2", **{RETURNED: "too slow"})
     assert registry.target(CHALLENGER) is None
+
+
+def test_the_desk_writes_down_that_a_challenger_goes_back(made: Store) -> None:
+    canary = CanaryConfig(alias="worse", min_requests=2)
+    registry = Registered(made.job(rollout=RolloutConfig(canary=canary)))
+    registry.first()
+    made.move("3", "worse")
+    assert registry.target(CHALLENGER) == "3"
+
+    async def outcomes() -> None:
+        desk = CanaryDesk(canary, made.uri)
+        for _ in range(2):
+            await desk.add("tiny", "1", False, Outcome(pictures=1, seconds=0.1))
+            await desk.add("tiny", "3", True, Outcome(failed=True))
+
+    asyncio.run(outcomes())
+    assert registry.target(CHALLENGER) is None
+    assert made.tags("3")[RETURNED].endswith(": 100.0% of its requests failed, of version 1's 0.0%")
 
 
 def test_how_a_version_stands_is_asked_anew(made: Store) -> None:
