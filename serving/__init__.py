@@ -13,6 +13,10 @@ A request's way: `gateway` (HTTP) → `admission` (what it asks for, what it cos
 encode) → `gateway` (answer). In the engine, `fairness` says whose turn it is, `trajectory` is one picture under way,
 `submission` one request; `backends` runs the network and knows whether passes may be shared.
 
+What a picture carries: `watermark` is the mark in its pixels (`carriers` the mathematics), `credentials` the signed
+statement in its file, `identity` the certificate and keys for both (`certificates` makes some), `marking` puts both on,
+in `finishing`, and `verification` reads them, for `cleanplate verify` and `/v1/images/verify`.
+
 Which version answers: `slots` decides (a state machine), `versions` does it (follows the aliases, loads beside what
 answers), `registered` finds versions in the registry, `selftest` compares what one draws with what it drew when it was
 registered, `rollout` is what a job says about all that. `canary` says who is answered by a second version and when it
@@ -26,6 +30,7 @@ To add:
 - a backend: `backends.OPENERS`;
 - a limit: `admission.Limits`;
 - a check of the pictures: `guard`;
+- a fact of how a picture came about: `credentials.Origin`, and where `marking` fills it in;
 - a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica, and `versions` while it
   answers;
 - a setting of the deployment: `job.ServeJob`, and where `app.build` uses it.

@@ -141,6 +141,9 @@ class ImageDatum(BaseModel):
     `pixels_sha256` is what does not."""
     watermark: bool = False
     """Whether the pixels carry this server's mark."""
+    watermark_payload: str | None = None
+    """What the mark says, hexadecimal: the same for the same request to the same version. Null where it says nothing
+    but that it is there."""
     moderation: list[Moderation] = []
     near_copy: NearCopy | None = None
     attribution: list[Attributed] | None = None

@@ -52,6 +52,7 @@ class Picture:
             pixels_sha256=self.pixels_sha256,
             credentials=self.credentials,
             watermark=self.watermark is not None,
+            watermark_payload=self.watermark or None,
             b64_json=None if self.data is None else base64.b64encode(self.data).decode(),
             seed=self.seed,
             finish_reason=reason,

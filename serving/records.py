@@ -24,6 +24,7 @@ from serving.api import FinishReason, GenerationResponse, ImageDatum, ImageForma
 _SWEEP_S = 3_600.0
 _RECORD = re.compile(r"img_([0-9a-f]{32})\.json")
 _PICTURE = re.compile(r"([0-9a-f]{8,12})-[0-9a-f]{64}\.(png|jpeg|webp)")
+_PAYLOAD = re.compile(r"[0-9a-f]{2,8}")
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,8 @@ class Record(BaseModel):
     output_compression: int
     finish_reason: FinishReason
     pixels_sha256: str | None
+    watermark: str | None = None
+    """The payload of the mark in its pixels; null where there is none."""
     request_id: str
     key: str | None
     """Whose it is: the id of the key that asked."""
@@ -87,6 +90,7 @@ class Archive:
         self._clock = clock
         self._records = storage.join(config.folder, "records")
         self._pictures = storage.join(config.folder, "pictures")
+        self._marks = storage.join(config.folder, "marks")
         self._sweeping = threading.Lock()
         self._swept = clock()
 
@@ -94,6 +98,8 @@ class Archive:
         """Writes records, each whole or not at all. Raises OSError."""
         for record in records:
             storage.write_bytes(self._where(record.id), record.model_dump_json().encode())
+            if record.watermark:
+                storage.write_bytes(storage.join(self._marks, record.watermark, f"{record.id}.json"), b"{}")
 
     def record(self, name: str) -> Record | None:
         """The record of a picture; None where there is none, or none any more. Raises OSError."""
@@ -102,6 +108,16 @@ class Archive:
         except FileNotFoundError:
             return None
         return record if record.created + self.config.days * 86_400 > self._clock() else None
+
+    def marked(self, payload: str) -> list[str]:
+        """Ids of pictures whose watermark has that payload: of the same request drawn again, and by chance of others.
+
+        Raises OSError.
+        """
+        if _PAYLOAD.fullmatch(payload) is None:
+            return []
+        found = (_RECORD.fullmatch(file.base_name) for file in storage.list_files(storage.join(self._marks, payload)))
+        return [f"img_{match[1]}" for match in found if match is not None]
 
     def put(self, data: bytes, output_format: ImageFormat) -> str:
         """Keeps a picture for a while; returns its name, which is the right to see it. Raises OSError."""
@@ -140,6 +156,10 @@ class Archive:
                 found = _RECORD.fullmatch(file.base_name)
                 if found is not None and file.mtime.timestamp() + self.config.days * 86_400 < self._clock():
                     storage.remove_file(self._where(f"img_{found[1]}"))
+            for file in storage.list_files(self._marks, recursive=True):
+                if file.mtime.timestamp() + self.config.days * 86_400 < self._clock():
+                    payload = file.path.rsplit("/", 2)[-2]
+                    storage.remove_file(storage.join(self._marks, payload, file.base_name))
         except (OSError, ValueError):
             _log.exception("what is to be forgotten could not be removed from %s", self.config.folder)
         finally:
@@ -187,6 +207,7 @@ def _record(
         output_compression=plan.compression,
         finish_reason=datum.finish_reason,
         pixels_sha256=datum.pixels_sha256,
+        watermark=datum.watermark_payload,
         request_id=request_id,
         key=key,
     )

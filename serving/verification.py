@@ -74,6 +74,9 @@ class Verification(BaseModel):
     """The picture's id, from credentials of ours that are whole."""
     record: str | None = None
     """Where the picture's record can be asked for."""
+    candidates: tuple[str, ...] = ()
+    """Where only the watermark is left: records of pictures with its payload. The picture is one of them, drawn again
+    from one of them, or, with a payload of 16 bits once in 65,536 times, none."""
 
 
 class NoPictureError(Exception):

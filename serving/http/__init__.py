@@ -9,6 +9,7 @@ May import what `serving` may, and FastAPI; never Ray.
   tells of them.
 - `asker`: who asks, as far as this side knows; `authentication`: whether they may (`serving.keys`, `serving.quotas`).
 - `errors`: every refusal in OpenAI's shape. `body_limit`, `request_id`: what every request goes through.
+- `verify`: whether a file is from here.
 - `models`: what is served, and whether it answers.
 
 To add an endpoint: a module with a function that returns its `APIRouter`, and its line in `gateway.create_app`.

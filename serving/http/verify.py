@@ -24,6 +24,7 @@ from serving.verification import NoPictureError, Verification, Verifier, build
 
 PATH = "/v1/images/verify"
 _MOST_WAITING = 8
+_MOST_CANDIDATES = 20
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _FORM: dict[str, Any] = {
     "schema": {
@@ -46,9 +47,13 @@ def routes(job: ServeJob, archive: Archive | None) -> APIRouter:
     async def verify(request: Request, asker: FromAsker) -> Verification:
         data = uploaded(request.headers.get("Content-Type", ""), await request.body())
         found = await desk.look(data)
-        if found.image_id is not None and await _recorded(archive, found.image_id, asker):
-            return found.model_copy(update={"record": f"{asker.base_url}/v1/images/{found.image_id}"})
-        return found
+        if archive is None:
+            return found
+        if found.image_id is not None:
+            records = await asyncio.to_thread(_recorded, archive, [found.image_id], asker)
+            return found.model_copy(update={"record": next(iter(records), None)})
+        records = await asyncio.to_thread(_marked, archive, found.watermark.payload or "", asker)
+        return found.model_copy(update={"candidates": tuple(records)})
 
     return router
 
@@ -101,15 +106,26 @@ def _verifier(job: ServeJob) -> Verifier:
     return build(job.credentials, job.watermark)
 
 
-async def _recorded(archive: Archive | None, name: str, asker: Asker) -> bool:
-    """Whether there is a record that is to be shown to who asks."""
-    if archive is None:
-        return False
+def _marked(archive: Archive, payload: str, asker: Asker) -> list[str]:
     try:
-        record = await asyncio.to_thread(archive.record, name)
-    except (OSError, ValueError):
-        return False
-    return record is not None and asker.sees(record.key)
+        return _recorded(archive, archive.marked(payload)[:_MOST_CANDIDATES], asker)
+    except OSError:
+        _log.exception("records could not be looked through for a watermark's payload")
+        return []
+
+
+def _recorded(archive: Archive, names: list[str], asker: Asker) -> list[str]:
+    """URLs of the records that there are and that are to be shown to who asks."""
+    urls = []
+    for name in names:
+        try:
+            record = archive.record(name)
+        except (OSError, ValueError):
+            _log.exception("the record of %s cannot be read", name)
+            continue
+        if record is not None and asker.sees(record.key):
+            urls.append(f"{asker.base_url}/v1/images/{name}")
+    return urls
 
 
 def uploaded(content_type: str, body: bytes) -> bytes:

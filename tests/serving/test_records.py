@@ -19,7 +19,9 @@ PLAN = Plan("a red apple", None, (4, 5), 3, 2.0, "ddim", "png", 100, IDS)
 
 def drawn() -> GenerationResponse:
     """An answer with two pictures, of which the second was withheld."""
-    shown = ImageDatum(id=IDS[0], b64_json="", seed=4, finish_reason="stop", pixels_sha256="c" * 64)
+    shown = ImageDatum(
+        id=IDS[0], b64_json="", seed=4, finish_reason="stop", pixels_sha256="c" * 64, watermark_payload="c0ff"
+    )
     withheld = ImageDatum(id=IDS[1], b64_json=None, seed=5, finish_reason="content_filtered")
     return GenerationResponse(
         created=NOW, data=[shown, withheld], output_format="png", size="16x16", model="tiny", model_version="3",
@@ -61,6 +63,15 @@ def test_what_is_kept_is_found_by_another_gateway(archive: Archive, tmp_path: Pa
     assert other.record("img_" + "c" * 32) is None
 
 
+def test_a_marks_payload_leads_to_the_pictures_that_carry_it(archive: Archive, tmp_path: Path) -> None:
+    archive.keep(records())
+    again = records()[0].model_copy(update={"id": IDS[1]})
+    archive.keep([again])
+    assert archive.marked("c0ff") == list(IDS)
+    assert archive.marked("c0fe") == []
+    assert archive.marked("../records") == []
+
+
 def test_a_record_has_the_prompts_hash_and_the_prompt_only_where_the_operator_says_so(
     archive: Archive, tmp_path: Path
 ) -> None:
@@ -79,7 +90,7 @@ def test_a_record_is_forgotten_in_time_and_then_removed(archive: Archive, clock:
     clock.now += 86_399
     assert archive.record(IDS[0]) is not None
     archive.sweep(now=True)
-    assert len(files(tmp_path)) == 2
+    assert len(files(tmp_path)) == 3  # two records, and where the mark of the first one leads
     clock.now += 2
     assert archive.record(IDS[0]) is None
     clock.now += 3_600  # the files are a little younger than what they say

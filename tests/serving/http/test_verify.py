@@ -20,7 +20,7 @@ from serving.identity import CredentialsConfig
 from serving.job import ServeJob
 from serving.records import Archive, Record, RecordsConfig
 from tests.serving.local import JOB, error_of, send
-from tests.serving.test_verification import NAME, made
+from tests.serving.test_verification import NAME, made, stripped
 from tests.serving.test_watermark import drawing
 
 URL = "/v1/images/verify"
@@ -70,7 +70,7 @@ def test_the_record_of_a_picture_of_ours_is_named(job: ServeJob, signed: bytes) 
     fields |= {"id": NAME, "created": 2**31, "model": "a", "model_version": "3", "manifest_id": "m", "backend": "b"}
     fields |= {"exact": True, "prompt_sha256": "0", "seed": 7, "steps": 5, "guidance_scale": 2.0, "sampler": "ddim"}
     fields |= {"size": "64x64", "output_format": "png", "output_compression": 90, "finish_reason": "stop"}
-    fields |= {"request_id": "r"}
+    fields |= {"request_id": "r", "watermark": ask(job, content=signed).json()["watermark"]["payload"]}
     assert job.records is not None
     known = {
         name: value for name, value in fields.items() if value is not None or Record.model_fields[name].is_required()
@@ -80,6 +80,12 @@ def test_the_record_of_a_picture_of_ours_is_named(job: ServeJob, signed: bytes) 
     assert record == f"http://test/v1/images/{NAME}"
     assert send(_NoBackend(), "GET", record.removeprefix("http://test"), job).json()["seed"] == 7
     assert ask(job, content=PNG).json()["record"] is None
+    # Without credentials the payload leads to it, and to nobody else's.
+    lost = ask(job, content=stripped(signed)).json()
+    assert (lost["verdict"], lost["record"], lost["candidates"]) == ("marked", None, [record])
+    Archive(job.records).keep([Record.model_validate(known | {"key": "somebody"})])
+    assert ask(job, content=stripped(signed)).json()["candidates"] == []
+    assert ask(job, content=signed).json()["record"] is None
 
 
 @pytest.mark.parametrize("body", [b"no picture", PNG[:60], b"\xff\xd8\xff"])
