@@ -167,7 +167,7 @@ def serve(
     if dry_run:
         _print_plan(resolved, verb.plan(resolved), as_json)
     else:
-        verb.run(resolved, on_ready=lambda served: _end(served, verb, as_json))
+        raise typer.Exit(verb.run(resolved, on_ready=lambda served: _end(served, verb, as_json)))
 
 
 @app.command()

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -69,16 +70,51 @@ def checked(path: str) -> Checked:
     return Checked(file=path, applications=deployment.applications(raw))
 
 
-def run(job: ServeJob, on_ready: Callable[[Served], None]) -> None:
-    """Serves until SIGINT or SIGTERM, then takes the application down; calls `on_ready` once it answers."""
-    done = threading.Event()
+def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
+    """Serves until SIGINT or SIGTERM; then takes no more requests, lets those under way finish, and ends.
+
+    A second signal does not wait for them.
+
+    Args:
+        on_ready: called once it answers.
+
+    Returns:
+        The exit code: 0 when every request had its answer, 128 and the signal's number when some were cut off after
+        `job.shutdown_s`.
+    """
+    asked = threading.Event()
+    signals: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise SystemExit(128 + number)
+        asked.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
+        signal.signal(number, on_signal)
     print("starting Ray Serve …", file=sys.stderr, flush=True)
     with endpoint(job) as url:
         on_ready(Served(url=url, model=job.model))
-        done.wait()
-        print("stopping …", file=sys.stderr, flush=True)
+        asked.wait()
+        print(f"stopping: requests under way have {job.shutdown_s:g} s …", file=sys.stderr, flush=True)
+        cut_off = _end(job)
+    return 128 + signals[0] if cut_off else 0
+
+
+def _end(job: ServeJob) -> int:
+    """Waits for the requests under way and says what was done; returns how many will be cut off."""
+    from serving import app, ingress
+
+    try:
+        done = ingress.end(job, app.GATEWAY, app.SAMPLER)
+    except Exception as error:  # a server that does not answer is to end all the same
+        print(f"the server did not say what it has done: {error}", file=sys.stderr, flush=True)
+        return 0
+    told = [f"{done.requests} requests", f"{done.pictures} pictures", f"{done.refused} refused"]
+    told += [f"{done.blocked} blocked"] + ([f"{done.cut_off} cut off"] if done.cut_off else [])
+    print("served " + ", ".join(told), file=sys.stderr, flush=True)
+    return done.cut_off
 
 
 def summary(served: Served | Checked) -> list[str]:

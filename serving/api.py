@@ -163,6 +163,9 @@ class Timings(BaseModel):
     sample_ms: float
     guard_ms: float
     encode_ms: float
+    first_step_ms: float | None = None
+    """From arrival at a replica to the first denoising step of any image; part of the above, as the next."""
+    first_preview_ms: float | None = None
 
 
 class GenerationResponse(BaseModel):

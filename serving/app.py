@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import ray
@@ -23,15 +23,14 @@ from ray.serve.schema import LoggingConfig
 
 from curation import storage
 from curation.errors import UserError
-from serving import identity, keys
+from serving import identity, keys, traces
+from serving.access import Access
 from serving.canary_desk import actors
 from serving.handle import SamplerHandle
+from serving.ingress import Gateway, watched
 from serving.job import ServeJob, plan
 from serving.keys import KeysConfig
 from serving.replica import Sampler
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 SAMPLER = "sampler"
 GATEWAY = "gateway"
@@ -57,17 +56,18 @@ def build(args: ServeJob) -> serve.Application:
         logging_config=_QUIET,
     )
 
-    def asgi() -> "FastAPI":
+    def asgi() -> Access:
         # Runs in the gateway's replica, where the sampler's handle can be had.
         from serving.gateway import create_app
 
         name = serve.get_replica_context().app_name
         handle = serve.get_deployment_handle(SAMPLER, app_name=name)
         sleeps = args.autoscaling is not None and args.autoscaling.min_replicas == 0
-        return create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args)
+        api = create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args)
+        return watched(api, args, [SAMPLER, GATEWAY])
 
     gateway: Any = serve.deployment(
-        serve.ingress(asgi)(),
+        serve.ingress(asgi)(Gateway),
         name=GATEWAY,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=args.max_ongoing_requests,
@@ -113,6 +113,7 @@ def check(job: ServeJob) -> None:
 
     if isinstance(job.keys, KeysConfig):
         keys.read(job.keys.file)
+    traces.check(job.observability)
     resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
     job.prompts.check(job.clip)
     job.safety.check(job.clip)
@@ -185,9 +186,13 @@ def _rooted(job: ServeJob) -> ServeJob:
         model = os.path.abspath(model)
     cache = None if job.cache is None else os.path.abspath(job.cache)
     ledger = None if job.ledger is None else storage.absolute(job.ledger)
+    watching = job.observability
+    if watching.log_file is not None:
+        watching = watching.model_copy(update={"log_file": os.path.abspath(watching.log_file)})
     update: dict[str, Any] = {"tracking_uri": uri, "model": model, "cache": cache, "ledger": ledger}
     update["prompts"] = job.prompts.rooted()
     update["attribution"] = job.attribution.rooted()
+    update["observability"] = watching
     if job.records is not None:
         update["records"] = job.records.model_copy(update={"folder": storage.absolute(job.records.folder)})
     if job.jobs is not None:

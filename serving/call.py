@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Call:
         previews: of each image at most, while it is drawn.
         ids: the images' ids, one for each; None: new ones.
         seconds: until nobody waits any more; None: as long as the server lets any request take.
+        trace: W3C's headers, for spans to come below the gateway's.
     """
 
     request_id: str = ""
@@ -24,3 +26,4 @@ class Call:
     previews: int = 0
     ids: tuple[str, ...] | None = None
     seconds: float | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)

@@ -55,6 +55,9 @@ class Status:
         row_steps_per_s: recent pace, 0 before the first pass.
         silent_s: seconds since a pass ended while pictures were under way; 0 without any.
         draining: whether it takes nothing new.
+        busy_s: seconds in passes so far.
+        max_rows: of a pass at most.
+        fill: passes so far that were filled up to one tenth of `max_rows`, to two tenths, and so on.
     """
 
     pictures: int
@@ -64,6 +67,9 @@ class Status:
     row_steps_per_s: float
     silent_s: float
     draining: bool
+    busy_s: float = 0.0
+    max_rows: int = 1
+    fill: tuple[int, ...] = (0,) * 10
 
 
 def together(statuses: Sequence[Status]) -> Status:
@@ -107,7 +113,8 @@ class StepEngine:
         self._queue: DeficitRoundRobin[Place] = DeficitRoundRobin()
         self._places: dict[tuple[Submission, int], Place] = {}
         self._outstanding = self._passes = self._rows = 0
-        self._pace = 0.0
+        self._pace = self._busy_s = 0.0
+        self._fill = [0] * 10
         self._last_sign_of_life = clock()
         self._numbers = itertools.count()
         self._open = 0
@@ -184,6 +191,9 @@ class StepEngine:
             row_steps_per_s=self._pace,
             silent_s=self._clock() - self._last_sign_of_life if self._places else 0.0,
             draining=self._draining,
+            busy_s=self._busy_s,
+            max_rows=self._max_rows,
+            fill=tuple(self._fill),
         )
 
     async def drain(self) -> None:
@@ -229,6 +239,9 @@ class StepEngine:
         now = self._clock()
         self._passes += 1
         self._rows += rows
+        self._busy_s += now - begun
+        # A guided picture has two rows, also where a pass may have one.
+        self._fill[min(10, -(-10 * rows // self._max_rows)) - 1] += 1
         self._last_sign_of_life = now
         pace = rows / max(now - begun, 1e-9)
         self._pace += (pace - self._pace) * (0.1 if self._pace else 1.0)

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.http import errors, generations, jobs, models, pictures, verify
+from serving.http import errors, generations, jobs, metrics, models, pictures, verify
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication
 from serving.http.body_limit import BodyLimit
@@ -77,4 +77,5 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     app.include_router(pictures.routes(desk, archive))
     app.include_router(verify.routes(job, archive))
     app.include_router(models.routes(desk))
+    app.include_router(metrics.routes())
     return app

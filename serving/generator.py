@@ -164,11 +164,21 @@ class Generator:
         """Those of a plan's pictures that are to be drawn again, and how; None where there are none."""
         return self._finisher.again(plan, seen)
 
-    def complete(self, plan: Plan, seen: Sequence[Seen], *, queue_s: float = 0.0, sample_s: float) -> Generation:
+    def complete(
+        self,
+        plan: Plan,
+        seen: Sequence[Seen],
+        *,
+        queue_s: float = 0.0,
+        sample_s: float,
+        first_step_s: float | None = None,
+        first_preview_s: float | None = None,
+    ) -> Generation:
         """Encodes a plan's pictures, of which none is to be drawn again.
 
         Args:
             queue_s, sample_s: seconds that they waited, and that drawing them took.
+            first_step_s, first_preview_s: seconds from their arrival on, where somebody looked.
         """
         done = self._finisher.finish(plan, seen)
         timings = Timings(
@@ -176,6 +186,8 @@ class Generator:
             sample_ms=_ms(sample_s + done.decode_s),
             guard_ms=_ms(done.guard_s),
             encode_ms=_ms(done.encode_s),
+            first_step_ms=None if first_step_s is None else _ms(first_step_s),
+            first_preview_ms=None if first_preview_s is None else _ms(first_preview_s),
         )
         return Generation(done.pictures, plan, self.card, timings, created=int(time.time()))
 

@@ -16,6 +16,7 @@ from serving.identity import CredentialsConfig, WatermarkConfig
 from serving.jobs import JobsConfig
 from serving.keys import KeysConfig
 from serving.nearness import AttributionConfig, NearCopiesConfig
+from serving.observability import ObservabilityConfig
 from serving.prompts.guard import PromptsConfig
 from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
@@ -112,6 +113,10 @@ class ServeJob(BaseModel):
         256, ge=8, description="requests of every kind that the gateway holds open at once"
     )
     request_timeout_s: float = Field(120.0, gt=0, description="seconds until a request is given up with a 504")
+    shutdown_s: float = Field(
+        30.0, ge=0, description="seconds that requests under way have left when the server is told to end"
+    )
+    observability: ObservabilityConfig = Field(ObservabilityConfig(), description="logs, metrics and traces")
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> ServeJob:

@@ -24,8 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from curation import storage
 from curation.errors import UserError
 
-Scope = Literal["generate", "read", "verify", "admin"]
-"""What a key may do: draw, see what it drew, ask whether a file is from here; `admin` all that, and see everybody's."""
+Scope = Literal["generate", "read", "verify", "metrics", "admin"]
+"""What a key may do: draw, see what it drew, ask whether a file is from here, read the server's metrics; `admin` all
+that, and see everybody's."""
 
 _SECRET = re.compile(r"cp_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 _log = logging.getLogger(__name__)

@@ -11,17 +11,21 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 
-from serving import registered
+from serving import logs, registered
 from serving.admission import ModelCard
 from serving.api import GenerationRequest, RequestError
 from serving.autoscaling import STAT
 from serving.call import Call
 from serving.canary import Outcome, place
 from serving.canary_desk import Reporter
+from serving.context import Origin
 from serving.engine import Status, together
 from serving.generator import Generation
+from serving.ingress import name_of_this
 from serving.job import ServeJob
+from serving.metrics import Held, Snapshot
 from serving.service import Preview, Service, overloaded
+from serving.watch import Watch
 
 
 class Sampler:
@@ -41,6 +45,9 @@ class Sampler:
         self._queue_limit = job.max_queued_requests
         self._patience_s = job.request_timeout_s
         self._admitted = 0
+        replica = name_of_this()
+        logs.configure(job.observability, replica)
+        self._watch = Watch(job.observability, replica)
 
     async def describe(self) -> ModelCard:
         """The model that answers; also the gateway's proof that this replica lives."""
@@ -74,13 +81,15 @@ class Sampler:
                 raise overloaded(service.engine.seconds_left())
             self._admitted += 1
             try:
-                with self._watched(service) as finished:
+                origin = Origin(call.request_id, call.trace)
+                with self._watched(service) as finished, self._watch.request(request, origin) as drew:
                     drawn = service.stream(
                         request, flow=call.flow, previews=call.previews, ids=call.ids, seconds=call.seconds
                     )
                     async with aclosing(drawn) as events:
                         async for event in events:
                             if isinstance(event, Generation):
+                                drew(event)
                                 finished(event)
                             yield event
             finally:
@@ -106,6 +115,13 @@ class Sampler:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `serving.autoscaling` goes by."""
         return {STAT: float((await self.status()).row_steps)}
+
+    async def snapshot(self) -> Snapshot:
+        """What it has counted, and how its versions and their engines stand."""
+        engines = {service.generator.card.version: service.engine.status() for service in self._versions.services()}
+        states = self._versions.standing().versions
+        held = [Held(each.version, each.state, each.aliases, engines.get(each.version)) for each in states]
+        return self._watch.metrics.snapshot(held)
 
     async def check_health(self) -> None:
         """Raises when pictures are under way and no pass has ended for as long as a whole request may take."""

@@ -7,6 +7,8 @@ encoding. So one request's PNG is made while the next one's steps go on, and the
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,13 +107,16 @@ class Service:
         steps = pictures[0].steps
         wanted = {k * steps // (previews + 1) for k in range(1, previews + 1)} - {0, steps}
         clean: dict[int, Tensor] = {}
+        first_step = first_preview = None
         with _refusals():
             async with self.engine.submit(pictures, flow=flow, previews=wanted) as submission:
                 async for event in submission:
+                    first_step = first_step or self._clock()
                     if isinstance(event, Finished):
                         clean[event.picture] = event.clean
                     elif event.clean is not None:
                         data = await self._aside(self.generator.preview, plan, event.clean, event.picture)
+                        first_preview = first_preview or self._clock()
                         yield Preview(event.picture, event.done, event.steps, data)
                 started = submission.started or arrived
         sampled = self._clock() - started
@@ -122,7 +127,15 @@ class Service:
             sampled += self._clock() - begun
             seen = redraw.into(seen, await self._aside(self.generator.look, redraw.plan, again))
         queued = started - arrived
-        yield await self._aside(self.generator.complete, plan, seen, queue_s=queued, sample_s=sampled)
+        yield await self._aside(
+            self.generator.complete,
+            plan,
+            seen,
+            queue_s=queued,
+            sample_s=sampled,
+            first_step_s=None if first_step is None else first_step - arrived,
+            first_preview_s=None if first_preview is None else first_preview - arrived,
+        )
 
     async def _drawn(self, plan: Plan, flow: Hashable) -> list[Tensor]:
         """A plan's pictures in the model's space."""
@@ -140,7 +153,9 @@ class Service:
         await self.engine.drain()
 
     async def _aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._side, lambda: work(*args, **kwargs))
+        # With the context, so that what is logged on the way says whose request it was.
+        bound = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._side, bound)
 
 
 def too_late(until_s: float, seconds: float) -> RequestError:

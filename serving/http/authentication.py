@@ -1,6 +1,7 @@
 """Who has no key, or not the right one, gets no further: asked before any of the body is read.
 
-Keys are for what lies below `/v1/`, but for the health of the server and for pictures at URLs, which nobody can guess.
+Keys are for what lies below `/v1/` and for `/metrics`, but not for the health of the server and for pictures at URLs,
+which nobody can guess.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from serving.http import errors
 from serving.keys import Key, KeyRing
 from serving.keys import Scope as KeyScope
 
-_OPEN = re.compile(r"/v1/(health/|pictures/)|(?!/v1/)")
+_OPEN = re.compile(r"/v1/(health/|pictures/)|(?!/v1/|/metrics$)")
 _SCOPES: tuple[tuple[re.Pattern[str], KeyScope], ...] = (
     (re.compile(r"/v1/images/verify$"), "verify"),
     (re.compile(r"/v1/images/img_[^/]*$"), "read"),
     (re.compile(r"/v1/images/"), "generate"),
+    (re.compile(r"/metrics$"), "metrics"),
 )
 """What a path takes, the first that fits; any key will do for the others."""
 

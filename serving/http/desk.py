@@ -11,9 +11,11 @@ from typing import Protocol
 from serving.admission import ModelCard, Plan, admit, row_steps, unsupported
 from serving.api import GenerationRequest, GenerationResponse, RequestError
 from serving.call import Call
+from serving.context import hide, note, trace
 from serving.generator import Generation
 from serving.http.asker import Asker
 from serving.job import ServeJob
+from serving.logs import facts
 from serving.quotas import Quotas
 from serving.records import Archive, Record, records_of
 from serving.service import Preview
@@ -74,6 +76,7 @@ class Desk:
 
         Raises RequestError. A good request costs no call to the backend, which checks it again anyway.
         """
+        hide(request.prompt, request.negative_prompt)
         if request.webhook is not None:
             raise unsupported("webhook", "it is for jobs: send 'Prefer: respond-async', or PUT the job")
         if request.response_format == "url" and self._archive is None:
@@ -100,14 +103,17 @@ class Desk:
 
     async def draw_again(self, request: GenerationRequest, record: Record, asker: Asker) -> GenerationResponse:
         """A picture of a record, by the version that drew it; not remembered again. Raises RequestError."""
+        hide(request.prompt, request.negative_prompt)
         call = self._call(asker, version=record.model_version, ids=(record.id,))
         try:
             # Not checked here: this version need not be the one whose card is known.
             cost = row_steps(1, record.steps, record.guidance_scale, record.sampler)
             async with asyncio.timeout(self._seconds(asker)), self._charged(asker, cost):
-                return (await self._backend.generate(request, call)).response()
+                generation = await self._backend.generate(request, call)
         except TimeoutError:
             raise self._late(asker) from None
+        note(**facts(generation))
+        return generation.response()
 
     async def stream(
         self, request: GenerationRequest, asker: Asker
@@ -153,6 +159,7 @@ class Desk:
             await asyncio.to_thread(quotas.flush)
 
     async def _answer(self, generation: Generation, request: GenerationRequest, asker: Asker) -> GenerationResponse:
+        note(**facts(generation))
         response = generation.response()
         if self._archive is None:
             return response
@@ -207,6 +214,7 @@ class Desk:
             previews=previews,
             ids=ids,
             seconds=self._seconds(asker),
+            trace=trace(),
         )
 
     def _seconds(self, asker: Asker) -> float:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serving.api import ErrorBody, RequestError
+from serving.context import note
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request cannot be served as it stands."},
@@ -43,6 +44,8 @@ def internal() -> RequestError:
 
 async def _on_request_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestError)
+    if error.moderation is not None:
+        note(moderation=[f"prompt:{category}:block" for category in error.moderation.categories])
     return answer(error)
 
 

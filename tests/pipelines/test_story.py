@@ -244,7 +244,9 @@ def served(desk: Desk, port: int) -> dict[str, Any]:
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/images/generations", json=request, timeout=120)
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
-        return found
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        _, told = server.communicate(timeout=60)
+    assert "served 1 requests, 1 pictures, 0 refused, 0 blocked" in told
+    assert server.returncode == 0
+    return found

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curation.clip import ClipConfig
+from serving import logs
+from serving.observability import ObservabilityConfig
 from tests.serving import tiny
 from training.bundle import DiffusionModel, load_bundle
 from training.tracking import ModelVersion
@@ -34,3 +39,21 @@ def version(bundle: Path) -> ModelVersion:
     return ModelVersion(
         name="tiny", version="3", alias="champion", model_id=None, run_id=None, tags={}, bundle=str(bundle)
     )
+
+
+@pytest.fixture
+def configured() -> Iterator[Callable[..., None]]:
+    """Has this process log to a file as a server's does, until the test ends."""
+    loggers = [logging.getLogger(name) for name in logs.LOGGERS]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    serve = logging.getLogger("ray.serve")
+    filters = list(serve.filters)
+
+    def configure(file: Path, **settings: Any) -> None:
+        logs.configure(ObservabilityConfig(log_file=str(file), **settings), "gateway")
+
+    yield configure
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    serve.filters = filters

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -18,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from curation.clip import ClipConfig
@@ -25,6 +27,7 @@ from curation.errors import UserError
 from serving import client
 from serving.canary import place
 from serving.job import ServeJob
+from serving.observability import ObservabilityConfig
 from serving.rollout import CanaryConfig, RolloutConfig
 from serving.selftest import TAG, Drawn
 from tests.bench.kills import processes
@@ -51,6 +54,7 @@ def job(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeJob:
         max_queued_requests=1,
         request_timeout_s=120,
         rollout=RolloutConfig(poll_s=0.2, canary=CanaryConfig(alias="next", share=0.5, min_requests=5, max_slowdown=1)),
+        observability=ObservabilityConfig(log_file=str(folder / "log.jsonl")),
     )
 
 
@@ -177,6 +181,15 @@ def test_a_client_that_leaves_frees_the_sampler(url: str) -> None:
     # Ten pictures of a hundred steps take far longer than the next request may wait.
     answer = client.generate(url, "a", num_inference_steps=1, timeout_s=30)
     assert answer.timings.queue_ms < 5_000
+
+
+def scraped(url: str) -> dict[str, float]:
+    """The server's metrics, summed over all labels."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            found[sample.name] += sample.value
+    return dict(found)
 
 
 @pytest.mark.parametrize("model", ["models:/tiny@challenger", "models:/tiny/9", "models:/nobody@champion", "./nowhere"])
@@ -314,3 +327,26 @@ def test_more_cpus_than_there_are_is_said_before_serve_starts(job: ServeJob, ray
 
     with pytest.raises(UserError, match="500 CPUs"):
         app.run(job.model_copy(update={"replicas": 500}))
+
+
+def test_one_request_is_followed_from_the_gateway_to_the_sampler(url: str, job: ServeJob) -> None:
+    """In the log by its id, in the metrics of both processes at one address, in what the server says at its end."""
+    from serving import app, ingress
+
+    before, body = scraped(url), {"prompt": "a grandmother", "n": 2, "num_inference_steps": 2, "stream": True}
+    answer = httpx.post(f"{url}/v1/images/generations", json=body, headers={"X-Request-Id": "mine-1"}, timeout=60)
+    assert answer.headers["x-request-id"] == "mine-1"
+    log = Path(job.observability.log_file or "").read_text()
+    assert "grandmother" not in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    mine = {line["process"].split("-")[0]: line for line in lines if line.get("request_id") == "mine-1"}
+    assert set(mine) == {"gateway", "sampler"}
+    assert (mine["gateway"]["outcome"], mine["gateway"]["pictures"]) == ("ok", 2)
+    assert mine["sampler"]["timings"]["first_step_ms"] > 0
+    after = scraped(url)
+    assert after["cleanplate_scrape_complete"] == 1
+    assert after["cleanplate_pictures_total"] == before["cleanplate_pictures_total"] + 2
+    assert after["cleanplate_row_steps_total"] == before["cleanplate_row_steps_total"] + 2 * 2 * 2
+    ended = ingress.end(job.model_copy(update={"shutdown_s": 0}), app.GATEWAY, app.SAMPLER)
+    assert (ended.pictures, ended.cut_off) == (after["cleanplate_pictures_total"], 0)
+    assert httpx.post(f"{url}/v1/images/generations", json=body).status_code == 503
