@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about 3 GB, some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade pip
-	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[demo,heic,safety,gcs,onnx,dev]"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable ".[demo,heic,safety,gcs,onnx,tracking,dev]"
 	@$(BIN)/python -c "from curation.torchvision_ops import main; main()"
 	@touch $(STAMP)
 

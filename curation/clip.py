@@ -41,9 +41,11 @@ class ClipConfig(BaseModel):
 
     model: str = Field("embedded", description='"embedded", an open_clip architecture, a folder, or "hf-hub:org/name"')
     weights: str | None = Field(None, description="open_clip pretrained tag or a path; null for the others")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: int = Field(32, ge=1, le=4096)
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1; auto: a GPU where there is one"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the model's numbers")
+    batch_size: int = Field(32, ge=1, le=4096, description="pictures or texts embedded at a time")
 
     def check(self) -> None:
         """Finds a user's mistake before anything starts. Loads no weights and does not reach for the network.

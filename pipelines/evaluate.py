@@ -49,7 +49,7 @@ class EvaluateJob(BaseModel):
         "not"
     )  # fmt: skip
     ledger: str | None = Field(None, description="takedown ledger; null: the manifest's own")
-    samples: int = Field(256, ge=8, le=100_000)
+    samples: int = Field(256, ge=8, le=100_000, description="pictures drawn, and compared with as many real ones")
     pictures: int = Field(
         1000, ge=8, le=100_000, description="training pictures at most that samples are compared with"
     )
@@ -60,8 +60,10 @@ class EvaluateJob(BaseModel):
     inception: str | None = Field(None, description="TorchScript of Inception's features: gives FID and KID")
     cmmd: ClipConfig | None = Field(None, description="a CLIP of yours, with `weights` as a path: gives CMMD")
     memorization: MemorizationConfig | None = Field(MemorizationConfig(), description="null: not asked")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    seed: int = Field(0, ge=0, le=2**31)
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1; auto: a GPU where there is one"
+    )
+    seed: int = Field(0, ge=0, le=2**31, description="of the first picture; the next ones count on")
     output: str = Field("runs/evaluations", description="a folder on this machine, for a folder of each evaluation")
     tracking_uri: str | None = Field(
         None, description="MLflow; null: $MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"

@@ -34,8 +34,8 @@ class _Gate(BaseModel):
 class QualityGate(_Gate):
     """Limits of one metric."""
 
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="the least it may be")
+    max: float | None = Field(None, description="the most it may be")
     max_over_floor: float | None = Field(None, gt=0, description="how many times its floor it may be")
 
     @model_validator(mode="after")

@@ -37,8 +37,10 @@ class CocaCaptions(Named):
     weights: str | None = Field(
         None, description="pretrained tag, such as mscoco_finetuned_laion2b_s13b_b90k, or a path; null for the others"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:1; auto: a GPU where there is one"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the model's numbers")
     batch_size: int = Field(16, ge=1, le=1024, description="pictures described at a time")
     beams: int = Field(4, ge=1, le=32, description="of beam search; 1 takes the likeliest token each time")
     min_tokens: int = Field(5, ge=0, le=70, description="tokens of a caption at least")

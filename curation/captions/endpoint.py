@@ -44,7 +44,7 @@ class EndpointCaptions(Named):
     model: str = Field(min_length=1, description="the model's name there")
     prompt: str = Field(_PROMPT, min_length=1, description="what is said beside the picture")
     max_tokens: int = Field(100, ge=1, le=4096, description="tokens of an answer at most")
-    temperature: float = Field(0, ge=0, le=2)
+    temperature: float = Field(0, ge=0, le=2, description="sent along; 0: the likeliest words")
     seed: int | None = Field(0, description="sent along; null: none")
     api_key_env: str | None = Field(
         None, pattern=r"^[A-Za-z_]\w*$", description="environment variable, of the workers, that holds the key"

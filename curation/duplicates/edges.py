@@ -51,8 +51,8 @@ class DuplicatesConfig(BaseModel):
 
     exact: bool = Field(True, description="the same bytes")
     pixel: bool = Field(True, description="the same pixels in another file")
-    perceptual: PerceptualConfig | None = PerceptualConfig()
-    semantic: SemanticConfig | None = None
+    perceptual: PerceptualConfig | None = Field(PerceptualConfig(), description="what looks the same; null: nothing")
+    semantic: SemanticConfig | None = Field(None, description="what shows the same, by embedding; null: nothing")
     prefer: tuple[Literal["licence", "resolution", "order"], ...] = Field(
         ("resolution", "order"), description="which copy stays, by what first; what decides nothing leaves it to order"
     )
