@@ -1,0 +1,106 @@
+"""MLflow as infra/compose.yaml starts it: on PostgreSQL, its artifacts on S3, several writers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from pipelines.register import RegisterJob
+from pipelines.register import run as register
+from tests.curation.seaweed import S3, seaweed
+from tests.infra import postgres
+from tests.ports import free_port
+from training.bundle import read_info
+from training.job import TrainJob
+from training.launch import launch
+from training.tracking import resolve
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(postgres.programs() is None, reason="PostgreSQL is not installed"),
+]
+COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "infra" / "compose.yaml").read_text())["services"]["mlflow"]
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with seaweed(tmp_path_factory.mktemp("s3")) as server:
+        server.client.create_bucket(Bucket="cleanplate")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address. The command is compose's own, but for the address and the secret's place."""
+    folder = tmp_path_factory.mktemp("server")
+    port = free_port()
+    command = COMPOSE["command"][-1].replace("$$", "$")
+    command = command.replace("0.0.0.0", "127.0.0.1").replace("5000", str(port))
+    command = command.replace("/run/secrets/mlflow_store", str(folder / "store"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {**COMPOSE["environment"], **s3.environment}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    with postgres.postgres() as store:
+        (folder / "store").write_text(store)
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen(
+                ["sh", "-c", command], env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+            )
+        try:
+            while not _healthy(port):
+                assert process.poll() is None, (folder / "log").read_text()
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_runs_and_versions_of_several_writers(
+    server: str, s3: S3, make_job: Callable[..., TrainJob], tower: Path, tmp_path: Path
+) -> None:
+    """Two trainings at once, and what each says is whole; their bundles become versions and come back from S3."""
+    jobs = [make_job(workers=0, seed=seed, tracking={"uri": server, "experiment": "together"}) for seed in range(2)]
+    command = [sys.executable, "-c", _TRAIN, str(tower)]
+    trainings = [subprocess.Popen([*command, job.model_dump_json()], stdout=subprocess.PIPE, text=True) for job in jobs]
+    for training in trainings:
+        assert training.wait() == 0
+    client = mlflow.MlflowClient(server)
+    for number, job in enumerate(jobs, start=1):
+        result = launch(job, text_encoder=str(tower))  # ended before: the result alone
+        run = client.get_run(result.run_id)
+        assert run.info.status == "FINISHED"
+        assert [point.step for point in client.get_metric_history(result.run_id, "loss")] == list(range(8, 65, 8))
+        version = register(RegisterJob(name="drawings", bundle=result.bundle, tracking_uri=server))
+        assert str(version.version) == str(number)
+    found = resolve("models:/drawings@champion", tracking_uri=server, cache=str(tmp_path / "cache"))
+    assert str(found.version) == "2"
+    assert Path(found.bundle).is_relative_to(tmp_path / "cache")
+    assert read_info(found.bundle) == read_info(result.bundle)
+    listed = s3.client.list_objects_v2(Bucket="cleanplate", Prefix="mlflow/")["Contents"]
+    assert any(item["Key"].endswith("cleanplate.json") for item in listed)
+
+
+_TRAIN = """
+import sys
+from training.job import TrainJob
+from training.launch import launch
+launch(TrainJob.model_validate_json(sys.argv[2]), text_encoder=sys.argv[1])
+"""
