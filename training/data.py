@@ -21,6 +21,7 @@ from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from training import randomness
 from training.conditioning import CAPTIONS, SEPARATOR, ConditioningConfig
+from training.latents import latent_space
 from training.order import Order
 from training.randomness import Purpose
 from training.roster import Roster
@@ -102,6 +103,13 @@ class TrainingSet:
             if reader is not None:
                 reader.reached(self._orders[seed], int(index[0]))
         return rows, self.source.clean(rows, mirrored, space, device)
+
+    def keep_latents(self, space: Space, *, flip: bool) -> bool:
+        """Has pictures in memory encoded once, where a space is one of latents; whether it is and they are."""
+        if latent_space(space) is None or not isinstance(self.source, InMemory | ShapedInMemory):
+            return False
+        self.source.keep_latents(space, flip=flip)
+        return True
 
     @cached_property
     def _orders(self) -> dict[int, Order]:

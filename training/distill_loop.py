@@ -129,6 +129,7 @@ class _Loop:
             "resident_captions": int(self._student.resident_captions),
             "gpus": int(model.device.type == "cuda"),
             **({"compiled": 1} if job.compile else {}),
+            **({"kept_latents": 1} if self._student.keeps_latents else {}),
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self.writer = Writer(self._checkpoints, keep=job.keep_checkpoints)

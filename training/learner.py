@@ -76,6 +76,7 @@ class Learner:
         ema: its moving average.
         sharded: whether the workers hold a share each of both; then all of them have to take part in `state_sha256` of
             the state, `gather` and `averaged`.
+        keeps_latents: whether latents of pictures in memory are encoded once (`training.kept_latents`).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Learner:
         self._captions = CaptionStates(text, choice, stored=data.states)
         self._abar = objective.table(alphas_cumprod(job.schedule.betas()), place.device)
         self._space = space or spaces.build(job.patch_size, frames=data.frames)
+        self.keeps_latents = data.keep_latents(self._space, flip=job.flip)
         self._width = text.width
         self.sharded = job.strategy == "fsdp" and place.world_size > 1
         self.unet = self._build().train()

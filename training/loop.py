@@ -139,6 +139,7 @@ class _Loop:
             "gpus": int(place.device.type == "cuda"),
             **({"compiled": 1} if job.compile else {}),
             **({"sharded": 1} if self._learner.sharded else {}),
+            **({"kept_latents": 1} if self._learner.keeps_latents else {}),
         }
         self._legs: tuple[Leg, ...] = (Leg(images=0, topology=self._topology),)
         self._seen = retraining.Seen(job, data)

@@ -19,6 +19,7 @@ from curation.errors import UserError
 from training import checkpoint
 from training.checkpoint import CheckpointInfo, Identity, Read, State
 from training.data import TrainingSet
+from training.data_config import MemoryData
 from training.job import ElasticWorkers, TrainJob
 from training.order import Order
 from training.roster import Roster
@@ -67,8 +68,9 @@ def take_up(
             f"the samples that the checkpoint {path} depends on are not the first ones of this training set: it has "
             f"seen something that is left out now, or captions or pictures are others"
         )
-    if info.topology.get("resident_captions") != topology["resident_captions"]:
-        raise _refused(f"the checkpoint {path} was written when captions were encoded in another way")
+    for what, name in (("captions", "resident_captions"), ("latents", "kept_latents")):
+        if info.topology.get(name) != topology.get(name):
+            raise _refused(f"the checkpoint {path} was written when {what} were encoded in another way")
     return info, state
 
 
@@ -143,7 +145,8 @@ def _of_run(path: str, roster: Roster, job: TrainJob) -> CheckpointInfo | None:
     except UserError:
         return None
     is_of_the_run = info.identity.training_set_digest == roster.info.digest and info.seen_sha256 is not None
-    return info if is_of_the_run else None
+    keeps = job.autoencoder is not None and isinstance(job.data, MemoryData)
+    return info if is_of_the_run and info.topology.get("kept_latents", 0) == keeps else None
 
 
 def _claim(info: CheckpointInfo, job: TrainJob) -> str:

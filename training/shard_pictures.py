@@ -14,8 +14,6 @@ from training.data import decode
 from training.data_shards import LATENTS, MIRRORED, PIXELS
 from training.shard_columns import binary, payload
 
-_TOGETHER = 16  # pictures that an autoencoder encodes at once
-
 
 class Pictures:
     """See `training.shard_maker.Contents`."""
@@ -59,6 +57,7 @@ def encoder(told: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray
 
     from training import space
     from training.folders import download
+    from training.kept_latents import steady
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,8 +66,7 @@ def encoder(told: dict[str, Any]) -> Callable[[np.ndarray], dict[str, np.ndarray
         latents = space.build(int(told["spec"]["patch_size"]), folder, place)
 
     def encoded(pictures: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(pictures).split(_TOGETHER)
-        return torch.cat([latents.encode(part.to(place)).half().cpu() for part in parts]).numpy()
+        return steady(latents, torch.from_numpy(pictures).to(place)).cpu().numpy()
 
     def encode(pictures: np.ndarray) -> dict[str, np.ndarray]:
         found = {"latents": encoded(pictures)}

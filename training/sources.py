@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from training.kept_latents import KeptLatents
 from training.order import Order
 from training.space import Space
 
@@ -52,8 +53,15 @@ class InMemory:
     def __init__(self, pictures: Tensor, image_size: int | None = None) -> None:
         self.pictures = pictures
         self.image_size = int(pictures.shape[-1]) if image_size is None else image_size
+        self._latents: KeptLatents | None = None
+
+    def keep_latents(self, space: Space, *, flip: bool) -> None:
+        """Has `clean` encode each picture once for this space of latents."""
+        self._latents = KeptLatents(self.pictures, space, flip=flip)
 
     def clean(self, rows: Tensor, mirrored: Tensor | None, space: Space, device: torch.device) -> Tensor:
+        if self._latents is not None and self._latents.space is space:
+            return self._latents.of(rows, mirrored, device)
         pictures = self.pictures[rows]
         if mirrored is not None:
             pictures = torch.where(mirrored.view(-1, *[1] * (pictures.ndim - 1)), pictures.flip(-1), pictures)
@@ -87,6 +95,11 @@ class ShapedInMemory:
         self._place = torch.empty_like(shape_of)
         for number, of_shape in enumerate(pictures):
             self._place[shape_of == number] = torch.arange(len(of_shape))
+
+    def keep_latents(self, space: Space, *, flip: bool) -> None:
+        """See `InMemory.keep_latents`."""
+        for part in self._parts:
+            part.keep_latents(space, flip=flip)
 
     def clean(self, rows: Tensor, mirrored: Tensor | None, space: Space, device: torch.device) -> Tensor:
         return self._parts[int(self.shape_of[rows[0]])].clean(self._place[rows], mirrored, space, device)

@@ -58,6 +58,7 @@ class Student:
         self._guidance = guidance_scale
         self._captions = CaptionStates(model.text, CaptionChoice(data.options))
         self._flip = bool(model.info.job.get("flip", False))
+        self.keeps_latents = data.keep_latents(model.space, flip=self._flip)
         self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=layout.memory_format(self._device))
         self.unet.requires_grad_(True).train()
         self._teacher = copy.deepcopy(self.unet).eval().requires_grad_(False)
