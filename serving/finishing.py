@@ -42,11 +42,20 @@ class Picture:
     near_copy: NearCopy | None = None
     attribution: tuple[Attributed, ...] | None = None
 
+    @property
+    def finish_reason(self) -> FinishReason:
+        """What became of it."""
+        if self.near_copy is not None and self.near_copy.action == "block":
+            return "near_copy"
+        return "stop" if self.verdict.action in (None, "flag") else "content_filtered"
+
+    @property
+    def moderation(self) -> tuple[Moderation, ...]:
+        """What was found in its prompt and in itself."""
+        return (*self.of_prompt, *self.verdict.moderation)
+
     def datum(self) -> ImageDatum:
         """The picture as it goes over the wire."""
-        reason: FinishReason = "stop" if self.verdict.action in (None, "flag") else "content_filtered"
-        if self.near_copy is not None and self.near_copy.action == "block":
-            reason = "near_copy"
         return ImageDatum(
             id=self.id,
             pixels_sha256=self.pixels_sha256,
@@ -55,9 +64,9 @@ class Picture:
             watermark_payload=self.watermark or None,
             b64_json=None if self.data is None else base64.b64encode(self.data).decode(),
             seed=self.seed,
-            finish_reason=reason,
+            finish_reason=self.finish_reason,
             safety=self.verdict.scores,
-            moderation=[*self.of_prompt, *self.verdict.moderation],
+            moderation=list(self.moderation),
             near_copy=self.near_copy,
             attribution=None if self.attribution is None else list(self.attribution),
         )

@@ -128,15 +128,15 @@ def configure(config: ObservabilityConfig, process: str) -> None:
 def facts(generation: Generation) -> dict[str, Any]:
     """What a line in the log says of a request's pictures."""
     plan, card = generation.plan, generation.card
-    pictures = [picture.datum().finish_reason for picture in generation.pictures]
+    reasons = [picture.finish_reason for picture in generation.pictures]
     return {
         "model": card.name,
         "model_version": card.version,
         "steps": plan.steps,
         "sampler": plan.sampler,
-        "rows": len(plan.seeds) * (2 if plan.guidance_scale > 1 else 1),
-        "pictures": len(pictures),
-        "withheld": len(pictures) - pictures.count("stop"),
+        "row_steps": plan.row_steps,
+        "pictures": len(reasons),
+        "withheld": len(reasons) - reasons.count("stop"),
         "moderation": sorted({":".join(finding) for finding in findings(generation)}),
         "timings": generation.timings.model_dump(exclude_none=True),
     }

@@ -123,6 +123,12 @@ class SamplerMetrics:
             ["stage", "category", "action"],
             registry=registry,
         )
+        self._attributed = Counter(
+            "cleanplate_pictures_attributed", "Pictures that name training pictures near to them.", registry=registry
+        )
+        self._redrawn = Counter(
+            "cleanplate_pictures_redrawn", "Drawings thrown away for being near copies.", registry=registry
+        )
         self._prompts = Counter(
             "cleanplate_prompts_blocked", "Requests refused for their prompt.", ["category"], registry=registry
         )
@@ -153,8 +159,9 @@ class SamplerMetrics:
         """A request's pictures are there."""
         version, timings = generation.card.version, generation.timings
         for picture in generation.pictures:
-            datum = picture.datum()
-            self._pictures.labels(version, datum.finish_reason).inc()
+            self._pictures.labels(version, picture.finish_reason).inc()
+            self._attributed.inc(picture.attribution is not None)
+            self._redrawn.inc(0 if picture.near_copy is None else picture.near_copy.redrawn)
         for finding in findings(generation):
             self._moderated.labels(*finding).inc()
         for stage in ("queue", "sample", "guard", "encode"):
@@ -179,10 +186,12 @@ class SamplerMetrics:
 
 
 def findings(generation: Generation) -> Iterator[tuple[str, str, str]]:
-    """What was found in a request's pictures: the stage, the category and the action of each, once for each picture."""
+    """What was found in a request's pictures: the stage, the category and the action, once for each picture."""
     for picture in generation.pictures:
-        for entry in picture.datum().moderation:
+        for entry in picture.moderation:
             yield entry.stage, entry.category, entry.action
+        if picture.near_copy is not None:
+            yield "near_copy", "near_copy", picture.near_copy.action
 
 
 def exposition(snapshots: Iterable[Snapshot]) -> bytes:

@@ -168,7 +168,7 @@ def test_a_sampler_says_what_it_drew_and_what_failed(
     asyncio.run(go())
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     drew = next(line for line in lines if line["message"].startswith("drew"))
-    assert (drew["request_id"], drew["model_version"], drew["steps"], drew["rows"]) == ("req_7", "3", 2, 4)
+    assert (drew["request_id"], drew["model_version"], drew["steps"], drew["row_steps"]) == ("req_7", "3", 2, 8)
     assert drew["timings"]["first_step_ms"] > 0
     assert next(line for line in lines if line.get("request_id") == "req_8")["error"].startswith("ValueError: no such")
     assert "kitchen" not in file.read_text()
