@@ -5,6 +5,6 @@
     neighbours/takedowns/N/         a manifest by itself: of one the columns by which a takedown finds pictures
 
 An optional folder of the bundle's, as `onnx` is: `cleanplate.json` knows nothing of it. `spaces` is the arithmetic,
-`index` the files and the search, `calibration` what counts as a copy: that is all that serving imports, and it needs
-neither torch nor Ray. `building` makes an index; without held-out pictures `leave_one_out` stands in for them.
+`index` the files and the search, `calibration` what counts as a copy: that is all that serving imports, and Ray is
+no part of it. `building` makes an index; without held-out pictures `leave_one_out` stands in for them.
 """

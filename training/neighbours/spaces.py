@@ -1,4 +1,4 @@
-"""The two spaces in which pictures are near to each other, and distances in them, in numpy.
+"""The two spaces in which pictures are near to each other, and distances in them.
 
 `pixel`: the picture at 16 x 16, less its mean colour, as a unit vector. So brightness and contrast do not count, and a
 distance is sqrt(2 - 2 r) with r the correlation. What is looked for is held against the training pictures mirrored and
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
 Space = Literal["pixel", "clip"]
@@ -24,7 +25,7 @@ DIM = SIDE * SIDE * 3
 _SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 _FLAT = 0.02  # contrast, as a standard deviation, below which a picture is not stretched to a unit vector
 _NEIGHBOURS = 10
-_BLOCK = 4096  # vectors that are held as float32 at a time
+_BLOCK = 2048  # vectors that are held as float32 at a time
 
 
 def pixel_vector(picture: np.ndarray) -> np.ndarray:
@@ -53,16 +54,18 @@ def mirrored(vectors: np.ndarray) -> np.ndarray:
 
 
 def distances(known: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Euclidean, of each known vector (N, D) to the nearest of some views (V, D): float32 (N,). Exact, in blocks."""
-    views = views.astype(np.float32)
-    lengths = (views**2).sum(axis=1)
+    """Euclidean, of each known vector (N, D) to the nearest of some views (V, D): float32 (N,). Exact, in blocks.
+
+    By torch, which turns halves into floats ten times as fast as numpy does.
+    """
+    of = torch.from_numpy(views.astype(np.float32))
+    lengths = (of**2).sum(dim=1)
     found = np.empty(len(known), np.float32)
     for start in range(0, len(known), _BLOCK):
-        block = known[start : start + _BLOCK].astype(np.float32)
-        squared = lengths[None] - 2 * (block @ views.T)
-        found[start : start + len(block)] = squared.min(axis=1) + np.einsum("nd,nd->n", block, block)
-    result: np.ndarray = np.sqrt(found.clip(min=0))
-    return result
+        block = torch.from_numpy(known[start : start + _BLOCK]).float()
+        nearest = torch.addmm(lengths[None], block, of.T, alpha=-2).amin(dim=1)
+        found[start : start + len(block)] = (nearest + (block**2).sum(dim=1)).clamp(min=0).sqrt().numpy()
+    return found
 
 
 def smallest(values: np.ndarray, k: int) -> np.ndarray:
@@ -104,10 +107,10 @@ def spreads(space: Space, vectors: np.ndarray, owners: np.ndarray) -> np.ndarray
 
 
 def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float32), b.astype(np.float32)
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * (a @ b.T)
-    result: np.ndarray = np.sqrt(squared.clip(min=0))
-    return result
+    one, other = (torch.from_numpy(np.ascontiguousarray(vectors)).float() for vectors in (a, b))
+    lengths = (one**2).sum(dim=1)[:, None] + (other**2).sum(dim=1)[None]
+    apart: np.ndarray = torch.addmm(lengths, one, other.T, alpha=-2).clamp(min=0).sqrt().numpy()
+    return apart
 
 
 def similarity(ratio: float) -> float:
