@@ -111,14 +111,21 @@ def replicas() -> list[int]:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        for child in map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split()):
+    for place in Path(f"/proc/{pid}/task").glob("*/children"):
+        children: list[int] = []
+        with suppress(OSError):  # the thread has ended meanwhile
+            children = [int(child) for child in place.read_text().split()]
+        for child in children:
             yield child
             yield from _descendants(child)
 
 
 def _name(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    """Empty where the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def measure(bundle: Path, *, rounds: int, requests: int) -> dict[str, float]:
