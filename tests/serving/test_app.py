@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,9 @@ from curation.errors import UserError
 from serving import client
 from serving.canary import place
 from serving.job import ServeJob
+from serving.jobs import JobsConfig
 from serving.observability import ObservabilityConfig
+from serving.records import RecordsConfig
 from serving.rollout import CanaryConfig, RolloutConfig
 from serving.selftest import TAG, Drawn
 from tests.bench.kills import processes
@@ -55,6 +58,8 @@ def job(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeJob:
         request_timeout_s=120,
         rollout=RolloutConfig(poll_s=0.2, canary=CanaryConfig(alias="next", share=0.5, min_requests=5, max_slowdown=1)),
         observability=ObservabilityConfig(log_file=str(folder / "log.jsonl")),
+        records=RecordsConfig(folder=str(folder / "records")),
+        jobs=JobsConfig(folder=str(folder / "jobs")),
     )
 
 
@@ -104,6 +109,19 @@ def test_the_openai_client_gets_the_same_pixels_twice(url: str) -> None:
     assert pictures[0] == pictures[1]
     assert len(set(pictures[0])) == 2
     assert len(pictures[0][0]) == 16 * 16 * 3
+
+
+def test_a_picture_is_fetched_later_and_drawn_again_by_its_id(url: str) -> None:
+    with httpx.Client(base_url=url, timeout=60) as http:
+        body = {"prompt": "a red apple", "num_inference_steps": 2, "response_format": "url"}
+        taken = http.put("/v1/images/jobs/poster-7", json=body)
+        assert taken.status_code == 201
+        while http.get(taken.headers["location"]).json()["status"] in ("queued", "running"):
+            time.sleep(0.05)
+        (datum,) = http.get("/v1/images/jobs/poster-7/result").json()["data"]
+        assert http.get(datum["url"]).content.startswith(b"\x89PNG")
+        again = http.post(f"/v1/images/{datum['id']}/reproduce", json={"prompt": "a red apple"})
+        assert again.json()["reproduction"]["pixels_equal"] is True
 
 
 def test_the_server_and_the_plain_process_make_the_same_picture(url: str, job: ServeJob) -> None:
