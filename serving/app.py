@@ -98,9 +98,9 @@ def _patience(job: ServeJob) -> dict[str, Any]:
 
 
 def _asleep(application: str) -> bool:
-    """Whether the sampler has no replica at all."""
-    there = serve.status().applications[application].deployments[SAMPLER].replica_states
-    return not any(there.values())
+    """Whether no replica of the sampler runs; one that is ending must not be asked, which would start another."""
+    states = serve.status().applications[application].deployments[SAMPLER].replica_states
+    return not any(count for state, count in states.items() if state == "RUNNING")
 
 
 def check(job: ServeJob) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,23 +37,31 @@ class SamplerHandle:
     """`serving.http.desk.Backend` on a Serve handle.
 
     Args:
-        asleep: whether there is no replica now and need not be one before the next request; asked in a thread. None:
-            there always is one.
+        asleep: whether no replica runs now and none need before the next request; asked in a thread. None: one always
+            does.
+        fresh_s: where replicas may sleep, how long a card is shown without asking anew. Who asks a replica keeps it
+            from falling asleep, or wakes it: probes must not do that.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any], asleep: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], asleep: Callable[[], bool] | None = None, *, fresh_s: float = 30.0
+    ) -> None:
         self._handle = handle
         self._streams = handle.options(stream=True)
         self._asleep = asleep
         self._card: ModelCard | None = None
+        self._fresh_s = fresh_s
+        self._asked_at = -math.inf
 
     async def describe(self) -> ModelCard:
         """The model's card; while nothing is loaded, as it was when something last was."""
-        if self._asleep is not None and self._card is not None and await asyncio.to_thread(self._asleep):
-            return self._card
+        if self._asleep is not None and self._card is not None:
+            fresh = time.monotonic() < self._asked_at + self._fresh_s
+            if fresh or await asyncio.to_thread(self._asleep):
+                return self._card
         with _our_errors():
             card: ModelCard = await self._handle.describe.remote()
-        self._card = card
+        self._card, self._asked_at = card, time.monotonic()
         return card
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:

@@ -148,7 +148,7 @@ def test_the_users_seed_stays() -> None:
 def test_while_nothing_is_loaded_the_last_card_is_shown() -> None:
     asleep = False
     replicas = Replicas("first", "second", "third")
-    handle = SamplerHandle(replicas, lambda: asleep)  # type: ignore[arg-type]
+    handle = SamplerHandle(replicas, lambda: asleep, fresh_s=0)  # type: ignore[arg-type]
 
     async def go() -> None:
         nonlocal asleep
@@ -158,5 +158,14 @@ def test_while_nothing_is_loaded_the_last_card_is_shown() -> None:
         assert await handle.describe() == "second"
         asleep = False
         assert await handle.describe() == "third"
+
+    asyncio.run(go())
+
+
+def test_probes_do_not_ask_replicas_that_may_fall_asleep() -> None:
+    handle = SamplerHandle(Replicas("first", "second"), lambda: False, fresh_s=1e9)  # type: ignore[arg-type]
+
+    async def go() -> None:
+        assert [await handle.describe() for _ in range(3)] == ["first"] * 3
 
     asyncio.run(go())
