@@ -137,6 +137,7 @@ def summary(result: DemoResult) -> list[str]:
         f"numbers   {result.summary}",
         f"rows      cleanplate inspect {result.manifest}",
         "one more  cleanplate generate 'red apple' --seed 3 --out apple.png",
+        "from here cleanplate verify apple.png",
         f"endpoint  cleanplate serve {serve_job}, then",
         f"          curl {result.endpoint}/v1/images/generations -H 'Content-Type: application/json' "
         f'-d \'{{"prompt": "red apple", "seed": 3}}\'',

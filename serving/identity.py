@@ -125,10 +125,15 @@ def folder_of(config: CredentialsConfig) -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cleanplate" / "credentials"
 
 
-def ensure(config: CredentialsConfig) -> bool:
-    """Makes the folder with a root of its own unless it is there; tells whether it was made."""
-    folder = folder_of(config)
-    if folder.is_dir():
+def ensure(credentials: CredentialsConfig, watermark: WatermarkConfig | None = None) -> bool:
+    """Makes the folder with a root of its own where something of it is wanted and it is not there; tells whether so.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = folder_of(credentials)
+    own_certificate = credentials.certificate is not None or not credentials.enabled
+    if folder.is_dir() or (own_certificate and watermark is not None and watermark.key_file is not None):
         return False
     try:
         return create(folder)

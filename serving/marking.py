@@ -44,7 +44,7 @@ def build(credentials: CredentialsConfig, watermark: WatermarkConfig) -> Marks |
     """
     if not (credentials.enabled or watermark.enabled):
         return None
-    if ensure(credentials):
+    if ensure(credentials, watermark):
         _log.warning("%s holds a new certificate and keys. %s", folder_of(credentials), WORTH)
     secret = watermark_key(watermark, credentials)
     return Marks(

@@ -102,7 +102,7 @@ class _Desk:
 
 def _verifier(job: ServeJob) -> Verifier:
     if job.credentials.enabled or job.watermark.enabled:
-        ensure(job.credentials)
+        ensure(job.credentials, job.watermark)
     return build(job.credentials, job.watermark)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from curation.errors import UserError
-from serving import credentials, identity
+from serving import credentials, identity, marking
 from serving.credentials import ASSERTION, DIGITAL_SOURCE_TYPE, Origin, Signer, commitment, read
 from serving.finishing import encode
 from serving.identity import CredentialsConfig, Identity, Trust, WatermarkConfig
@@ -170,8 +170,6 @@ def test_secrets_are_for_their_owner_alone_and_are_in_no_text(own: Identity, tmp
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from serving import marking
-
     config = CredentialsConfig(folder=str(tmp_path / "credentials"))
     with caplog.at_level(logging.WARNING):
         marking.build(config, WatermarkConfig())
@@ -224,6 +222,21 @@ def test_a_watermark_secret_that_can_be_guessed_is_refused(tmp_path: Path) -> No
     (tmp_path / "key").write_text("short\n")
     with pytest.raises(UserError, match="too short"):
         identity.watermark_key(WatermarkConfig(key_file=str(tmp_path / "key")), CredentialsConfig())
+
+
+def test_where_certificate_and_key_are_ones_own_no_folder_is_made(tmp_path: Path, own: Identity) -> None:
+    for name, content in (("chain.pem", own.chain), ("key.pem", own.key), ("secret", b"sixteen bytes and more")):
+        (tmp_path / name).write_bytes(content)
+    config = CredentialsConfig(
+        folder=str(tmp_path / "folder"),
+        certificate=str(tmp_path / "chain.pem"),
+        private_key=str(tmp_path / "key.pem"),
+    )
+    marks = marking.build(config, WatermarkConfig(key_file=str(tmp_path / "secret")))
+    assert marks is not None
+    assert marks.secret == b"sixteen bytes and more"
+    assert not (tmp_path / "folder").exists()
+    assert "sixteen" not in repr(marks)
 
 
 def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path: Path) -> None:
