@@ -94,8 +94,6 @@ def export(bundle: Path, out: Path, job: ExportJob) -> ExportReport:
     _check_target(out)
     builders = {kind: BUILDERS[kind]() for kind in job.formats}
     model = load_bundle(bundle)
-    if model.space.frames is not None:
-        raise UserError("a model of films cannot be exported", field="model", remedy="serve it by torch")
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     staging.mkdir(parents=True)
     try:

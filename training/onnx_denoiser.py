@@ -9,7 +9,8 @@ The graph's contract, for whoever runs it without our code (`onnx/export.json` r
     pooled      float32 (batch, D)         the state at the prompt's end
     prediction  float32 (batch, C, H, W)   the output: noise, v or the clean patches, as `prediction` says there
 
-`batch` is free and rows do not know of each other. Guidance is the caller's: he asks with and without the prompt.
+Of films `x` and `prediction` are (batch, C, F, H, W), and `states` and `mask` count for nothing. `batch` is free and
+rows do not know of each other. Guidance is the caller's: he asks with and without the prompt.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 OUTPUT = "prediction"
 OPSET = 20
+_UPSAMPLES = 64
 _INLINE_BYTES = 1 << 30  # a protobuf ends at 2 GiB; larger networks keep their weights in a file beside the graph
 
 
@@ -200,7 +202,7 @@ def write_graph(
     if len(example) < 2:
         raise ValueError("an example of two rows or more is needed")
     given = tuple(torch.from_numpy(array) for array in example[:2].feed().values())
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    batch = _batch(model.space.frames)
     with quiet():
         program = torch.onnx.export(
             _Graph(model.unet).eval(), given, dynamo=True, opset_version=OPSET, verbose=False,
@@ -216,6 +218,21 @@ def write_graph(
         proto.metadata_props.add(key=key, value=value)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _batch(frames: int | None) -> Any:
+    """The size that the exporter is to keep free.
+
+    diffusers' Upsample2D asks whether there are 64 pictures, which changes nothing but their layout. Where it can ask
+    that of batch x frames, the exporter wants the answer to be the same for all sizes that it is told of; the graph
+    takes others as well.
+    """
+    if frames is None:
+        return torch.export.Dim("batch", min=1, max=1 << 16)
+    few = 2 * frames < _UPSAMPLES  # the example has two rows
+    return torch.export.Dim(
+        "batch", min=1 if few else -(-_UPSAMPLES // frames), max=(_UPSAMPLES - 1) // frames if few else 1 << 16
+    )
 
 
 def _clean(proto: Any) -> None:

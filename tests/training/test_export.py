@@ -17,7 +17,7 @@ import torch
 
 from curation.errors import UserError
 from tests.training.test_bundle import describe
-from training import network, parity
+from training import network, parity, space
 from training.bundle import DiffusionModel, load_bundle, write_bundle
 from training.export import BUILDERS, Order, export
 from training.export_job import ExportJob, Format, Limits
@@ -39,6 +39,7 @@ from training.sampling import SAMPLERS, SamplingParams, sample
 from training.schedules import SigmoidSchedule
 from training.text import TextEncoder
 from training.unet import UnetConfig
+from training.video import VideoUnetConfig
 
 pytestmark = pytest.mark.slow  # networks are trained, in seconds each
 
@@ -124,6 +125,32 @@ def test_the_graph_answers_as_torch_does_at_any_batch_size(
         rows = Rows.join(calls)[rng.integers(0, 24, size)]
         rows = replace(rows, x=rng.normal(size=rows.x.shape).astype(np.float32), timestep=rng.integers(0, 1000, size))
         np.testing.assert_allclose(graph.predict(rows), torchs.predict(rows), atol=2e-5)
+
+
+def test_films_are_exported_and_drawn_as_torch_draws_them(tower: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    text = TextEncoder(tower)
+    unet = network.build(VideoUnetConfig(preset="nano"), channels=12, side=8, width=text.width).eval()
+    film = DiffusionModel(
+        unet=unet,
+        text=text,
+        betas=SigmoidSchedule().betas(),
+        prediction="sample",
+        image_size=16,
+        patch_size=2,
+        space=space.build(2, frames=3),
+    )
+    few = {"image_size": 16, "patch_size": 2, "frames": 3, "captions": CAPTIONS, "sampling": SamplingParams(steps=2)}
+    write_bundle(tmp_path / "bundle", film, describe().model_copy(update=few))
+    report = export(tmp_path / "bundle", tmp_path / "bundle" / "onnx", job())
+    assert report.inputs[0].shape == ["batch", 12, 3, 8, 8]
+    assert set(report.artifacts) == {"onnx", "int8"}, report.refused
+    checks = report.artifacts["onnx"].checks
+    assert max(checks.parity.batch_sizes) > 1
+    assert checks.parity.max_relative_error < 1e-5
+    assert checks.parity.max_row_error < 1e-5
+    drawn = sample(load_exported(tmp_path / "bundle"), CAPTIONS[:1], [3], SamplingParams(steps=2))
+    assert drawn.shape == (1, 3, 16, 16, 3)
 
 
 def test_every_input_counts(bundle: Path, report: ExportReport, calls: list[Rows]) -> None:
