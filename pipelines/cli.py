@@ -656,7 +656,10 @@ def jobs_stop(id_: JobId, address: Address, as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="folder for everything the demo makes")] = "runs/demo",
+    out: Annotated[
+        str | None, typer.Option(help="folder for everything the demo makes; runs/demo, or runs/moving with --moving")
+    ] = None,
+    moving: Annotated[bool, typer.Option("--moving", help="films instead of pictures, to a moving.webp")] = False,
     sets: Annotated[
         list[str], typer.Option("--set", metavar="JOB.A.B=C", help="override a field of a demo job: train.images=2000")
     ] = [],  # noqa: B006
@@ -664,8 +667,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole road on real drawings, to a grid.png."""
-    from pipelines import demo as verb
-
+    verb: Any = importlib.import_module("pipelines.demo_moving" if moving else "pipelines.demo")
+    out = out or ("runs/moving" if moving else "runs/demo")
     if dry_run:
         for resolved in verb.jobs(out, sets):
             _print_plan(resolved, {"cpus": verb.CPUS, "gpus": 0}, as_json)

@@ -68,25 +68,27 @@ def run(out: str, sets: list[str]) -> DemoResult:
     from pipelines.cluster import connect
 
     folder = Path(out)
-    overrides = _by_job(sets)
-    clock = _Clock()
+    overrides = by_job(sets, _JOBS)
+    clock = Clock(_STEPS)
     with clock.step("prepare", "rendering OpenMoji drawings, and breaking a few files"):
         files = _prepare(folder)
     with connect(cpus=CPUS):
         from serving.app import check_port
 
-        check_port(_job("serve", overrides, {}))  # now, not after six minutes of training
+        check_port(job_of("demo", "serve", overrides, {}))  # now, not after six minutes of training
         with clock.step("curate", f"curating {files} files"):
             curate_job = _curate_job(folder, overrides)
             curated = curate.run(curate_job)
         with clock.step("train", "training on what was kept"):
             paths = {"manifest": curated.manifest, "output": str(folder / "training")}
-            trained = train.run(_job("train", overrides, paths))
+            trained = train.run(job_of("demo", "train", overrides, paths))
         with clock.step("register", "making it a model version, with an index of what it was trained on"):
             paths = {"bundle": trained.bundle, "run_id": trained.run_id}
-            version = register.run(_job("register", overrides, paths))
-            training_pictures.run(_job("index", overrides, {"model": f"models:/{version.name}/{version.version}"}))
-        serve_job = _job("serve", overrides, {"model": f"models:/{version.name}@{version.alias}"})
+            version = register.run(job_of("demo", "register", overrides, paths))
+            training_pictures.run(
+                job_of("demo", "index", overrides, {"model": f"models:/{version.name}/{version.version}"})
+            )
+        serve_job = job_of("demo", "serve", overrides, {"model": f"models:/{version.name}@{version.alias}"})
         with clock.step("serve", "bringing the endpoint up, and asking it for twelve prompts"):
             begun = time.monotonic()
             with serve.endpoint(serve_job) as url:
@@ -145,10 +147,11 @@ def summary(result: DemoResult) -> list[str]:
     ]
 
 
-class _Clock:
-    """Announces the steps and keeps their seconds."""
+class Clock:
+    """Announces the steps, of so many, and keeps their seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
         self.begun = time.monotonic()
         self.seconds: dict[str, float] = {}
 
@@ -156,25 +159,27 @@ class _Clock:
     def step(self, name: str, doing: str) -> Iterator[None]:
         at = time.monotonic()
         number = sum(step != "endpoint_start" for step in self.seconds) + 1
-        print(f"[{number}/{_STEPS}] {name}: {doing}", file=sys.stderr, flush=True)
+        print(f"[{number}/{self._steps}] {name}: {doing}", file=sys.stderr, flush=True)
         yield
         self.seconds[name] = round(time.monotonic() - at, 2)
 
 
-def _by_job(sets: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {name: [] for name in _JOBS}
+def by_job(sets: list[str], jobs: tuple[str, ...]) -> dict[str, list[str]]:
+    """Overrides `JOB.a.b=value`, by job. Raises UserError for one of another job."""
+    found: dict[str, list[str]] = {name: [] for name in jobs}
     for override in sets:
         job, separator, rest = override.partition(".")
         if job not in found or not separator:
             raise UserError(
-                f"{override!r} names no job of the demo", field="--set", remedy=f"begin with one of {', '.join(_JOBS)}"
+                f"{override!r} names no job of the demo", field="--set", remedy=f"begin with one of {', '.join(jobs)}"
             )
         found[job].append(rest)
     return found
 
 
-def _job(kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> Any:
-    file = Path(__file__).parent / "jobs" / f"demo-{kind}.yaml"
+def job_of(demo: str, kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> Any:
+    """The job that ships as `jobs/DEMO-KIND.yaml`, told where things lie, and then what was overridden."""
+    file = Path(__file__).parent / "jobs" / f"{demo}-{kind}.yaml"
     given = [f"{name}={json.dumps(value)}" for name, value in paths.items()]
     return config.load_job(str(file), [*given, *overrides[kind]], kind=kind)
 
@@ -186,18 +191,25 @@ def _curate_job(folder: Path, overrides: dict[str, list[str]]) -> Any:
         "optout.0.path": str(folder / OPTOUT),
         "output": str(folder / "manifests"),
     }
-    return _job("curate", overrides, paths)
+    return job_of("demo", "curate", overrides, paths)
 
 
 def jobs(out: str, sets: list[str]) -> list[Any]:
     """The demo's five jobs, for `--dry-run`; what a step gets from the one before stands as it is in the job file."""
-    overrides = _by_job(sets)
-    return [_curate_job(Path(out), overrides), *(_job(kind, overrides, {}) for kind in _JOBS[1:])]
+    overrides = by_job(sets, _JOBS)
+    return [_curate_job(Path(out), overrides), *(job_of("demo", kind, overrides, {}) for kind in _JOBS[1:])]
 
 
 def _prepare(folder: Path) -> int:
-    try:
+    with needs_extra():
         return prepare(folder)
+
+
+@contextmanager
+def needs_extra() -> Iterator[None]:
+    """Says which extra is to be installed, where a package of it is missing."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed", field="demo", remedy='install the extra: pip install -e ".[demo]"'

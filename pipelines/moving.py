@@ -19,7 +19,7 @@ MOVING, METADATA = "moving", "moving.csv"
 FRAMES = 16
 SIZE = 64
 _FOLDERS = 8  # of so many loops one is a folder of frames
-_DRAWINGS = "🍎🌵🚀🐙❤⛵🍔🦉🍄🎸🚗🔑🐟🏠☂🍓"
+_DRAWINGS = "🍎🌵🚀🐙⛵🍔🍄☂"
 _SPRITE = 36  # pixels of a drawing that is neither small nor large
 
 _Place = tuple[float, float]  # of a sprite's middle, on a frame of side 1
@@ -72,7 +72,7 @@ MOTIONS: dict[str, _Draw] = {
 """What happens in a loop, by the words for it."""
 
 
-def write(folder: Path, count: int = 128, seed: int = 0) -> int:
+def write(folder: Path, count: int = 64, seed: int = 0) -> int:
     """Writes loops into `folder/moving`, and `moving.csv` beside it with what each shows and whose it is.
 
     Every drawing with every motion comes once before any comes again, at another place.
