@@ -82,8 +82,8 @@ class ModelCard(BaseModel):
     """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
     attribution: bool = False
     """Whether it has an index of its training pictures."""
-    also: tuple[str, ...] = ()
-    """More that a request's `model` may be: names of a version that answers beside this one."""
+    beside: tuple[ModelCard, ...] = ()
+    """Of versions that answer those who name them, and some others (`serving.canary`)."""
     rollout: RolloutStanding | None = None
     """The versions in the process that was asked."""
 
@@ -96,7 +96,19 @@ class ModelCard(BaseModel):
         names = {self.name, f"{self.name}/{self.version}"}
         if self.alias is not None:
             names.add(f"{self.name}@{self.alias}")
-        return names | {f"models:/{name}" for name in names} | set(self.also)
+        names |= {f"models:/{name}" for name in names}
+        return names.union(*(card.names() for card in self.beside))
+
+    def named(self, model: str) -> ModelCard | None:
+        """The card that a name is of: this one, or one beside it."""
+        if model in self.model_copy(update={"beside": ()}).names():
+            return self
+        return next((card for card in self.beside if model in card.names()), None)
+
+    def entries(self) -> list[ModelEntry]:
+        """The rows of `GET /v1/models`; ids are unique, so that those beside this one have their alias in it."""
+        others = (card.entry().model_copy(update={"id": f"{card.name}@{card.alias}"}) for card in self.beside)
+        return [self.entry(), *others]
 
     def entry(self) -> ModelEntry:
         """The card as a row of `GET /v1/models`."""

@@ -148,8 +148,8 @@ class Versions:
         """The champion's card, with what else is here. Raises RequestError as `serving`."""
         card = self._card(self._champion())
         challenger = self._slots.live(CHALLENGER)
-        also = () if challenger is None else tuple(sorted(self._card(challenger).names()))
-        return card.model_copy(update={"also": also, "rollout": self.standing()})
+        beside = () if challenger in (None, card.version) else (self._card(str(challenger)),)
+        return card.model_copy(update={"beside": beside, "rollout": self.standing()})
 
     def services(self) -> list[Service]:
         return [opened.service for opened in self._opened.values()]

@@ -14,12 +14,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(data=[(await desk.describe()).entry()])
+        return ModelList(data=(await desk.describe()).entries())
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str) -> ModelEntry:
-        card = await desk.describe()
-        if model not in card.names():
+        card = (await desk.describe()).named(model)
+        if card is None:
             raise RequestError(f"The model {model!r} is not served here.", status=404, code="model_not_found")
         return card.entry()
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from pipelines import config, pipeline
+from serving.deployment import check
 from serving.job import ServeJob
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,7 @@ def test_the_jobs_are_jobs_and_the_entrypoint_runs_them(documents: list[dict[str
 
 def test_the_endpoint_s_arguments_are_a_serve_job(documents: list[dict[str, Any]]) -> None:
     (service,) = [document for document in documents if document["kind"] == "RayService"]
+    assert check(service) == []
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     assert application["import_path"] == "serving.app:build"
     job = ServeJob.model_validate(application["args"])

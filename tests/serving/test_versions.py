@@ -247,7 +247,10 @@ def test_the_challenger_answers_its_share_and_whoever_names_it(tell: Tell) -> No
         assert story.answers(draw=0.2, model="tiny") == "2"
         assert story.answers(draw=0.9, model="tiny@next") == "2"
         assert story.answers(draw=0.2, model="tiny/1") == "1"
-        assert "tiny@next" in story.versions.describe().names()
+        card = story.versions.describe()
+        assert [(entry.id, entry.version) for entry in card.entries()] == [("tiny", "1"), ("tiny@next", "2")]
+        found = {name: card.named(name) for name in ("tiny", "tiny/1", "tiny@next", "models:/tiny/2", "other")}
+        assert [found and found.version for found in found.values()] == ["1", "1", "2", "2", None]
         await story.move(None, CHALLENGER)
         assert story.answers(draw=0.2) == "1"
         assert "tiny@next" not in story.versions.describe().names()
