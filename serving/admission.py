@@ -15,13 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.api import (
     GenerationRequest,
     ImageFormat,
-    ModelEntry,
     Moderation,
     RequestError,
-    RolloutStanding,
     SamplerName,
-    TakedownStanding,
 )
+from serving.standing import ModelEntry, RolloutStanding, TakedownStanding
 
 T = TypeVar("T")
 

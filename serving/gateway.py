@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serving.http import errors, generations, jobs, metrics, models, pictures, verify
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
-from serving.http.authentication import Authentication
+from serving.http.authentication import Authentication, OnlyHere
 from serving.http.body_limit import BodyLimit
 from serving.http.desk import Backend, Desk
 from serving.http.generations import VERSION_HEADER as VERSION
@@ -63,6 +63,8 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     )
     if keys is not None:
         app.add_middleware(Authentication, ring=KeyRing(keys))
+    elif job.keys is None:
+        app.add_middleware(OnlyHere)
     app.add_middleware(RequestId)
     if job.cors_origins:
         app.add_middleware(

@@ -23,7 +23,6 @@ from serving.api import (
     GenerationRequest,
     GenerationResponse,
     SamplerName,
-    TakedownStanding,
     Timings,
 )
 from serving.backends import Backend
@@ -34,6 +33,7 @@ from serving.marking import Marker, Marks
 from serving.neighbours import Neighbours
 from serving.prompts import guard as prompts
 from serving.prompts.guard import PromptGuard
+from serving.standing import TakedownStanding
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, load_bundle, local_bundle
 from training.pairs import refuse_sampler

@@ -130,7 +130,7 @@ class ServeJob(BaseModel):
 
     @model_validator(mode="after")
     def _not_open_by_mistake(self) -> ServeJob:
-        if self.keys is None and not _loopback(self.host):
+        if self.keys is None and not loopback(self.host):
             raise ValueError(
                 f"host {self.host} is reached from other machines, and there are no keys: "
                 "name their file in keys.file, or say keys: open"
@@ -156,7 +156,8 @@ class ServeJob(BaseModel):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.route_prefix.rstrip('/')}"
 
 
-def _loopback(host: str) -> bool:
+def loopback(host: str) -> bool:
+    """Whether a name or an address means this machine, and is reached from no other."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 from curation.errors import UserError
 from serving import selftest, takedowns
-from serving.api import TakedownStanding
 from serving.generator import load
 from serving.job import ServeJob
 from serving.service import Service
+from serving.standing import TakedownStanding
 from serving.takedowns import RefusedVersion
 from serving.versions import CHALLENGER, CHAMPION, Opened, Versions
 from training.bundle import local_bundle

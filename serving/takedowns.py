@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple
 from curation.errors import UserError
 from curation.takedowns import Ledger, LedgerState, of_place
 from curation.takedowns.ledger import VARIABLE
-from serving.api import TakedownStanding
 from serving.job import ServeJob
+from serving.standing import TakedownStanding
 from training import dependencies
 from training.bundle import read_info
 from training.tracking import ModelVersion, resolve, versions_of_bundle, walk

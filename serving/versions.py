@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from curation.errors import UserError
 from serving.admission import ModelCard
-from serving.api import GenerationRequest, RequestError, RolloutStanding, TakedownStanding, VersionState
+from serving.api import GenerationRequest, RequestError
 from serving.rollout import RolloutConfig
 from serving.service import Service
 from serving.slots import Slot, Slots
+from serving.standing import RolloutStanding, TakedownStanding, VersionState
 from serving.takedowns import RefusedVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"

@@ -206,7 +206,8 @@ class Runner:
     async def _beat(self) -> None:
         for number in range(1, 10**12):
             try:
-                await _aside(self._store.beat, self._gateway)
+                if self._tasks or self._others:
+                    await _aside(self._store.beat, self._gateway)
                 for owner, name in list(self._tasks):
                     current = await _aside(self._store.read, owner, name)
                     if (current is None or current.job.status not in OPEN) and (owner, name) in self._tasks:

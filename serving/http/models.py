@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from serving.api import Health, ModelEntry, ModelList, RequestError
+from serving.api import RequestError
 from serving.http.desk import Desk
+from serving.standing import Health, ModelEntry, ModelList
 
 
 def routes(desk: Desk) -> APIRouter:

@@ -17,7 +17,7 @@ from serving.generator import Generation, Generator
 from serving.job import ServeJob
 from serving.service import Preview, Service
 
-JOB = ServeJob(model="models:/tiny@champion", limits=Limits(max_steps=8, max_body_bytes=4096))
+JOB = ServeJob(model="models:/tiny@champion", keys="open", limits=Limits(max_steps=8, max_body_bytes=4096))
 
 
 class LocalBackend:

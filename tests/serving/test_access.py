@@ -26,7 +26,7 @@ from tests.serving.local import LocalBackend
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
 
-JOB = ServeJob(model="models:/tiny@champion")
+JOB = ServeJob(model="models:/tiny@champion", keys="open")
 URL = "/v1/images/generations"
 
 

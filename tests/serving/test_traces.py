@@ -71,7 +71,7 @@ def test_a_request_is_one_tree_below_its_callers_span(
 ) -> None:
     exporter, spans = memory
     backend = OtherProcess(Generator(version, model, None, Limits()), spans)
-    app = Access(create_app(backend, ServeJob(model="m")), ObservabilityConfig(), spans=spans)
+    app = Access(create_app(backend, ServeJob(model="m", keys="open")), ObservabilityConfig(), spans=spans)
     assert ask(app, {"prompt": "a", "num_inference_steps": 2}, traceparent=CALLER) == 200
     found = {span.name: span for span in exporter.get_finished_spans()}
     root = found["POST /v1/images/generations"]
@@ -104,7 +104,7 @@ def test_without_a_caller_a_trace_begins_here_and_says_what_failed(
 
     exporter, spans = memory
     backend = LocalBackend(Generator(version, model, None, Limits()), before=broken)
-    app = Access(create_app(backend, ServeJob(model="m")), ObservabilityConfig(), spans=spans)
+    app = Access(create_app(backend, ServeJob(model="m", keys="open")), ObservabilityConfig(), spans=spans)
     assert ask(app, {"prompt": "a"}) == 500
     (root,) = exporter.get_finished_spans()
     assert root.parent is None

@@ -10,10 +10,11 @@ import pytest
 
 from curation.errors import UserError
 from serving.admission import Limits
-from serving.api import GenerationRequest, RequestError, TakedownStanding
+from serving.api import GenerationRequest, RequestError
 from serving.generator import Generator
 from serving.rollout import CanaryConfig, RolloutConfig
 from serving.service import Service
+from serving.standing import TakedownStanding
 from serving.takedowns import RefusedVersion
 from serving.versions import CHALLENGER, CHAMPION, Opened, Versions
 from training.bundle import DiffusionModel

@@ -146,3 +146,26 @@ def test_pages_of_the_named_origins_may_ask_and_no_others(generator: Generator, 
         assert (refusal.status_code, refusal.headers.get("access-control-allow-origin")) == (401, allowed)
     other = send(backend, "OPTIONS", "/v1/models", open_to, headers=preflight | {"Origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "admitted"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("[::1]:8000", True),
+        ("rebound.example:8000", False),
+        ("10.0.0.3", False),
+        ("localhost.rebound.example", False),
+        ("", False),
+    ],
+)
+def test_without_keys_only_this_machine_is_answered(generator: Generator, host: str, admitted: bool) -> None:
+    """Whatever address a page's own name leads to, its browser says that name."""
+    here = JOB.model_copy(update={"keys": None})
+    backend = LocalBackend(generator)
+    answer = post(backend, BODY, here, headers={"Host": host})
+    assert answer.status_code == (200 if admitted else 403)
+    assert admitted or error_of(answer)["code"] == "host_not_allowed"
+    assert send(backend, "GET", "/v1/health/ready", here, headers={"Host": host}).status_code == 200
+    assert backend.asked == admitted
