@@ -142,7 +142,8 @@ def _model(name: str) -> Model:
 def _told(dependency: Dependency) -> str:
     what = f"{dependency.kind} {dependency.name} ({dependency.sha256[:12]}…)"
     if dependency.training_set_digest is None:
-        return f"{what}; what it was trained on is not on record"
+        vouched = "" if dependency.vouched is None else f"; {dependency.vouched.told}"
+        return f"{what}; what it was trained on is not on record{vouched}"
     of = f"of the manifest {str(dependency.manifest_id)[:12]}…"
     return f"{what}, trained on {dependency.training_rows:,} pictures {of}, set {dependency.training_set_digest[:12]}…"
 

@@ -106,6 +106,7 @@ class Planner:
             for alias in v.aliases
         ]
         notes = [f"not read: {place}: {why}" for place, why in sorted(found.unreadable.items())]
+        notes += [line for training in found.trainings for line in training.statements]
         plan = Plan(
             entry=found.entry.id,
             requester=found.entry.requester,

@@ -89,6 +89,7 @@ def _status(found: Survey) -> EntryStatus:
     notes = [f"not read: {place}: {why}" for place, why in sorted(found.unreadable.items())]
     notes += [f"{t.title}: through {through.title}" for t in touched for through in t.through]
     notes += [f"{t.title}: {t.why}" for t in touched if t.why]
+    notes += [line for t in found.trainings for line in t.statements]
     return EntryStatus(
         **told,
         state="resolved" if resolved else "open",

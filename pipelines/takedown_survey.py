@@ -154,6 +154,9 @@ def leave_tags(found: Survey) -> None:
                 subject=version.model,
                 by=getpass.getuser(),
                 entry=found.entry.id,
-                detail={"tag": tag, "value": value, "seen": training.times},
+                detail={
+                    **{"tag": tag, "value": value, "seen": training.times},
+                    **({"statements": training.statements} if training.statements else {}),
+                },
                 once=True,
             )

@@ -262,6 +262,8 @@ def show(result: Trace | VersionTrace) -> None:
             was = "was" if through.verdict == "trained_on" else "may have been"
             line = f"{training.title}: through {through.title}, which {was} trained on them"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for line in training.statements:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         if training.why:
             console.print(f"{training.title}: {training.why}", markup=False, highlight=False, soft_wrap=True)
 

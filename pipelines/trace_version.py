@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from curation.errors import UserError
 from pipelines.trace import count
+from training.dependencies import Statement
 
 if TYPE_CHECKING:
     from curation.manifest import Manifest
@@ -59,6 +60,7 @@ class MadeFrom(BaseModel):
     training_set_digest: str | None
     training_rows: int | None
     revoked: Revoked | None
+    statement: Statement | None = None  # of who vouches for it, where its training set is not on record
     notes: list[str]  # what is not known, and why
 
 
@@ -168,6 +170,7 @@ def _made_from(
                 name=name,
                 training_rows=dependency.training_rows if roster is None else len(roster),
                 revoked=_revoked(list(dict.fromkeys([*places, *asked])), manifest, roster, lost),
+                statement=dependency.vouched,
                 notes=lost,
             )
         )
@@ -276,9 +279,11 @@ def summary(result: VersionTrace) -> list[str]:
     behind = ""
     if result.made_from:
         known = [model.revoked for model in result.made_from if model.revoked is not None]
-        doubtful = len(result.made_from) - len(known)
+        stated = sum(model.revoked is None and model.statement is not None for model in result.made_from)
+        doubtful = len(result.made_from) - len(known) - stated
         rows = count(sum(revoked.rows for revoked in known), "picture")
         behind = f"; made from {count(len(result.made_from), 'other model')}, {rows} of theirs revoked"
+        behind += f", {stated:,} by a statement alone" if stated else ""
         behind += f", {doubtful:,} unknown" if doubtful else ""
     return [
         f"{result.name} version {result.version} ({aliases}): {result.training_rows:,} pictures of manifest "
@@ -316,6 +321,7 @@ def show(result: VersionTrace) -> None:
             share = f"{model.revoked.rows:,} revoked by now ({model.revoked.share:.2%})"
         label = "made from" if model.through is None else "behind that"
         lines.append(f"{label:<13}{model.kind} {model.name}: {trained}; {share}")
+        lines += [f"{'':<13}{model.statement.told}"] if model.statement is not None else []
         lines += [f"{'':<13}{note}" for note in model.notes]
     lines += [f"{'examined':<13}{value} by entry {entry}" for entry, value in result.takedowns.items()]
     lines += [f"{'not known':<13}{note}" for note in result.notes]

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from curation.errors import UserError
 from pipelines.sightings import Sightings
+from training.dependencies import Statement
 from training.exposure import Exposure
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Through(BaseModel):
     verdict: Verdict
     why: str | None = None  # what is not known, and why
     pictures: int = 0  # of those that it was trained on
+    statement: Statement | None = None  # that it was not: all that the verdict rests on, where it is there
 
     @property
     def title(self) -> str:
@@ -66,10 +68,18 @@ class Training(BaseModel):
     verdict: Verdict
     own_verdict: Verdict = "unknown"  # by its own training set alone
     through: list[Through] = []  # models that it was made from and that were, or may have been, trained on them
+    stated: list[Through] = []  # models that it was made from and of which a statement says that they were not
     why: str | None = None  # what is not known, and why
     pictures: list[Exposure] = []  # of its own training set, as are the samples that are counted
     times: int = 0  # samples that showed any of the pictures
     first: int | None = None  # the sample that showed any of them first, counted from 0
+
+    @property
+    def statements(self) -> list[str]:
+        """For a person: what the verdict rests on that nobody can check."""
+        return [
+            f"{self.title}: {through.title}: {through.statement.told}" for through in self.stated if through.statement
+        ]
 
     @property
     def title(self) -> str:
@@ -212,6 +222,7 @@ class _MadeFrom:
             update={
                 "own_verdict": own,
                 "through": behind,
+                "stated": [through for through in found if through.statement is not None],
                 "verdict": next(v for v in ("trained_on", "unknown", "not_trained_on") if v in verdicts),
                 "why": "; ".join(filter(None, why)) or None,
             }
@@ -231,6 +242,9 @@ class _MadeFrom:
             try:
                 roster = tracking.dependency_set(of, dependency, tracking_uri=self._uri)
             except UserError as error:  # another training may have a copy
+                vouched = dependency.vouched
+                if vouched is not None:
+                    return made.model_copy(update={"verdict": "not_trained_on", "statement": vouched})
                 return made.model_copy(update={"why": error.message})
             self._rosters[dependency.sha256] = roster
         roster = self._rosters[dependency.sha256]

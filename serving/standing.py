@@ -21,6 +21,8 @@ class TakedownStanding(BaseModel):
     """Why the ledger says nothing."""
     through: tuple[str, ...] = ()
     """Models that it was made from and that some of these entries are about, by their names."""
+    stated: tuple[str, ...] = ()
+    """Models that it was made from and of which somebody's statement, not a proof, says that no entry is about them."""
 
     @property
     def clear(self) -> bool:

@@ -43,12 +43,14 @@ class Behind:
         name: for a person.
         tags: of all versions that it is registered as.
         ledgers, trained_under: that its training asked, and what they held.
+        stated: the statement that it was not trained on what takedowns reach, where that is all there is.
     """
 
     name: str
     tags: tuple[Mapping[str, str], ...]
     ledgers: tuple[str, ...]
     trained_under: tuple[str, ...]
+    stated: str | None = None
 
 
 def check(job: ServeJob) -> None:
@@ -112,7 +114,8 @@ def models_behind(
             tags = registered[0].tags
             heeded = [_listed(tags.get("ledger_uri")), _listed(tags.get("takedown_ledger_version"))]
         tagged = tuple(found.tags for found in registered)
-        behind.append(Behind(f"its {dependency.kind} {name}", tagged, tuple(heeded[0]), tuple(heeded[1])))
+        stated = None if dependency.vouched is None else dependency.vouched.told
+        behind.append(Behind(f"its {dependency.kind} {name}", tagged, tuple(heeded[0]), tuple(heeded[1]), stated))
     return behind, None
 
 
@@ -136,13 +139,17 @@ def standing(
     problems += [] if problem is None else [problem]
     examined = _examined(tags)
     own = _entries(states, examined, examined, trained_under, ledgers)
-    affected, unexamined, through = set(own.affected), set(own.unexamined), []
+    affected, unexamined = set(own.affected), set(own.unexamined)
+    through, stated = [], []
     problems += own.problems
     for model in behind:
         found = _all_examined(model)
         named = [uri for uri in model.ledgers if uri in ledgers] or ledgers
         # whoever examined the version examined what it was made from, too
         theirs = _entries(states, found, {**examined, **found}, model.trained_under, named)
+        if model.stated is not None:  # nobody could examine it; the statement stands in
+            stated.append(f"{model.name}: {model.stated}")
+            theirs = theirs._replace(unexamined=set())
         affected |= theirs.affected
         unexamined |= theirs.unexamined
         problems += [f"{model.name}: {problem}" for problem in theirs.problems]
@@ -152,6 +159,7 @@ def standing(
         unexamined=tuple(sorted(unexamined)),
         problem="; ".join(problems) or None,
         through=tuple(through),
+        stated=tuple(stated),
     )
 
 

@@ -102,6 +102,8 @@ def _made_from(info: BundleInfo) -> str:
                 f"trained on {dependency.training_rows} pictures of the manifest `{dependency.manifest_id}`, training "
                 f"set `{dependency.training_set_digest}`"
             )
+        elif dependency.vouched is not None:
+            trained = f"{trained}; {dependency.vouched.told.replace('|', '&#124;')}"
         kind = dependency.kind if dependency.through is None else f"behind it, {dependency.kind}"
         rows.append(f"\n| {kind} | {dependency.name}, `{dependency.sha256}`; {trained} |")
     return "".join(rows)

@@ -10,6 +10,7 @@ needs nobody else's records:
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,27 @@ FOLDER = "dependencies"
 TAG = "depends_on"
 MOST = 8
 """Models that one may be made from: more is no chain of students but a mistake, and MLflow's tags are short."""
+_LINE = r"^[^\x00-\x1f]+$"
+
+
+class Statement(BaseModel):
+    """Somebody's word that a model was not trained on what takedowns reach, where nobody has its training set to look.
+
+    It is a statement and not a proof: whoever shows an answer that rests on it shows it, too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    by: str = Field(max_length=200, pattern=_LINE, description="who says so: a person, and for whom")
+    ground: str = Field(max_length=1000, pattern=_LINE, description="on what ground, e.g. its authors' data card")
+    date: datetime.date = Field(description="when they said so")
+
+    @property
+    def told(self) -> str:
+        """For a person, behind the model's name."""
+        return (
+            f"{self.by} stated on {self.date} that it was not trained on what takedowns reach ({self.ground}): a "
+            "statement, not a proof"
+        )
 
 
 class Dependency(BaseModel):
@@ -51,6 +73,14 @@ class Dependency(BaseModel):
     through: str | None = Field(
         None, description="sha256 of the model that was made from it; null: it is used directly"
     )
+    statement: Statement | None = Field(
+        None, description="of whoever vouches for it, where its training set is not on record"
+    )
+
+    @property
+    def vouched(self) -> Statement | None:
+        """The statement, where there is nothing better."""
+        return self.statement if self.training_set_digest is None else None
 
 
 _LIST = TypeAdapter(tuple[Dependency, ...])

@@ -32,6 +32,8 @@ def describe(
     """What the bundle of a run says about itself."""
     trained_on = data.roster.info
     mean, std = data.source.channel_stats()
+    latent = latent_space(model.space)
+    statement = None if job.autoencoder is None else job.autoencoder.statement
     return BundleInfo(
         name=job.name,
         manifest_id=trained_on.manifest_id,
@@ -59,7 +61,7 @@ def describe(
         text_encoder=text.name,
         captions=[caption for caption in data.texts if caption][:CAPTION_CAP],
         sampling=sampling_of(job),
-        depends_on=(dependency(latent.folder),) if (latent := latent_space(model.space)) is not None else (),
+        depends_on=() if latent is None else (dependency(latent.folder, statement),),
         parameters=sum(p.numel() for p in model.unet.parameters()),
         libraries=libraries(),
     )

@@ -20,7 +20,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
-from training.dependencies import Dependency
+from training.dependencies import Dependency, Statement
 from training.folders import cache_root, download
 from training.roster import Roster
 from training.space import FilmSpace, Space
@@ -45,6 +45,11 @@ class AutoencoderConfig(BaseModel):
     )
     sha256: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="that it must have; null: it is filled in when the job starts"
+    )
+    statement: Statement | None = Field(
+        None,
+        description="of one from elsewhere: who says that it was not trained on what takedowns reach, on what ground, "
+        "and when; null: what is asked about it is answered with 'unknown'",
     )
 
 
@@ -119,11 +124,12 @@ def info_of(folder: Path) -> AutoencoderInfo | None:
         return None
 
 
-def dependency(folder: Path) -> Dependency:
-    """What a model that draws with an autoencoder says of it; of one from elsewhere, no more than its weights' hash."""
+def dependency(folder: Path, statement: Statement | None = None) -> Dependency:
+    """What a model that draws with an autoencoder says of it; of one from elsewhere, no more than its weights' hash,
+    and the statement of who vouches for it."""
     info = info_of(folder)
     if info is None:
-        return Dependency(kind="autoencoder", name="from elsewhere", sha256=digest(folder))
+        return Dependency(kind="autoencoder", name="from elsewhere", sha256=digest(folder), statement=statement)
     return Dependency(
         kind="autoencoder",
         name=info.name,
@@ -152,9 +158,16 @@ def settled(config: AutoencoderConfig) -> AutoencoderConfig:
     """With the digest filled in.
 
     Raises:
-        UserError: nothing there, or another one than was asked for.
+        UserError: nothing there, or another one than was asked for, or a statement about one that needs none.
     """
-    found = digest(local_autoencoder(config.path))
+    folder = local_autoencoder(config.path)
+    if config.statement is not None and info_of(folder) is not None:
+        raise UserError(
+            f"the autoencoder at {config.path} was trained here, and says itself on what",
+            field="autoencoder.statement",
+            remedy="leave it out: a statement stands in where there is no record",
+        )
+    found = digest(folder)
     if config.sha256 not in (None, found):
         raise UserError(
             f"the autoencoder at {config.path} is another one ({found[:12]}…)",

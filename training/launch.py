@@ -172,7 +172,8 @@ def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:
     """The MLflow run of this folder."""
     tags = {}
     if job.autoencoder is not None:
-        made_from = latents.dependency(latents.local_autoencoder(job.autoencoder.path))
+        folder_of_it = latents.local_autoencoder(job.autoencoder.path)
+        made_from = latents.dependency(folder_of_it, job.autoencoder.statement)
         tags[dependencies.TAG] = dependencies.to_tag([made_from])
     if job.resume_from is not None:
         tags["resume_from"] = job.resume_from

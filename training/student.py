@@ -41,6 +41,7 @@ class Student:
     Attributes:
         unet: the student's network, never wrapped: what is saved has plain names. Whoever draws with it takes a copy of
             its weights, as it may be hastened or compiled.
+        keeps_latents: see `learner.Learner`.
     """
 
     def __init__(

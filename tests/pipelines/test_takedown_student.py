@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from serving.takedowns import check
 from tests.pipelines.world import World
 from training import autoencoding, distillation, merkle, tracking
 from training.autoencoder_job import AutoencoderJob
-from training.dependencies import Dependency, to_tag
+from training.dependencies import Dependency, Statement, to_tag
 from training.distill_job import DistillJob
 from training.launch import launch
 
@@ -253,6 +254,37 @@ def test_what_is_not_known_of_a_teacher_counts_as_affected(student: Student) -> 
     # nothing but the student is to be made anew, from the teacher that it has
     (again,) = plan.retrainings
     assert (again.verb, again.teacher) == ("distill", "models:/drawings/1")
+    tracking.tag_version("pupil", "1", {"depends_on": to_tag(named)}, tracking_uri=world.tracking_uri)
+
+
+def test_a_statement_stands_in_for_what_nobody_can_look_up_and_is_shown(
+    student: Student, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = student.world
+    entry = world.ask("domain", "nowhere.example", "3")
+    info = tracking.find("models:/pupil/1", tracking_uri=world.tracking_uri)
+    named = tracking.dependencies_of(info, tracking_uri=world.tracking_uri)
+    word = Statement(by="Jane", ground="its data card", date=date(2026, 1, 2))
+    vouched = Dependency(kind="autoencoder", name="somebody's", sha256="b" * 64, statement=word)
+    tracking.tag_version("pupil", "1", {"depends_on": to_tag([*named, vouched])}, tracking_uri=world.tracking_uri)
+    found = student.trace("domain:nowhere.example")
+    pupil = student.of(found, "models:/pupil/1")
+    assert (pupil.verdict, pupil.through, pupil.why) == ("not_trained_on", [], None)
+    assert [(through.name, through.statement) for through in pupil.stated] == [("somebody's", word)]
+    trace.show(found)
+    told = "its autoencoder somebody's: Jane stated on 2026-01-02 that it was not trained on"
+    assert told in capsys.readouterr().out
+    plan = takedown_plan.run(
+        entry.id, out=str(world.root / "stated"), ledger=world.ledger.uri, tracking_uri=world.tracking_uri
+    )
+    assert set(plan.unaffected) == {"models:/drawings/1", "models:/pupil/1"}
+    assert [told in note for note in plan.notes] == [True]
+    page = (Path(plan.folder) / "plan.md").read_text()
+    assert "a statement, not a proof" in page
+    version = tracking.find("models:/pupil/1", tracking_uri=world.tracking_uri)
+    assert version.tags[f"takedown.{entry.id[:12]}"] == "unaffected"
+    (action,) = [a for a in world.ledger.read().actions_of(entry.id) if a.subject == "models:/pupil/1"]
+    assert told in action.detail
     tracking.tag_version("pupil", "1", {"depends_on": to_tag(named)}, tracking_uri=world.tracking_uri)
 
 

@@ -156,6 +156,28 @@ def test_what_a_student_heeded_its_teacher_must_have_heeded_too(
     assert (warned.unexamined, warned.through) == ((entry.id[:12],), ("its teacher mentor",))
 
 
+def test_a_statement_stands_in_for_an_examination_of_what_nobody_can_look_up(
+    versions: Versions, ledger: Ledger, tmp_path: Path, empty_store: str
+) -> None:
+    entry = ask(ledger, "a.example")
+    version, at = versions(ledger), {"tracking_uri": empty_store}
+    foreign: dict[str, Any] = {"kind": "autoencoder", "name": "from elsewhere"}
+    assert entry.id[:12] in refused(of_a_student(version, tmp_path, None, **foreign), **at).message
+    word = {"by": "Jane", "ground": "its data card", "date": "2026-01-02"}
+    vouched = of_a_student(version, tmp_path, None, **foreign, statement=word)
+    found = heed(job("refuse", **at), vouched)
+    assert found is not None
+    assert found.clear
+    (stated,) = found.stated
+    assert stated.startswith("its autoencoder from elsewhere: Jane stated on 2026-01-02")
+    assert stated.endswith("a statement, not a proof")
+    # it says nothing of the version's own pictures, nor where there is a record of the other's
+    later = ask(ledger, "b.example")
+    assert later.id[:12] in refused(vouched, **at).message
+    recorded = of_a_student(version, tmp_path, None, **foreign, statement=word, training_set_digest="c" * 64)
+    assert entry.id[:12] in refused(recorded, **at).message
+
+
 def test_every_model_behind_is_asked_and_its_ledgers(
     versions: Versions, ledger: Ledger, tmp_path: Path, empty_store: str
 ) -> None:

@@ -114,6 +114,10 @@ def test_another_autoencoder_is_another_run(made: Path, make_job: MakeJob, tmp_p
     (other / weights).write_bytes((other / weights).read_bytes() + b" ")
     assert prepare(make_job(autoencoder={"path": str(other)})).folder != prepare(job).folder
     wanted = latents.digest(made)
+    word = {"by": "Jane", "ground": "its data card", "date": "2026-01-02"}
+    with pytest.raises(UserError, match="says itself on what") as needless:
+        prepare(make_job(autoencoder={"path": str(made), "statement": word}))
+    assert needless.value.field == "autoencoder.statement"
     with pytest.raises(UserError, match="another one"):
         prepare(make_job(autoencoder={"path": str(other), "sha256": wanted}))
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from curation.errors import UserError
 from tests.training.test_bundle import describe
 from training import dependencies, merkle
 from training.bundle import INFO_FILE, BundleInfo, read_info
 from training.card import model_card
-from training.dependencies import MOST, Dependency, made_from, of_info, of_tags, to_tag, unique
+from training.dependencies import MOST, Dependency, Statement, made_from, of_info, of_tags, to_tag, unique
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster, RosterInfo
 from training.tracking import (
@@ -129,6 +131,24 @@ def test_copies_are_enough_to_have_every_training_set(store: Store) -> None:
     for of in (other, again):
         with pytest.raises(UserError, match=r"teacher alpha .* not on record"):
             dependency_set(of, dependency, tracking_uri=store.uri)
+
+
+def test_a_statement_travels_in_bundle_tags_and_card(store: Store) -> None:
+    word = Statement(by="Jane | for us", ground="its data card", date=date(2026, 1, 2))
+    foreign = Dependency(kind="autoencoder", name="from elsewhere", sha256="e" * 64, statement=word)
+    teacher = store.bundle("latent", roster_of("latent"), depends_on=(foreign,))
+    student = store.bundle(
+        "latent-student", roster_of("mine"), depends_on=made_from("teacher", digest_of(teacher), read_info(teacher))
+    )
+    version = store.version(student, roster_of("mine"))
+    behind = dependencies_of(version, tracking_uri=store.uri)[1]
+    assert (behind.vouched, behind.through) == (word, digest_of(teacher))
+    assert "statement" not in to_tag([foreign.model_copy(update={"statement": None})])
+    assert "Jane &#124; for us stated on 2026-01-02 that" in model_card(read_info(teacher))
+    assert foreign.model_copy(update={"training_set_digest": "f" * 64}).vouched is None
+    for by in ("", "Jane\nBob"):
+        with pytest.raises(ValidationError):
+            Statement(by=by, ground="its data card", date=date(2026, 1, 2))
 
 
 def test_the_registry_has_what_was_not_copied_and_what_older_students_do_not_name(store: Store) -> None:

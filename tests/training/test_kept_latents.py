@@ -14,7 +14,9 @@ from torch import Tensor
 from curation.manifest import Manifest
 from tests.training.conftest import many, write_manifest
 from training import kept_latents, prepare, shard_job, space
+from training.bundle import read_info
 from training.data import TrainingSet, load
+from training.dependencies import Statement
 from training.job import TrainJob
 from training.latents import LatentSpace, digest
 from training.learner import Place
@@ -141,14 +143,16 @@ def test_what_does_not_fit_is_encoded_again_and_said(
     ]
 
 
-def test_a_run_is_resumed_to_the_bit_and_says_how_it_encoded(
+def test_a_run_is_resumed_to_the_bit_and_says_how_it_encoded_and_by_what(
     make_job: MakeJob, base: Manifest, autoencoder: Path, text: TextEncoder, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    known = {"path": str(autoencoder), "sha256": digest(autoencoder)}
+    word = {"by": "Jane", "ground": "its data card", "date": "2026-01-02"}
     small = {"block_out_channels": (32,), "layers_per_block": 1, "attention_heads": 2}
     job = make_job(
-        manifest=base.uri, autoencoder={"path": str(autoencoder), "sha256": digest(autoencoder)},
-        network=small, images=32, flip=True, conditioning_images=4, milestones=8,
+        manifest=base.uri, autoencoder={**known, "statement": word}, network=small, images=32, flip=True,
+        conditioning_images=4, milestones=8,
     )  # fmt: skip
 
     def run(folder: str, report: Callable[[Point], None] | None = None) -> Outcome:
@@ -167,6 +171,12 @@ def test_a_run_is_resumed_to_the_bit_and_says_how_it_encoded(
         run("killed", stop)
     assert run("killed").state_sha256 == straight.state_sha256
     assert [leg.topology["kept_latents"] for leg in straight.legs] == [1]
+    assert straight.bundle is not None
+    (made_from,) = read_info(straight.bundle).depends_on
+    assert (made_from.sha256, made_from.vouched) == (known["sha256"], Statement.model_validate(word))
+    assert job.public()["autoencoder"]["statement"] == word
+    unsaid = job.model_validate({**job.model_dump(), "autoencoder": known})
+    assert job.identity() == unsaid.identity()
     roster = Roster.of_manifest(base)
     last = {roster.ids[int(load(base).shown(0, torch.tensor([31]))[0])]}
     point = earliest(str(tmp_path / "straight"), roster, last, job)
