@@ -19,6 +19,7 @@ from serving.api import (
     RequestError,
     SamplerName,
 )
+from serving.nearness import NearCopyPolicy
 from serving.standing import ModelEntry, RolloutStanding, TakedownStanding
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ class ModelCard(BaseModel):
     """Whether a request's bytes depend on nothing but the request (`serving.backends`)."""
     attribution: bool = False
     """Whether it has an index of its training pictures."""
+    near_copies: NearCopyPolicy = "off"
     beside: tuple[ModelCard, ...] = ()
     """Of versions that answer those who name them, and some others (`serving.canary`)."""
     rollout: RolloutStanding | None = None
@@ -122,6 +124,8 @@ class ModelCard(BaseModel):
             sampler=self.defaults.sampler,
             takedowns=self.takedowns,
             rollout=self.rollout,
+            attribution=self.attribution,
+            near_copies=self.near_copies,
         )
 
 

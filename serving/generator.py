@@ -134,6 +134,7 @@ class Generator:
             backend=self.backend.name,
             exact=self.backend.exact,
             attribution=neighbours is not None and neighbours.names,
+            near_copies="off" if neighbours is None else neighbours.policy.action,
         )
         marker = None if marks is None else Marker(marks, self.card)
         self._finisher = Finisher(model, guard, marker, neighbours)

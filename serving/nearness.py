@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from curation import storage
 
 NearCopyAction = Literal["flag", "block", "reseed"]
+NearCopyPolicy = Literal["off", "flag", "block", "reseed"]
 
 
 class AttributionConfig(BaseModel):
@@ -46,7 +47,7 @@ class NearCopiesConfig(BaseModel):
     """What is done with a picture that is nearer to a training picture than real pictures are to each other."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    action: Literal["off", "flag", "block", "reseed"] = Field(
+    action: NearCopyPolicy = Field(
         "block",
         description="flag: it leaves and is said to be one; block: it does not leave; reseed: it is drawn again with "
         "another seed that follows from the first, and does not leave if that does not help",

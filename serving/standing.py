@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from serving.api import SamplerName
+from serving.nearness import NearCopyPolicy
 
 
 class TakedownStanding(BaseModel):
@@ -72,6 +73,10 @@ class ModelEntry(BaseModel):
     takedowns: TakedownStanding | None = None
     """As of the last look; null where the operator's policy is not to look."""
     rollout: RolloutStanding | None = None
+    attribution: bool = False
+    """Whether training pictures are named where a request asks for it."""
+    near_copies: NearCopyPolicy = "off"
+    """What becomes of near copies of training pictures."""
 
 
 class ModelList(BaseModel):

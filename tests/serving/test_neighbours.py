@@ -393,11 +393,13 @@ class TestBuild:
         looked = found.look(draw(8, 0)[3])
         assert looked.withheld
         assert (looked.attribution or ())[0].sha256 == row_id(draw(8, 0)[3])
-        assert load(job).card.attribution
+        entry = load(job).card.entry()
+        assert (entry.attribution, entry.near_copies) == (True, "block")
 
     def test_without_one_nothing_is_looked_at_unless_the_job_asks_for_it(self, job: ServeJob) -> None:
         assert neighbours.build(job, resolve(job.model)) is None
-        assert not load(job).card.attribution
+        entry = load(job).card.entry()
+        assert (entry.attribution, entry.near_copies) == (False, "off")
         for changes, field in (
             ({"near_copies": NearCopiesConfig()}, "near_copies"),
             ({"attribution": AttributionConfig(log="x")}, "attribution.log"),
