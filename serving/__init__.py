@@ -2,7 +2,8 @@
 
 May import: `curation` (CLIP, safety, errors, the takedown ledger) and of `training` only what rebuilds a model from a
 bundle and samples it (`bundle`, `sampling`, `stepper`), what runs its network by other libraries (`onnx_denoiser` and
-its neighbours) and what finds it in the registry (`tracking`); never the training loop.
+its neighbours), what finds it in the registry (`tracking`) and the index of what it was trained on
+(`training.neighbours`); never the training loop.
 Nothing of `pipelines`. FastAPI stands in `gateway` and its rooms (`serving.http`), Ray in `replica`, `handle`,
 `canary_desk` and `app`;
 everything else runs in a plain process, so that `cleanplate generate` without a server and the server make the same
@@ -16,6 +17,10 @@ encode) → `gateway` (answer). In the engine, `fairness` says whose turn it is,
 What a picture carries: `watermark` is the mark in its pixels (`carriers` the mathematics), `credentials` the signed
 statement in its file, `identity` the certificate and keys for both (`certificates` makes some), `marking` puts both on,
 in `finishing`, and `verification` reads them, for `cleanplate verify` and `/v1/images/verify`.
+
+What a picture is like: `neighbours` looks for it in the index, names training pictures and says what is a near copy
+(`nearness` is what a job says about that); `revoked` asks the takedown ledgers again what may not be named, `credit`
+adds up what was served. Near copies are drawn again in rounds, by `service` and `generator` alike (`finishing.Redraw`).
 
 Which version answers: `slots` decides (a state machine), `versions` does it (follows the aliases, loads beside what
 answers), `registered` finds versions in the registry, `selftest` compares what one draws with what it drew when it was

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import shutil
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,9 +30,11 @@ from serving.generator import Generation, Generator, load
 from serving.job import ServeJob
 from serving.nearness import AttributionConfig, NearCopiesConfig
 from serving.neighbours import Neighbours, reseeded
+from serving.records import RecordsConfig
 from serving.revoked import Revoked
 from serving.service import Preview, Service
 from serving.trajectory import finish
+from tests.serving.local import JOB, LocalBackend, error_of, post, send
 from tests.training.conftest import row_id, write_manifest
 from tests.training.test_memorization import draw
 from tests.training.test_neighbours import embed, made
@@ -367,6 +370,36 @@ class TestCredit:
         assert [row["pictures"] for row in rows if row["sha256"] is None] == [1]
         assert b"secret" not in path.read_bytes()
         assert set(rows[0]) == set(credit.SCHEMA.names)
+
+
+class TestOverHttp:
+    BODY: ClassVar = {"prompt": "a red apple", "num_inference_steps": 2, "guidance_scale": 1.0, "seed": COPIED}
+
+    def test_pictures_and_models_tell_of_it(self, training: Training, generator: Any) -> None:
+        backend = LocalBackend(generator(training.neighbours()))
+        (datum,) = post(backend, self.BODY | {"attribution": True}).json()["data"]
+        assert datum["attribution"][0]["sha256"] == training.ids[0]
+        assert datum["near_copy"]["action"] == "flag"
+        streamed = post(backend, self.BODY | {"attribution": True, "stream": True})
+        last = json.loads(streamed.text.strip().rpartition("data: ")[2])
+        assert (last["attribution"], last["near_copy"]) == (datum["attribution"], datum["near_copy"])
+        entry = send(backend, "GET", "/v1/models").json()["data"][0]
+        assert (entry["attribution"], entry["near_copies"]) == (True, "flag")
+        assert (
+            error_of(post(LocalBackend(generator(None)), self.BODY | {"attribution": True}))["param"] == "attribution"
+        )
+
+    def test_a_picture_that_was_drawn_again_is_reproduced_from_its_record(
+        self, training: Training, generator: Any, tmp_path: Path
+    ) -> None:
+        job = JOB.model_copy(update={"records": RecordsConfig(folder=str(tmp_path / "records"))})
+        backend = LocalBackend(generator(training.neighbours(action="reseed")))
+        (datum,) = post(backend, self.BODY, job).json()["data"]
+        assert datum["seed"] == reseeded(COPIED, 1)
+        told = {"prompt": self.BODY["prompt"]}
+        again = send(backend, "POST", f"/v1/images/{datum['id']}/reproduce", job, json=told).json()
+        assert again["reproduction"]["pixels_equal"] is True
+        assert again["data"][0]["b64_json"] == datum["b64_json"]
 
 
 class TestBuild:
