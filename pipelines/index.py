@@ -114,6 +114,8 @@ def run(job: IndexJob) -> Indexed:
     Raises:
         UserError: no such model, a training set that is not on record, or a manifest that cannot be read.
     """
+    import torch
+
     from training import tracking
     from training.neighbours.building import Thumbnails, build
     from training.neighbours.index import FOLDER, INFO_FILE, digest_of
@@ -134,6 +136,7 @@ def run(job: IndexJob) -> Indexed:
         thumbnails=Thumbnails(job.thumbnails.licences, job.thumbnails.permit, frozenset(revoked), job.thumbnails.side),
         ledgers=ledgers,
         missing=missing,
+        device="cuda" if job.clip.device != "cpu" and torch.cuda.is_available() else "cpu",
     )
     attached = job.attach and version.name != "local"
     if attached:

@@ -117,6 +117,7 @@ def build(
     thumbnails: Thumbnails,
     ledgers: Sequence[str] = (),
     missing: Sequence[str] = (),
+    device: str = "cpu",
 ) -> IndexInfo:
     """Writes an index. All or nothing: an older one in the folder is replaced when the new one is whole.
 
@@ -126,6 +127,7 @@ def build(
             them the training pictures stand in, one by one left out.
         embed: of the CLIP of this name and this many dimensions.
         ledgers, missing: as in `IndexInfo`.
+        device: on which the pictures are held against each other.
 
     Raises:
         UserError: fewer than three pictures, or one that is damaged.
@@ -147,7 +149,7 @@ def build(
         )
     owners = np.array(rows.owners, np.int64)
     vectors = rows.vectors(dim)
-    spread = {space: spreads(space, vectors[space], owners) for space in SPACES}
+    spread = {space: spreads(space, vectors[space], owners, device) for space in SPACES}
     manifests = list({one.manifest.id: one.manifest for one in trained}.values())
     info = IndexInfo(
         bundle_sha256=trained[0].bundle_sha256,

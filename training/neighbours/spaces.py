@@ -80,37 +80,37 @@ def smallest(values: np.ndarray, k: int) -> np.ndarray:
     return chosen
 
 
-def spreads(space: Space, vectors: np.ndarray, owners: np.ndarray) -> np.ndarray:
+def spreads(space: Space, vectors: np.ndarray, owners: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Of vectors (N, D) the mean distance to the ten nearest others: float32 (N,); infinite where all are copies.
+
+    Each is held against all others, so that it takes N squared: of 10,000 pictures some seconds, of a million a GPU.
 
     Args:
         owners: int64 (N,), the picture that each is of: a film's own frames are no others.
+        device: of torch.
     """
-    found = np.full(len(vectors), np.inf, np.float32)
-    turned = mirrored(vectors) if space == "pixel" else None
-    for start in range(0, len(vectors), _BLOCK // 8):
-        rows = slice(start, start + _BLOCK // 8)
-        best = np.full((len(vectors[rows]), _NEIGHBOURS), np.inf, np.float32)
-        for other in range(0, len(vectors), _BLOCK):
-            columns = slice(other, other + _BLOCK)
-            apart = _between(vectors[rows], vectors[columns])
+    own, of = torch.from_numpy(vectors).to(device), torch.from_numpy(owners).to(device)
+    turned = torch.from_numpy(mirrored(vectors)).to(device) if space == "pixel" else None
+    found = []
+    for rows in torch.arange(len(own), device=device).split(_BLOCK // 2):
+        best = torch.full((len(rows), _NEIGHBOURS), torch.inf, device=device)
+        for others in torch.arange(len(own), device=device).split(_BLOCK):
+            apart = _between(own[rows], own[others])
             if turned is not None:  # training may mirror a picture
-                apart = np.minimum(apart, _between(vectors[rows], turned[columns]))
-            apart[(apart <= SAME[space]) | (owners[rows, None] == owners[None, columns])] = np.inf
-            both = np.concatenate([best, apart], axis=1)
-            best = np.partition(both, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
-        there = np.isfinite(best)
-        counts = there.sum(axis=1)
-        sums = np.where(there, best, 0).sum(axis=1)
-        found[rows] = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    return found
+                apart = torch.minimum(apart, _between(own[rows], turned[others]))
+            apart[(apart <= SAME[space]) | (of[rows, None] == of[None, others])] = torch.inf
+            best = torch.cat([best, apart], dim=1).topk(_NEIGHBOURS, dim=1, largest=False).values
+        there = best.isfinite()
+        mean = best.where(there, torch.zeros((), device=device)).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+        found.append(mean.where(there.any(dim=1), torch.full((), torch.inf, device=device)).cpu().numpy())
+    result: np.ndarray = np.concatenate(found)
+    return result
 
 
-def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    one, other = (torch.from_numpy(np.ascontiguousarray(vectors)).float() for vectors in (a, b))
+def _between(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    one, other = a.float(), b.float()
     lengths = (one**2).sum(dim=1)[:, None] + (other**2).sum(dim=1)[None]
-    apart: np.ndarray = torch.addmm(lengths, one, other.T, alpha=-2).clamp(min=0).sqrt().numpy()
-    return apart
+    return torch.addmm(lengths, one, other.T, alpha=-2).clamp(min=0).sqrt()
 
 
 def similarity(ratio: float) -> float:
