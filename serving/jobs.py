@@ -156,7 +156,8 @@ class JobStore:
             elif stored is not None:
                 yield stored
         for file in storage.list_files(self._gateways):
-            if not self.alive(file.base_name, 86_400):
+            # Not those that are just being written.
+            if not file.base_name.startswith(".") and not self.alive(file.base_name, 86_400):
                 storage.remove_file(storage.join(self._gateways, file.base_name))
 
     def _read(self, place: str) -> Stored | None:

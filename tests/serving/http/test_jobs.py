@@ -420,3 +420,13 @@ def test_a_key_is_told_its_own_secret(generator: Generator, job: ServeJob, monke
     told = send(backend, "GET", "/v1/images/webhook_secret", job).json()
     assert told == {"secret": secret_of(None)}
     assert secret_of("a") != secret_of("b") != secret_of(None)
+
+
+def test_looking_round_disturbs_no_sign_of_life_that_is_being_written(tmp_path: Path) -> None:
+    store = JobStore(JobsConfig(folder=str(tmp_path)))
+    store.beat("a" * 16)
+    half = tmp_path / "gateways" / ".bbbb.0123.partial"
+    half.write_bytes(b"")
+    assert list(store.all()) == []
+    assert half.exists()
+    assert store.alive("a" * 16, 60)
