@@ -263,7 +263,7 @@ def _train_on_ray(job: TrainJob, told: dict[str, Any], follower: Follower) -> di
     ray_workers.check_resources(job.fewest_workers, job.gpus_per_worker)
     return ray_workers.fit(
         _worker,
-        {"job": job.model_dump(mode="json"), "told": told},
+        {"job": job.model_dump(mode="json"), **told},
         folder=told["folder"],
         scaling=_scaling(job),
         max_failures=job.max_failures,
@@ -285,5 +285,5 @@ def _worker(config: dict[str, Any]) -> None:
     job = TrainJob.model_validate(config["job"])
     ray_workers.work(
         config["mailbox"],
-        lambda place, report, notice: _train_at(job, config["told"], place, report, notice),
+        lambda place, report, notice: _train_at(job, config, place, report, notice),
     )
