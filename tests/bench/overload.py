@@ -18,6 +18,7 @@ import asyncio
 import json
 import os
 import re
+import select
 import socket
 import statistics
 import tempfile
@@ -26,6 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -131,14 +133,13 @@ def extra_steps(url: str, tries: int) -> int:
     for number in range(tries):
         body = json.dumps(BODY | {"n": 8, "num_inference_steps": 50, "seed": number}).encode()
         before = status().passes
-        connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
-        connection.sendall(
-            b"POST /v1/images/generations HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-            + f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        connection = socket.create_connection((host, port))
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+        connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         while status().passes < before + 2:
-            time.sleep(0.005)
+            refused, _, _ = select.select([connection], [], [], 0.005)
+            assert not refused, connection.recv(4096)
         left_at = status().passes
         connection.close()
         while (now := status()).pictures:
