@@ -22,8 +22,6 @@ from training import distillation, films
 from training.bundle import load_bundle
 from training.data import TrainingSet, load
 from training.distill_job import DistillJob
-from training.export import export
-from training.export_job import ExportJob
 from training.job import TrainJob
 from training.learner import Place
 from training.loop import train
@@ -90,7 +88,6 @@ def test_a_run_ends_in_a_bundle_that_draws_films(
     with Image.open(Path(outcome.bundle) / "self_test.png") as image:
         assert getattr(image, "n_frames", 1) == FRAMES
     for refused in (
-        lambda: export(Path(outcome.bundle or ""), tmp_path / "out", ExportJob(model=outcome.bundle or "")),
         lambda: evaluate.plan(EvaluateJob(model=outcome.bundle or "")),
         lambda: distillation.prepare(DistillJob(teacher=outcome.bundle or "", output=str(tmp_path))),
     ):
