@@ -38,7 +38,6 @@ LOOKALIKES: Mapping[str, str] = {
 
 PromptAction = Literal["block", "flag"]
 Group = Annotated[tuple[str, ...], Field(min_length=1)]
-_OPENING = "\"'([{<*_-/"
 _LONGEST = 80  # characters of a prompt that a term may cover, so that no prompt takes longer than its length times this
 _STARRED = 4  # letters of a term from which on one of them may be starred out
 
@@ -142,8 +141,9 @@ class Terms:
         """All places of all terms in a folded text."""
         for start, character in enumerate(text):
             before = text[start - 1] if start else " "
-            # A sign begins a word only where a word may begin, or a prompt of signs would take for ever.
-            if not before.isalnum() if character.isalnum() else before.isspace() or before in _OPENING:
+            # Of several signs in a row the first alone begins a word, or a prompt of signs would take for ever.
+            begins = not before.isalnum() and (character.isalnum() or before not in LOOKALIKES)
+            if begins and not character.isspace():
                 yield from self._from(text, start)
 
     def _from(self, text: str, start: int) -> Iterator[_Found]:

@@ -143,7 +143,7 @@ def test_the_worst_of_verdicts() -> None:
     assert math.isnan(worst([told("flag", a=0.9), told("block", a=math.nan)]).scores[0].score)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(arrays.arrays(np.uint8, (32, 32, 3)), st.randoms(use_true_random=False))
 def test_there_is_no_way_back_from_a_blur(picture: np.ndarray, random: object) -> None:
     """The means of its cells alone remain: shuffled within them a picture comes out the same."""
@@ -155,7 +155,9 @@ def test_there_is_no_way_back_from_a_blur(picture: np.ndarray, random: object) -
             inside = picture[y : y + cell, x : x + cell].reshape(-1, 3)
             shuffled[y : y + cell, x : x + cell] = inside[order].reshape(cell, cell, 3)
     assert blurred(picture).shape == picture.shape
-    assert np.abs(blurred(picture).astype(int) - blurred(shuffled)).max() <= 2  # of rounding
+    assert (
+        np.abs(blurred(picture).astype(int) - blurred(shuffled)).max() <= 5
+    )  # two means rounded twice, and cubic weights
 
 
 def test_a_blur_leaves_a_plain_picture_and_blurs_every_frame() -> None:

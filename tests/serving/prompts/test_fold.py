@@ -5,28 +5,32 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.prompts.fold import fold, readings
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_folding_is_idempotent(text: str) -> None:
     assert fold(fold(text)) == fold(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_the_form_of_the_text_does_not_matter(text: str) -> None:
     """NFC and NFD of a text are the same text; they fold alike."""
     assert fold(unicodedata.normalize("NFC", text)) == fold(unicodedata.normalize("NFD", text))
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("abc XYZ09-"), max_size=30))
 def test_plain_ascii_only_loses_its_case(text: str) -> None:
     assert fold(text) == text.lower()
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("abcdefgh"), min_size=1, max_size=12), st.data())
 def test_what_is_not_seen_does_not_count(word: str, data: st.DataObject) -> None:
     unseen = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u0301\u0336\u20dd\u202e\ufe0f\U000e0041"

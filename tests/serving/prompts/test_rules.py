@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
@@ -44,13 +44,18 @@ def disguised(draw: st.DrawFn) -> str:
     return glue.join(letters)
 
 
+@settings(deadline=None)
+@example("$hiv", "no,", "")
 @given(
-    disguised(), st.sampled_from(["", "a ", "the big ", "(", "no,"]), st.sampled_from(["", " here", ", red", ")", "?"])
+    disguised(),
+    st.sampled_from(["", "a ", "the big ", "(", "no,", "a;", "…"]),
+    st.sampled_from(["", " here", ", red", ")", "?"]),
 )
 def test_a_word_in_disguise_is_found(word: str, before: str, after: str) -> None:
     assert found(before + word + after) == {"weapon"}
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(WORDS),
     st.text(st.sampled_from("bcdefhkmnprtvwz"), max_size=4),
@@ -64,6 +69,7 @@ def test_a_word_that_contains_it_is_not(word: str, before: str, after: str) -> N
     assert found(before + word + after) == set()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_can_be_asked_about(text: str) -> None:
     WEAPONS.matches(text)
