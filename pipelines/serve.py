@@ -91,10 +91,10 @@ def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
             raise SystemExit(128 + number)
         asked.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     print("starting Ray Serve …", file=sys.stderr, flush=True)
     with endpoint(job) as url:
+        for number in (signal.SIGINT, signal.SIGTERM):  # not before: `ray.init` sets its own for SIGTERM
+            signal.signal(number, on_signal)
         on_ready(Served(url=url, model=job.model))
         asked.wait()
         print(f"stopping: requests under way have {job.shutdown_s:g} s …", file=sys.stderr, flush=True)
