@@ -120,10 +120,12 @@ def run(job: IndexJob) -> Indexed:
     from training.neighbours.building import Thumbnails, build
     from training.neighbours.index import FOLDER, INFO_FILE, digest_of
 
+    if job.out is not None and storage.is_remote(job.out):
+        raise UserError(f"{job.out} is no folder on this machine", field="out", remedy="name a folder here")
     version = tracking.resolve(job.model, tracking_uri=job.tracking_uri)
     trained, missing = _trained(job, version)
     revoked, ledgers = _revoked(job, trained)
-    folder = Path(version.bundle) / FOLDER if job.out is None else Path(storage.filesystem(job.out)[1])
+    folder = Path(version.bundle) / FOLDER if job.out is None else Path(job.out)
     print(f"indexing {sum(len(t.roster) for t in trained):,} training pictures", file=sys.stderr, flush=True)
     clip = job.clip.build()
     info = build(

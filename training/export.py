@@ -17,8 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from curation.errors import UserError
-from training import parity, quantize, tensorrt_engine
+from training import folders, parity, quantize, tensorrt_engine
 from training.bundle import INFO_FILE, DiffusionModel, load_bundle
 from training.export_job import ExportJob, Format
 from training.exported import FILES, REPORT_FILE, Artifact, ExportReport, Port, sha256_of
@@ -91,7 +90,7 @@ def export(bundle: Path, out: Path, job: ExportJob) -> ExportReport:
     Raises:
         UserError: no bundle, a library or GPU that is missing, or a folder with other things in it.
     """
-    _check_target(out)
+    folders.refuse_foreign(out, REPORT_FILE, "an export")
     builders = {kind: BUILDERS[kind]() for kind in job.formats}
     model = load_bundle(bundle)
     staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -193,13 +192,6 @@ def _port(name: str, array: np.ndarray) -> Port:
 def _libraries(*names: str) -> dict[str, str]:
     known = {distribution.name for distribution in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in names if name in known}
-
-
-def _check_target(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / REPORT_FILE).is_file())):
-        raise UserError(
-            f"{out} holds something else than an export", field="out", remedy="name a new or an empty folder"
-        )
 
 
 def _install(staging: Path, out: Path) -> None:

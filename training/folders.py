@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from curation import storage
+from curation.errors import UserError
 
 
 def upload(folder: Path, uri: str, *, last: str) -> None:
@@ -21,6 +22,20 @@ def download(uri: str, folder: Path) -> None:
     for info in storage.list_files(uri, recursive=True):
         relative = info.path.removeprefix(root).lstrip("/")
         storage.write_bytes(str(folder / relative), storage.read_bytes(storage.join(uri, relative)))
+
+
+def refuse_foreign(out: Path, marker: str, what: str) -> None:
+    """Refuses to write over what is not ours to replace.
+
+    Args:
+        marker: the file that tells an older one of the kind.
+        what: its kind, "an export".
+
+    Raises:
+        UserError: `out` is a file, or a folder with something else in it.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / marker).is_file())):
+        raise UserError(f"{out} holds something else than {what}", field="out", remedy="name a new or an empty folder")
 
 
 def cache_root() -> Path:

@@ -82,6 +82,12 @@ def test_of_a_folder_it_lies_in_the_bundle(world: World, clip: ClipConfig) -> No
     shutil.rmtree(trained / "neighbours")
 
 
+def test_it_is_made_on_this_machine(job: IndexJob) -> None:
+    with pytest.raises(UserError, match="no folder on this machine") as caught:
+        verb.run(job.model_copy(update={"out": "s3://bucket/index"}))
+    assert caught.value.field == "out"
+
+
 @pytest.mark.parametrize(
     ("licence", "shown"),
     [

@@ -236,6 +236,18 @@ class TestFiles:
         with pytest.raises(UserError, match="neighbours"):
             made(tmp_path, write_manifest(tmp_path / "manifests", rows[:2]))
 
+    def test_a_folder_with_other_things_in_it_is_left_alone(
+        self, rows: list[tuple[str, np.ndarray]], tmp_path: Path
+    ) -> None:
+        manifest = write_manifest(tmp_path / "manifests", rows)
+        (tmp_path / "neighbours").mkdir()
+        (tmp_path / "neighbours" / "results.csv").write_text("years of work")
+        with pytest.raises(UserError, match="something else than an index"):
+            made(tmp_path, manifest)
+        assert (tmp_path / "neighbours" / "results.csv").read_text() == "years of work"
+        (tmp_path / "neighbours" / "results.csv").unlink()
+        assert made(tmp_path, manifest).ids == made(tmp_path, manifest).ids, "an older index is replaced"
+
     def test_pictures_that_the_manifest_lost_are_said(self, rows: list[tuple[str, np.ndarray]], tmp_path: Path) -> None:
         roster = Roster.of_manifest(write_manifest(tmp_path / "manifests", rows))
         fewer = derive(tmp_path / "derived", rows, {"picture 0"})

@@ -20,6 +20,7 @@ from curation.errors import UserError
 from curation.manifest import INFO_FILE as MANIFEST_FILE
 from curation.manifest import Decision, Manifest, now, write_part
 from curation.takedowns.revocation import COLUMNS, PICTURE_COLUMNS
+from training import folders
 from training.data import decode, frames_of
 from training.neighbours.calibration import MOST, Calibration
 from training.neighbours.index import (
@@ -130,8 +131,9 @@ def build(
         device: on which the pictures are held against each other.
 
     Raises:
-        UserError: fewer than three pictures, or one that is damaged.
+        UserError: fewer than three pictures, one that is damaged, or a folder with other things in it.
     """
+    folders.refuse_foreign(folder, INFO_FILE, "an index")
     frames = frames_of(trained[0].manifest)
     rows, seen, missing = _Rows(), set[str](), list(missing)
     for one in trained:
