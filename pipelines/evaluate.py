@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pipelines.evaluation_sets import Sets
     from training.bundle import BundleInfo, DiffusionModel
     from training.evaluate import Evaluation, Judge, Pictures
-    from training.memorization import Embed
     from training.tracking import ModelVersion
 
 TAG = "eval."
@@ -241,10 +241,10 @@ def judge_of(manifest: Manifest, device: str) -> tuple[Judge, list[str]]:
     return Judge(clip.name, embedder(clip), clip.embed_texts), notes
 
 
-def embedder(clip: Clip) -> Embed:
+def embedder(clip: Clip) -> Callable[[np.ndarray | Sequence[np.ndarray]], np.ndarray]:
     """A CLIP as training takes it: pictures of any size to unit vectors."""
 
-    def embed(pictures: np.ndarray) -> np.ndarray:
+    def embed(pictures: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         parts = [np.zeros((0, clip.dim), np.float32)]
         for start in range(0, len(pictures), 256):
             prepared = [clip.prepare(picture) for picture in pictures[start : start + 256]]

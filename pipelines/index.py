@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
-from curation.clip import Clip, ClipConfig
+from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.manifest import Manifest, Name
 from pipelines import config
 
 if TYPE_CHECKING:
-    from training.neighbours.building import Embed, Trained
+    from training.neighbours.building import Trained
     from training.roster import Roster
     from training.tracking import ModelVersion
 
@@ -116,6 +115,7 @@ def run(job: IndexJob) -> Indexed:
     """
     import torch
 
+    from pipelines.evaluate import embedder
     from training import tracking
     from training.neighbours.building import Thumbnails, build
     from training.neighbours.index import FOLDER, INFO_FILE, digest_of
@@ -156,15 +156,6 @@ def run(job: IndexJob) -> Indexed:
         calibrated_with=real,
         missing=info.missing,
     )
-
-
-def embedder(clip: Clip) -> Embed:
-    """A CLIP as an index takes it."""
-
-    def embed(pictures: Sequence[np.ndarray]) -> np.ndarray:
-        return clip.embed_images(np.stack([clip.prepare(picture) for picture in pictures]))
-
-    return embed
 
 
 def _trained(job: IndexJob, version: ModelVersion) -> tuple[list[Trained], list[str]]:

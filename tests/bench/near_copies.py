@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageEnhance
 
 from curation.clip import ClipConfig
-from pipelines.index import ThumbnailsConfig, embedder
+from pipelines.evaluate import embedder
+from pipelines.index import ThumbnailsConfig
 from pipelines.pictures import rendered
 from serving.nearness import AttributionConfig, NearCopiesConfig
 from serving.neighbours import Neighbours

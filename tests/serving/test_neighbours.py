@@ -21,7 +21,7 @@ from PIL import Image
 from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.takedowns import Ledger, Selector
-from pipelines.index import embedder
+from pipelines.evaluate import embedder
 from serving import credit, neighbours
 from serving.admission import Limits
 from serving.api import GenerationRequest, RequestError
