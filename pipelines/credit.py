@@ -7,7 +7,7 @@ named as revoked here: it was served before, and whoever pays has to know.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -97,8 +97,8 @@ def run(folder: str, *, manifest: str | None = None, ledger: str | None = None, 
         last=days[-1] if days else None,
         served=served,
         weight=total,
-        creators=_shares({p.sha256: p.creator for p in pictures}, pictures, total),
-        licences=_shares({p.sha256: p.licence for p in pictures}, pictures, total),
+        creators=_shares(pictures, total, lambda picture: picture.creator),
+        licences=_shares(pictures, total, lambda picture: picture.licence),
         pictures=pictures,
         ledgers=ledgers,
     )
@@ -111,20 +111,25 @@ def _revoked(
     """The entry by which each picture is revoked, and the ledgers that were asked."""
     import pyarrow as pa
 
-    from curation.takedowns import Ledger, of_place
+    from curation.takedowns import Ledger, of_place, refuse_vanished
     from curation.takedowns.ledger import VARIABLE
     from curation.takedowns.revocation import Revocations
 
+    opened = None if manifest is None else Manifest.open(manifest)
+    own = None if opened is None or opened.info.ledger is None else opened.info.ledger.uri
     places = [ledger] if ledger else [*filter(None, [os.environ.get(VARIABLE)]), *told]
     found: dict[str, str] = {}
-    uris = list(dict.fromkeys(of_place(place) for place in places))
+    uris = list(dict.fromkeys([*map(of_place, places), *filter(None, [own])]))
     known = rows.filter(rows["sha256"].is_valid()).select(["sha256", "uri", "creator"])
     hosts = [urlsplit(uri).hostname if uri else None for uri in known["uri"].to_pylist()]
     asked = known.rename_columns(["id", "uri", "creator"]).append_column("host", pa.array(hosts, pa.string()))
     for uri in uris:
-        revocations = Revocations(Ledger.open(uri).read().in_force)
-        if manifest is not None:
-            reached = revocations.of_manifest(Manifest.open(manifest))
+        state = Ledger.open(uri).read()
+        if opened is not None and uri == own:
+            refuse_vanished(uri, state, [opened])
+        revocations = Revocations(state.in_force)
+        if opened is not None:
+            reached = revocations.of_manifest(opened)
             found = {id_: why.entry for id_, why in reached.items()} | found
         direct = zip(asked["id"].to_pylist(), revocations.direct(asked), strict=True)
         found = {id_: entry for id_, entry in direct if entry is not None} | found
@@ -151,10 +156,10 @@ def _pictures(rows: list[dict[str, Any]], revoked: Mapping[str, str]) -> list[Cr
     return sorted(found.values(), key=lambda picture: (-picture.weight, picture.sha256))
 
 
-def _shares(names: Mapping[str, str | None], pictures: list[Credited], total: float) -> list[Share]:
+def _shares(pictures: list[Credited], total: float, of: Callable[[Credited], str | None]) -> list[Share]:
     by_name: dict[str, list[Credited]] = {}
     for picture in pictures:
-        by_name.setdefault(names[picture.sha256] or UNSTATED, []).append(picture)
+        by_name.setdefault(of(picture) or UNSTATED, []).append(picture)
     made = [
         Share(
             name=name,

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from curation.errors import UserError
+from curation.manifest import LedgerInfo
 from curation.takedowns import Ledger, Selector
 from pipelines import credit
 from serving.credit import CreditLog, Named
 from tests.pipelines.test_cli import Cleanplate, cleanplate
 from tests.pipelines.world import AGAIN, World
+from tests.training.conftest import shapes, write_manifest
 
 __all__ = ["cleanplate"]  # a fixture
 
@@ -83,6 +85,15 @@ def test_with_the_manifest_near_copies_are_revoked_too(tmp_path: Path, ledger: L
     ledger.append_entry(requester="J", ground="g", selectors=[Selector.of("sha256", rows["picture 0"])])
     assert credit.run(str(tmp_path / "log")).pictures[0].revoked is None
     assert credit.run(str(tmp_path / "log"), manifest=manifest.uri).pictures[0].revoked
+
+
+def test_a_manifest_whose_ledger_is_gone_says_nothing_of_what_is_revoked(log: str, tmp_path: Path) -> None:
+    heeded = LedgerInfo(uri=str(tmp_path / "gone"), version="0" * 64, entries=1)
+    manifest = write_manifest(tmp_path / "manifests", shapes(1), said={"ledger": heeded})
+    with pytest.raises(UserError, match="has no entries"):
+        credit.run(log, manifest=manifest.uri)
+    with pytest.raises(UserError, match="has no entries"):
+        credit.run(log, manifest=manifest.uri, ledger=str(tmp_path / "typo"))
 
 
 def test_by_the_command_line(log: str, tmp_path: Path, cleanplate: Cleanplate) -> None:
