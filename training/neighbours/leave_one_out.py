@@ -6,9 +6,7 @@ import numpy as np
 
 from training.neighbours.calibration import MOST, Calibration
 from training.neighbours.index import Index
-from training.neighbours.spaces import SAME, SIDE, SPACES, Space, distances, mirrored, smallest
-
-_NEIGHBOURS = 10
+from training.neighbours.spaces import NEIGHBOURS, SAME, SIDE, SPACES, Space, distances, mirrored, smallest
 
 
 def leave_one_out(index: Index) -> Calibration:
@@ -43,7 +41,7 @@ def _apart(index: Index, space: Space, row: int, views: np.ndarray | None = None
 def _spread_without(index: Index, space: Space, row: int, gone: int) -> float:
     apart = _apart(index, space, row)
     apart[index.owners == index.owners[gone]] = np.inf
-    nearest = smallest(apart, _NEIGHBOURS)
+    nearest = smallest(apart, NEIGHBOURS)
     return float(apart[nearest].mean()) if len(nearest) else np.inf
 
 

@@ -24,7 +24,7 @@ SIDE = 16
 DIM = SIDE * SIDE * 3
 _SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 _FLAT = 0.02  # contrast, as a standard deviation, below which a picture is not stretched to a unit vector
-_NEIGHBOURS = 10
+NEIGHBOURS = 10
 _BLOCK = 2048  # vectors that are held as float32 at a time
 
 
@@ -43,8 +43,10 @@ def pixel_views(picture: np.ndarray) -> np.ndarray:
     steps = [(round(y * height), round(x * width)) for y in _SHIFTS for x in _SHIFTS]
     most = (max(abs(y) for y, _ in steps), max(abs(x) for _, x in steps))
     padded = np.pad(picture, ((most[0], most[0]), (most[1], most[1]), (0, 0)), mode="edge")
-    moved = [padded[most[0] + y :, most[1] + x :][:height, :width] for y, x in steps]
-    return np.stack([pixel_vector(view) for shown in moved for view in (shown, shown[:, ::-1])])
+    # mirrored once: a mirrored view would be copied whole each time that it is made small
+    shown = (padded, np.ascontiguousarray(padded[:, ::-1]))
+    moved = [whole[most[0] + y :, most[1] + x :][:height, :width] for whole in shown for y, x in steps]
+    return np.stack([pixel_vector(view) for view in moved])
 
 
 def mirrored(vectors: np.ndarray) -> np.ndarray:
@@ -93,13 +95,13 @@ def spreads(space: Space, vectors: np.ndarray, owners: np.ndarray, device: str =
     turned = torch.from_numpy(mirrored(vectors)).to(device) if space == "pixel" else None
     found = []
     for rows in torch.arange(len(own), device=device).split(_BLOCK // 2):
-        best = torch.full((len(rows), _NEIGHBOURS), torch.inf, device=device)
+        best = torch.full((len(rows), NEIGHBOURS), torch.inf, device=device)
         for others in torch.arange(len(own), device=device).split(_BLOCK):
             apart = _between(own[rows], own[others])
             if turned is not None:  # training may mirror a picture
                 apart = torch.minimum(apart, _between(own[rows], turned[others]))
             apart[(apart <= SAME[space]) | (of[rows, None] == of[None, others])] = torch.inf
-            best = torch.cat([best, apart], dim=1).topk(_NEIGHBOURS, dim=1, largest=False).values
+            best = torch.cat([best, apart], dim=1).topk(NEIGHBOURS, dim=1, largest=False).values
         there = best.isfinite()
         mean = best.where(there, torch.zeros((), device=device)).sum(dim=1) / there.sum(dim=1).clamp(min=1)
         found.append(mean.where(there.any(dim=1), torch.full((), torch.inf, device=device)).cpu().numpy())
