@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.fft import dctn, irfft2, rfft2  # type: ignore[import-untyped]
+from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from curation.images import resize
 from serving.carriers import (
@@ -107,11 +108,7 @@ class Detection:
 
 def threshold(hypotheses: int = 1, rate: float = FALSE_POSITIVE_RATE) -> float:
     """The statistic that an unmarked picture exceeds with the probability `rate` at most, in that many tries."""
-    low, high = 0.0, 40.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if hypotheses * _tail(middle) > rate else (low, middle)
-    return high
+    return float(-ndtri(rate / hypotheses))
 
 
 def payload_bits(height: int, width: int) -> int | None:
@@ -177,7 +174,7 @@ class Watermark:
         if whole.present or not search:
             return whole
         crop = self._cropped(luma)
-        return crop if crop.present else max(whole, crop, key=lambda found: -found.p_value)
+        return min(whole, crop, key=lambda found: found.p_value)
 
     def _as_a_whole(self, luma: np.ndarray) -> Iterator[_Try]:
         """The picture as a resized, turned or mirrored one of each band."""
@@ -186,13 +183,12 @@ class Watermark:
             if side < band.radius // 2:
                 continue
             plain = np.mean([coefficients(frame, band.radius) for frame in luma], axis=0)
-            for name, turned in zip(_ORIENTATIONS, _orientations(plain), strict=True):
+            for name, turned in zip(_ORIENTATIONS, _orientations(plain, band.radius), strict=True):
                 yield _Try(band, turned, name, 1)
 
     def _cropped(self, luma: np.ndarray) -> Detection:
         """The picture as a part of a larger one, which lies where the carriers' picture fits best."""
-        tries = [found for size in _WHOLES for found in self._in_whole(luma, size)]
-        return self._best(iter(tries))
+        return self._best(found for size in _WHOLES for found in self._in_whole(luma, size))
 
     def _in_whole(self, luma: np.ndarray, size: int) -> Iterator[_Try]:
         height, width = luma.shape[1:]
@@ -205,11 +201,11 @@ class Watermark:
         scale = (height / size, width / size)
         flat = np.mean([flattened(frame, band.radius, scale) for frame in luma], axis=0)
         pilots = np.where(carriers.part == 0, carriers.normal * weights(band.radius), 0.0)
-        pattern = picture_of(pilots, band.radius, size, size)
+        pattern = rfft2(picture_of(pilots, band.radius, size, size))
         places = (size - height + 1) * (size - width + 1)
         for mirrored in (False, True):
             piece = flat[:, ::-1] if mirrored else flat
-            spectrum = rfft2(pattern) * np.conj(rfft2(piece, s=(size, size)))
+            spectrum = pattern * np.conj(rfft2(piece, s=(size, size)))
             fit = irfft2(spectrum, s=(size, size))[: size - height + 1, : size - width + 1]
             best = np.argsort(fit, axis=None)[::-1][:_CANDIDATES]
             tries = places
@@ -251,9 +247,8 @@ class _Try:
     hypotheses: int
 
 
-def _orientations(values: np.ndarray) -> Iterator[np.ndarray]:
+def _orientations(values: np.ndarray, radius: int) -> Iterator[np.ndarray]:
     """The coefficients that a picture would have in each of the eight orientations, in the order of their names."""
-    radius = next(band.radius for band in BANDS if in_band(band.radius).sum() == len(values))
     square = np.zeros((radius, radius))
     square[in_band(radius)] = values
     sign = 1.0 - 2.0 * (np.arange(radius) % 2)
