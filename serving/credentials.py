@@ -14,26 +14,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from curation.engine import code_version
-from curation.rights.c2pa import marked
+from curation.rights.c2pa import SETTINGS, manifests, marked, origins
 from serving.identity import Identity, Trust
 
 ASSERTION = "org.cleanplate.generation"
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 State = Literal["absent", "unreadable", "altered", "untrusted", "trusted"]
-_SETTINGS = {
-    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
-    "core": {"allowed_network_hosts": [], "decode_identity_assertions": False},
-    "builder": {"thumbnail": {"enabled": False}},
-}
+_SETTINGS = SETTINGS | {"builder": {"thumbnail": {"enabled": False}}}
 _MOST_CODES = 16
 # The library's words for what is wrong, in ours; others are handed on as they are.
 _FAULTS = {
@@ -143,33 +137,17 @@ def read(data: bytes, trust: Trust | None = None) -> CredentialsReading:
     Args:
         trust: which signatures are trusted, and which of them are ours; None: nobody's.
     """
+    found = marked(data)
+    if found is None:
+        return CredentialsReading(state="absent", says="It has no content credentials.")
     try:
-        found = marked(data)
-        if found is None:
-            return CredentialsReading(state="absent", says="It has no content credentials.")
-        return _reading(_store(data, trust.anchors if trust else ""), trust)
+        return _reading(manifests(data, trust.anchors if trust else ""), trust)
     except Exception as error:  # the library's errors are many, and the file is a stranger's
-        if type(error).__name__ == "ManifestNotFound" and marked(data) != "manifest":
+        if type(error).__name__ == "ManifestNotFound" and found != "manifest":
             return CredentialsReading(state="absent", says="It has no content credentials.")
         return CredentialsReading(
             state="unreadable", says="It has content credentials that cannot be read.", faults=(str(error)[:200],)
         )
-
-
-def _store(data: bytes, anchors: str) -> dict[str, Any]:
-    import c2pa
-
-    with c2pa.Reader(None, io.BytesIO(data), context=_reading_context(anchors)) as reader:
-        store: dict[str, Any] = json.loads(reader.json())
-    return store
-
-
-@lru_cache(maxsize=4)
-def _reading_context(anchors: str) -> Any:
-    import c2pa
-
-    trust = {"trust": {"trust_anchors": anchors}} if anchors else {}
-    return c2pa.Context.from_dict(_SETTINGS | trust)
 
 
 def _reading(store: Mapping[str, Any], trust: Trust | None) -> CredentialsReading:
@@ -182,13 +160,14 @@ def _reading(store: Mapping[str, Any], trust: Trust | None) -> CredentialsReadin
     own = trust is not None and trust.serial in (None, str(signature.get("cert_serial_number")))
     ours = own and state == "trusted"
     generation = assertions.get(ASSERTION)
+    actions = (content for label, content in assertions.items() if label.startswith("c2pa.actions"))
     return CredentialsReading(
         state=state,
         ours=ours,
         says=_words(state, ours, signer),
         faults=tuple(_FAULTS.get(code, code) for code in list(codes)[:_MOST_CODES]),
         signer=signer,
-        digital_source_type=_source_type(assertions),
+        digital_source_type=next((origin for content in actions for origin in origins(content)), None),
         generation=generation if isinstance(generation, dict) else None,
     )
 
@@ -210,12 +189,3 @@ def _words(state: State, ours: bool, signer: str | None) -> str:
     if state == "trusted":
         return f"It is as {by} signed it, whom this server trusts."
     return f"It is as {by} signed it; nobody here knows whether they are who they say."
-
-
-def _source_type(assertions: Mapping[str, Any]) -> str | None:
-    for label, content in assertions.items():
-        if label.startswith("c2pa.actions") and isinstance(content, dict):
-            for action in content.get("actions") or ():
-                if isinstance(action, dict) and isinstance(action.get("digitalSourceType"), str):
-                    return str(action["digitalSourceType"])
-    return None

@@ -35,7 +35,7 @@ _ENTRIES = frozenset({"data_mining", "ai_inference", "ai_generative_training", "
 _MARKS = (b"jumdc2pa", b"C2PA_GIF", b"caBX")
 _BMFF_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _TIFF_TAG, _TIFF_XMP = 0xCD41, 700
-_SETTINGS = {
+SETTINGS = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     # Identity assertions say who somebody is, and to check them may mean asking the web for a did:web document.
     "core": {"allowed_network_hosts": [], "decode_identity_assertions": False},
@@ -69,8 +69,7 @@ def _read(data: bytes, is_there: bool, trusted_only: bool, anchors: str) -> list
     import c2pa
 
     try:
-        with c2pa.Reader(None, io.BytesIO(data), context=_context(anchors)) as reader:
-            store = json.loads(reader.json())
+        store = manifests(data, anchors)
     except c2pa.C2paError.ManifestNotFound:
         # XMP may name a provenance that is no manifest; a box that is marked as one was one.
         return [_observation("a manifest is there that cannot be read", Verdict.ERROR)] if is_there else []
@@ -85,12 +84,25 @@ def _read(data: bytes, is_there: bool, trusted_only: bool, anchors: str) -> list
     return sorted(observed, key=lambda o: _STRENGTH.index(o.verdict))[:_MAX_OBSERVATIONS]
 
 
+def manifests(data: bytes, anchors: str = "") -> dict[str, Any]:
+    """The library's report of a file's manifests; it asks nobody on the way. Raises what the library raises.
+
+    Args:
+        anchors: certificates in PEM whose signatures are trusted.
+    """
+    import c2pa
+
+    with c2pa.Reader(None, io.BytesIO(data), context=_context(anchors)) as reader:
+        report: dict[str, Any] = json.loads(reader.json())
+    return report
+
+
 @cache
 def _context(anchors: str) -> Any:
     import c2pa
 
     trust = {"trust": {"trust_anchors": anchors}} if anchors else {}
-    return c2pa.Context.from_dict(_SETTINGS | trust)
+    return c2pa.Context.from_dict(SETTINGS | trust)
 
 
 def _fault(store: dict[str, Any], state: str) -> str:
@@ -117,7 +129,7 @@ def _observations(store: dict[str, Any], why_not: str | None) -> Iterator[Observ
             if "training-mining" in label.lower():
                 yield from _entries(label, content, what, "it is an ingredient's" if not own else why_not)
             else:
-                for origin in _origins(content):
+                for origin in origins(content):
                     yield Observation("digital_source_type", origin[:_MAX_VALUE], IN_FILE, Verdict.UNKNOWN)
 
 
@@ -156,7 +168,7 @@ def _verdict(key: str, use: Any) -> Verdict:
     return Verdict.DENY if forbids and name in _ENTRIES else Verdict.ERROR
 
 
-def _origins(content: Any) -> Iterator[str]:
+def origins(content: Any) -> Iterator[str]:
     """IPTC digital source types that actions or metadata name, `…/digitalsourcetype/trainedAlgorithmicMedia`."""
     if not isinstance(content, dict):
         return
