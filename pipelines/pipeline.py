@@ -233,10 +233,15 @@ def _check(step: Step, raw: dict[str, Any], overrides: Mapping[str, Any]) -> Bas
         UserError: with the step's name before the field's.
     """
     try:
-        job: BaseModel = config.merged(raw, overrides, unless=lambda value: bool(_references(value)))
+        job: BaseModel = config.merged(raw, overrides, unless=_is_reference)
     except UserError as error:
         raise UserError(error.message, field=f"steps.{step.name}.{error.field}", remedy=error.remedy) from None
     return job
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a field's own value refers to a step; a mistake of what it is in is a mistake all the same."""
+    return isinstance(value, str) and _REFERENCE.search(value) is not None
 
 
 def _references(value: Any) -> list[tuple[str, str]]:
@@ -283,10 +288,10 @@ def _place(job: PipelineJob) -> str:
 
 def _read(place: str) -> dict[str, Ended]:
     path = storage.join(place, "state.json")
-    if not storage.exists(path):
-        return {}
     try:
         return {name: Ended.model_validate(found) for name, found in json.loads(storage.read_bytes(path)).items()}
+    except FileNotFoundError:
+        return {}
     except ValueError:
         raise UserError(f"{path} is no state of a pipeline", field="state", remedy="delete it to begin anew") from None
 

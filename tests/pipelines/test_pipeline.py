@@ -21,6 +21,7 @@ CURATE = {"kind": "curate", "source": {"kind": "folder", "path": "pictures"}, "o
 TRAIN = {"kind": "train", "manifest": "${curate.manifest}", "output": "training", "images": 64, "batch_size": 8}
 REGISTER = {"kind": "register", "name": "drawings", "bundle": "${train.bundle}"}
 GATES = {"kind": "promote"}
+UNSAID = {name: TRAIN[name] for name in ("kind", "manifest")}
 STEPS = [
     {"name": "curate", "job": CURATE},
     {"name": "train", "job": TRAIN},
@@ -101,6 +102,8 @@ def test_a_changed_step_runs_again_and_so_do_those_after_it(tmp_path: Path) -> N
         ([{"name": "promote", "job": GATES}], "steps", "promotes"),
         ([{"name": "draw", "job": {"kind": "draw"}}], "steps.draw.kind", "draw"),
         ([STEPS[0] | {"job": "nowhere.yaml"}], "job", "nowhere.yaml"),
+        ([STEPS[0], {"name": "train", "job": UNSAID}], "steps.train.output", "required"),
+        ([STEPS[0], STEPS[1] | {"job": TRAIN | {"batch_size": 10, "workers": 3}}], "steps.train", "3"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_before_anything_runs(
