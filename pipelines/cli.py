@@ -576,12 +576,15 @@ def keys_revoke(
     _end(verb.revoke(file, key), verb, as_json)
 
 
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard: http://HEAD:8265")
+]
+
+
 @app.command()
 def submit(
     job: JobFile,
-    address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard: http://HEAD:8265")
-    ],
+    address: Address,
     sets: Overrides = [],  # noqa: B006
     follow: Annotated[bool, typer.Option(help="print the job's log until it ends")] = True,
     dry_run: DryRun = False,
@@ -604,9 +607,6 @@ def submit(
 jobs_app = typer.Typer(help="What was submitted to a Ray cluster.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(jobs_app, name="jobs")
 
-Address = Annotated[
-    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard: http://HEAD:8265")
-]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="as `submit` and `jobs list` print it")]
 
 

@@ -91,9 +91,7 @@ def load_job(path: str, overrides: Sequence[str] = (), *, kind: str | None = Non
 
         raw = inlined(raw, Path() if path == STDIN else Path(path).parent)
     _apply_all(raw, overrides)
-    found = raw.get("kind", kind)
-    if found not in KINDS:
-        raise UserError(f"no job of the kind {found!r}", field="kind", remedy=f"use one of {', '.join(KINDS)}")
+    found = _known(raw.get("kind", kind))
     if kind is not None and found != kind:
         raise UserError(
             f"{path} is a {found} job", field="kind", remedy=f"run `cleanplate {found} {path}`, or give a {kind} job"
@@ -119,11 +117,7 @@ def merged(raw: dict[str, Any], fields: Mapping[str, Any], *, unless: Callable[[
     raw = copy.deepcopy(raw)
     for name, value in fields.items():
         _put(raw, name, value)
-    if raw.get("kind") not in KINDS:
-        raise UserError(
-            f"no job of the kind {raw.get('kind')!r}", field="kind", remedy=f"use one of {', '.join(KINDS)}"
-        )
-    return check(raw, raw["kind"], unless=unless)
+    return check(raw, _known(raw.get("kind")), unless=unless)
 
 
 def check(raw: dict[str, Any], kind: str, *, unless: Callable[[Any], bool] = lambda value: False) -> Any:
@@ -145,6 +139,12 @@ def check(raw: dict[str, Any], kind: str, *, unless: Callable[[Any], bool] = lam
         field = ".".join(_without_tags(path, raw))
         others = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(_message(first) + others, field=field or kind, remedy=_remedy(first, model, path)) from None
+
+
+def _known(kind: Any) -> str:
+    if kind not in KINDS:
+        raise UserError(f"no job of the kind {kind!r}", field="kind", remedy=f"use one of {', '.join(KINDS)}")
+    return str(kind)
 
 
 def to_yaml(job: BaseModel) -> str:

@@ -89,8 +89,7 @@ def _range(field: dict[str, Any]) -> str:
 
 
 def _reference(field: dict[str, Any]) -> str:
-    found = field.get("$ref") or next((option["$ref"] for option in field.get("allOf", []) if "$ref" in option), "")
-    return str(found).rpartition("/")[2]
+    return str(field.get("$ref", "")).rpartition("/")[2]
 
 
 def _value(default: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ def server(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             while not _healthy(port):
                 assert process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.2)
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
