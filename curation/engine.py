@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from curation import storage, workers
 from curation.decide import Facts, Settled, embeddings_of, manifest_rows, parent_facts, rule_all, settle
-from curation.errors import UserError
+from curation.errors import UserError, cause_of
 from curation.listing import Listing, Todo, forget_downstream
 from curation.manifest import (
     ClipInfo,
@@ -114,9 +114,7 @@ def _storage_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, RayError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError | UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = cause_of(error, OSError, UserError)
         if isinstance(cause, UserError):
             raise cause from None
         if cause is None:

@@ -6,6 +6,10 @@ defect or a fault of the machine, and keeps its traceback.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
+
 
 class UserError(Exception):
     """A mistake in a job file, a path, an environment variable or a name that the user gave.
@@ -30,6 +34,15 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling by default; these cross Ray.
         return (_rebuild, (self.message, self.field, self.remedy))
+
+
+def cause_of(error: BaseException, *kinds: type[_E]) -> _E | None:
+    """The first of these kinds among an error and what lies behind it; Ray wraps what its workers raise."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, kinds):
+        wrapped = getattr(seen, "cause", None) or getattr(seen, "_base_exc", None)  # RayTaskError; Ray Train's own
+        seen = wrapped if isinstance(wrapped, BaseException) else seen.__cause__
+    return seen
 
 
 def _rebuild(message: str, field: str | None, remedy: str | None) -> UserError:

@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel
 from typer.core import TyperCommand
 
-from curation.errors import UserError
+from curation.errors import UserError, cause_of
 
 app = typer.Typer(
     name="cleanplate",
@@ -711,19 +711,8 @@ def main() -> None:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        mistake = _mistake_within(error)
+        mistake = cause_of(error, UserError)
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
-
-
-def _mistake_within(error: BaseException) -> UserError | None:
-    """The user's mistake behind an error; Ray wraps what its workers raise. None for a real fault."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return seen
-        wrapped = getattr(seen, "cause", None)  # ray.exceptions.RayTaskError
-        seen = wrapped if isinstance(wrapped, BaseException) else seen.__cause__
-    return None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
-from curation.errors import UserError
+from curation.errors import UserError, cause_of
 from training import ray_notice
 from training.follow import Follower, Mailbox
 from training.notice import Notice, Terminated
@@ -109,13 +109,8 @@ def check_resources(workers: int, gpus_per_worker: int) -> None:
 
 def _user_error(error: BaseException) -> UserError | None:
     """The user's mistake that made a worker fail, if it was one."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
-    return None
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((found for failure in failures if (found := cause_of(failure, UserError)) is not None), None)
 
 
 def work(mailbox: Any, at: Callable[[Place, Report, Notice], dict[str, Any]]) -> None:

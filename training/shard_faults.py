@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from curation.errors import UserError
+from curation.errors import UserError, cause_of
 
 # what pyarrow's S3 and gcsfs say; a store that merely does not answer is none of it
 _REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID",
@@ -65,10 +65,7 @@ def faults_told(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError | UserError):
-            inner = getattr(cause, "cause", None)  # of ray.exceptions.RayTaskError
-            cause = inner if isinstance(inner, BaseException) else cause.__cause__
+        cause = cause_of(error, OSError, UserError)
         if cause is None:
             raise
         if isinstance(cause, UserError):
