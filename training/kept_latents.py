@@ -62,7 +62,7 @@ class KeptLatents:
             if len(missing):
                 self._keep(missing, self._encoded(missing, device))
         if self._latents is None:
-            return self._encoded(place, device).to(device).float()
+            return self._encoded(place, device).float()
         return self._latents[place].to(device).float()
 
     def _keep(self, place: Tensor, latents: Tensor) -> None:
@@ -79,11 +79,11 @@ class KeptLatents:
                 return
             self._latents = torch.empty(len(self._there), *latents.shape[1:], dtype=torch.float16)
         assert self._latents is not None
-        self._latents[place] = latents
+        self._latents[place] = latents.cpu()
         self._there[place] = True
 
     def _encoded(self, place: Tensor, device: torch.device) -> Tensor:
-        """float16, in this machine's memory."""
+        """float16, on the device."""
         pictures = self._pictures[place % len(self._pictures)]
         mirrored = (place >= len(self._pictures)).view(-1, *[1] * (pictures.ndim - 1))
-        return steady(self.space, torch.where(mirrored, pictures.flip(-1), pictures).to(device)).cpu()
+        return steady(self.space, torch.where(mirrored, pictures.flip(-1), pictures).to(device))
