@@ -241,7 +241,7 @@ class Ledger:
         self._guard(lambda: storage.write_bytes(target, _to_parquet(held)))
         gone = [uri for uri in files if uri != target]
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda uri: self._guard(lambda: _remove(uri)), gone))
+            list(pool.map(lambda uri: self._guard(lambda: storage.remove_file(uri)), gone))
         return len(gone)
 
     def loose(self) -> int:
@@ -327,9 +327,3 @@ def _to_parquet(events: Sequence[Event]) -> bytes:
     options = plain if len(events) == 1 else {"compression": "zstd"}
     pq.write_table(pa.Table.from_pylist([to_row(e) for e in events], schema=SCHEMA), buffer, **options)
     return buffer.getvalue()
-
-
-def _remove(uri: str) -> None:
-    system, path = storage.filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
-        system.delete_file(path)
