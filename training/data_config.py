@@ -43,7 +43,11 @@ class ShardsData(BaseModel):
     cache: str | None = Field(
         None, description="folder on each machine for blocks in use; null: in $XDG_CACHE_HOME/cleanplate or ~/.cache"
     )
-    cache_bytes: int = Field(20 * 2**30, ge=2**20, description="size of that folder, at most")
+    cache_bytes: int = Field(
+        20 * 2**30,
+        ge=2**20,
+        description="of pictures in that folder, at most; as much again for captions' states that memory does not hold",
+    )
     file_bytes: int = Field(256 * 2**20, ge=2**16, description="size of a shard's file before compression, about")
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -27,15 +28,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from curation import storage
 from curation.errors import UserError
 from training.data_config import ShardsData
+from training.folders import cache_root
 from training.roster import Roster
 from training.shard_faults import refusals_told
 
 if TYPE_CHECKING:
     from training.job import TrainJob
+    from training.text_states import TextsSpec
 
 INFO_FILE = "shards.json"
 PIXELS, LATENTS, MIRRORED = "pixels", "latents", "latents_mirrored"
-_WINDOWS = 4  # that a cache has room for, at least: two to read ahead, the one that is read, and what is left of it
+WINDOWS = 4  # that a cache has room for, at least: two to read ahead, the one that is read, and what is left of it
 Array = tuple[int, int, int]
 Info = TypeVar("Info", bound=BaseModel)
 
@@ -217,10 +220,16 @@ def spec_of(job: TrainJob, roster: Roster) -> ShardsSpec:
     )
 
 
-def folder_of(job: TrainJob, spec: ShardsSpec) -> str:
-    """Where a job's shards lie."""
-    assert isinstance(job.data, ShardsData), "a set in memory has none"
-    return storage.join(job.data.folder or storage.join(job.output, "shards"), spec.name)
+def folder_of(job: TrainJob, spec: ShardsSpec | TextsSpec) -> str:
+    """Where a job's shards lie; a set in memory may have some of its captions' states."""
+    given = job.data.folder if isinstance(job.data, ShardsData) else None
+    return storage.join(given or storage.join(job.output, "shards"), spec.name)
+
+
+def cache_of(job: TrainJob) -> Path:
+    """The folder on this machine for blocks in use."""
+    given = job.data.cache if isinstance(job.data, ShardsData) else None
+    return cache_root() / "blocks" if given is None else Path(given)
 
 
 def plan_of(job: TrainJob, roster: Roster, *, size: int, channels: int, factor: int) -> ShardsPlan:
@@ -240,10 +249,10 @@ def plan_of(job: TrainJob, roster: Roster, *, size: int, channels: int, factor: 
         channels, factor = 3, 1
     arrays: tuple[Array, ...] = tuple((channels, height // factor, width // factor) for width, height in sizes)
     plan = ShardsPlan(folder_of(job, spec), spec, sizes, arrays, Places.of(roster).counts)
-    needed = _WINDOWS * plan.window_bytes(job.data.window)
+    needed = WINDOWS * plan.window_bytes(job.data.window)
     if needed > job.data.cache_bytes:
         raise UserError(
-            f"{_WINDOWS} windows are {needed:,} bytes, and the cache has room for {job.data.cache_bytes:,}",
+            f"{WINDOWS} windows are {needed:,} bytes, and the cache has room for {job.data.cache_bytes:,}",
             field="data.cache_bytes",
             remedy="make the cache larger or the window smaller",
         )

@@ -187,7 +187,7 @@ class _Job:
         items = []
         for index, slots in enumerate(self._slots):
             wanted = {"slots": slots.tobytes(), "bins": bin_of[slots].tobytes()}
-            items.append({"kind": "split", "index": index, "rows": len(slots), **wanted})
+            items.append({"index": index, "rows": len(slots), **wanted})
         return items
 
     def bins(self) -> list[Item]:
@@ -204,7 +204,7 @@ class _Job:
                 places = self._places.place[slots] // self._block - part.first
                 told.append({"part": part.model_dump(), "slots": slots.tolist(), "blocks": places.tolist()})
             if told:
-                items.append({"kind": "bin", "index": number, "rows": rows, "parts": json.dumps(told)})
+                items.append({"index": number, "rows": rows, "parts": json.dumps(told)})
         return items
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from curation.errors import UserError
 from training.data_config import ShardsData
-from training.data_shards import Places, ShardsInfo, folder_of, opened, spec_of
-from training.folders import cache_root
+from training.data_shards import Places, ShardsInfo, cache_of, folder_of, opened, spec_of
 from training.job import TrainJob
 from training.order import Order
 from training.roster import Roster
@@ -79,8 +78,7 @@ class Shards:
             return None
         spec = spec_of(job, roster)
         uri = folder_of(job, spec)
-        cache = cache_root() / "blocks" if job.data.cache is None else Path(job.data.cache)
-        return cls(uri, opened(uri, spec), roster, cache=cache, cache_bytes=job.data.cache_bytes)
+        return cls(uri, opened(uri, spec), roster, cache=cache_of(job), cache_bytes=job.data.cache_bytes)
 
     # --- rows ---
 

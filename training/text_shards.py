@@ -27,7 +27,7 @@ from curation.manifest import Manifest
 from training import captions, text
 from training.data import classes_of, options_of, texts_of
 from training.data_config import ShardsData
-from training.data_shards import Part, Places, parts_of, read_info
+from training.data_shards import WINDOWS, Part, Places, folder_of, parts_of, read_info
 from training.folders import download
 from training.job import TrainJob
 from training.roster import Roster
@@ -36,7 +36,6 @@ from training.text_states import TextsInfo, TextsSpec, cache_bytes, key_of, payl
 
 _BLOCK = 256  # slots, where pictures are in memory
 _FILE_BYTES = 256 * 2**20  # the same
-_WINDOWS = 4  # that a cache has room for, at least
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def plan_of(job: TrainJob, manifest: Manifest, roster: Roster, tower: Path) -> T
         width=width,
         file_bytes=_FILE_BYTES if shards is None else shards.file_bytes,
     )
-    folder = storage.join(job.output, "shards") if shards is None or shards.folder is None else shards.folder
-    return TextsPlan(storage.absolute(storage.join(folder, spec.name)), spec, Places.of(roster).counts, most)
+    return TextsPlan(storage.absolute(folder_of(job, spec)), spec, Places.of(roster).counts, most)
 
 
 def make(
@@ -123,7 +121,7 @@ def refuse_small_cache(job: TrainJob, info: TextsInfo) -> None:
     for every row of it."""
     if isinstance(job.data, ShardsData):
         blocks = sum(part.blocks for part in info.parts)
-        needed = min(info.bytes, _WINDOWS * info.bytes * job.data.window // (info.spec.block * max(blocks, 1)))
+        needed = min(info.bytes, WINDOWS * info.bytes * job.data.window // (info.spec.block * max(blocks, 1)))
         field, remedy = "data.cache_bytes", "make the cache larger or the window smaller"
     else:
         needed = info.bytes

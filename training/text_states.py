@@ -14,8 +14,7 @@ from torch import Tensor
 
 from curation.errors import UserError
 from training.data_config import ShardsData
-from training.data_shards import Part, Places, read_info
-from training.folders import cache_root
+from training.data_shards import Part, Places, cache_of, read_info
 from training.job import TrainJob
 from training.order import Order
 from training.roster import Roster
@@ -131,9 +130,7 @@ class StoredStates:
             raise UserError(
                 f"no text states of this training set at {uri}", field="data", remedy="run `cleanplate train` again"
             )
-        given = job.data.cache if isinstance(job.data, ShardsData) else None
-        cache = cache_root() / "blocks" if given is None else Path(given)
-        return cls(uri, info, roster, cache=cache, cache_bytes=cache_bytes(job))
+        return cls(uri, info, roster, cache=cache_of(job), cache_bytes=cache_bytes(job))
 
     def read(self, rows: Tensor, captions: Sequence[str]) -> list[Tensor]:
         """The states of captions that N rows may be told, one each: float32 (tokens, W), before they are standardised.
