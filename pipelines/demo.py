@@ -127,8 +127,6 @@ def summary(result: DemoResult) -> list[str]:
     """The result for a person."""
     counts = ", ".join(f"{n} {decision}" for decision, n in result.counts.items())
     drawn = len(PROMPTS) * len(SEEDS)
-    jobs = Path(__file__).parent / "jobs"
-    serve_job = (jobs.relative_to(Path.cwd()) if jobs.is_relative_to(Path.cwd()) else jobs) / "demo-serve.yaml"
     return [
         "",
         f"{result.inputs} inputs = {counts}",
@@ -140,7 +138,7 @@ def summary(result: DemoResult) -> list[str]:
         f"rows      cleanplate inspect {result.manifest}",
         "one more  cleanplate generate 'red apple' --seed 3 --out apple.png",
         "from here cleanplate verify apple.png",
-        f"endpoint  cleanplate serve {serve_job}, then",
+        f"endpoint  cleanplate serve {job_file('demo', 'serve')}, then",
         f"          curl {result.endpoint}/v1/images/generations -H 'Content-Type: application/json' "
         f'-d \'{{"prompt": "red apple", "seed": 3}}\'',
         "runs      mlflow ui --backend-store-uri sqlite:///runs/mlflow.db",
@@ -179,9 +177,14 @@ def by_job(sets: list[str], jobs: tuple[str, ...]) -> dict[str, list[str]]:
 
 def job_of(demo: str, kind: str, overrides: dict[str, list[str]], paths: dict[str, str]) -> Any:
     """The job that ships as `jobs/DEMO-KIND.yaml`, told where things lie, and then what was overridden."""
-    file = Path(__file__).parent / "jobs" / f"{demo}-{kind}.yaml"
     given = [f"{name}={json.dumps(value)}" for name, value in paths.items()]
-    return config.load_job(str(file), [*given, *overrides[kind]], kind=kind)
+    return config.load_job(str(job_file(demo, kind)), [*given, *overrides[kind]], kind=kind)
+
+
+def job_file(demo: str, kind: str) -> Path:
+    """A job that ships; as a person in the checkout would name it."""
+    file = Path(__file__).parent / "jobs" / f"{demo}-{kind}.yaml"
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 def _curate_job(folder: Path, overrides: dict[str, list[str]]) -> Any:

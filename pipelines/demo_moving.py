@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipelines import curate, moving, register, train
-from pipelines.demo import Clock, by_job, job_of, needs_extra
+from pipelines.demo import Clock, by_job, job_file, job_of, needs_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def summary(result: MovingResult) -> list[str]:
         f"open      {result.film}, which moves, and {result.strip}, its frames side by side",
         f"numbers   {result.summary}",
         f"one more  cleanplate generate 'rocket moving up' --model models:/{result.model}@champion --out rocket.webp",
-        "endpoint  cleanplate serve pipelines/jobs/moving-serve.yaml",
+        f"endpoint  cleanplate serve {job_file('moving', 'serve')}",
     ]
 
 
