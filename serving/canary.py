@@ -57,6 +57,10 @@ class Tally:
                 self._champion = record
         record.outcomes.append(outcome)
 
+    def forget(self) -> None:
+        """The challenger begins anew."""
+        self._challenger = _Record("", self._config.window)
+
     def returned(self) -> tuple[str, str] | None:
         """The challenger's version and why it is to answer nobody any more; None while nothing speaks against it."""
         old, new, config = self._champion, self._challenger, self._config

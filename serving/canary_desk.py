@@ -32,21 +32,24 @@ class CanaryDesk:
     def __init__(self, canary: CanaryConfig, tracking_uri: str | None) -> None:
         self._tracking_uri = tracking_uri
         self._tally = Tally(canary)
-        self._returned: set[str] = set()
+        self._writing = False
 
     async def add(self, model: str, version: str, challenger: bool, outcome: Outcome) -> None:
         """Takes the outcome of a request to a version of a registered model."""
         self._tally.add(version, challenger, outcome)
         found = self._tally.returned()
-        if found is None or found[0] in self._returned:
+        if found is None or self._writing:
             return
         version, why = found
-        self._returned.add(version)
+        self._writing = True
         try:
             await asyncio.to_thread(self._send_back, model, version, why)
         except Exception:
-            self._returned.discard(version)
             _log.exception("that version %s goes back could not be written down, the next outcome tries again", version)
+        else:
+            self._tally.forget()  # whoever takes the tag away gives it another chance
+        finally:
+            self._writing = False
 
     def _send_back(self, model: str, version: str, why: str) -> None:
         from serving.registered import RETURNED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class CanaryConfig(BaseModel):
@@ -24,6 +24,12 @@ class CanaryConfig(BaseModel):
     max_slowdown: float = Field(
         1.5, ge=1, description="median seconds of a row-step over the champion's; beyond it, the challenger returns"
     )
+
+    @model_validator(mode="after")
+    def _enough_is_kept(self) -> CanaryConfig:
+        if self.min_requests > self.window:
+            raise ValueError(f"min_requests {self.min_requests} is over window {self.window}: they are never compared")
+        return self
 
 
 class RolloutConfig(BaseModel):

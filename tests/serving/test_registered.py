@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from curation.errors import UserError
@@ -132,12 +133,17 @@ def test_the_desk_writes_down_that_a_challenger_goes_back(made: Store) -> None:
     made.move("3", "worse")
     assert registry.target(CHALLENGER) == "3"
 
+    desk = CanaryDesk(canary, made.uri)
+
     async def outcomes() -> None:
-        desk = CanaryDesk(canary, made.uri)
         for _ in range(2):
             await desk.add("tiny", "1", False, Outcome(pictures=1, seconds=0.1))
             await desk.add("tiny", "3", True, Outcome(failed=True))
 
+    asyncio.run(outcomes())
+    assert registry.target(CHALLENGER) is None
+    mlflow.MlflowClient(made.uri).delete_model_version_tag("tiny", "3", f"cleanplate.{RETURNED}")
+    assert registry.target(CHALLENGER) == "3", "taking the tag away gives it another chance"
     asyncio.run(outcomes())
     assert registry.target(CHALLENGER) is None
     assert made.tags("3")[RETURNED].endswith(": 100.0% of its requests failed, of version 1's 0.0%")
