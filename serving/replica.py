@@ -107,9 +107,10 @@ class Sampler:
 
         try:
             yield lambda generation: tell(outcome_of(generation, time.monotonic() - begun))
-        except Exception as error:
-            if not isinstance(error, RequestError) or error.status >= 500:
-                tell(Outcome(failed=True))
+        except RequestError:
+            raise  # a refusal: it says nothing of the version
+        except Exception:
+            tell(Outcome(failed=True))
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -133,7 +134,6 @@ class Sampler:
 
 def outcome_of(generation: Generation, seconds: float) -> Outcome:
     """Of a request that was answered after so many seconds."""
-    plan, pictures = generation.plan, generation.pictures
-    row_steps = len(plan.seeds) * plan.steps * (2 if plan.guidance_scale > 1 else 1)
+    pictures = generation.pictures
     withheld = sum(picture.data is None for picture in pictures)
-    return Outcome(pictures=len(pictures), withheld=withheld, seconds=seconds / row_steps)
+    return Outcome(pictures=len(pictures), withheld=withheld, seconds=seconds / generation.plan.row_steps)
