@@ -222,7 +222,7 @@ class Finisher:
         """
         pixels = self._pixels(clean)
         left = pixels if self._guard is None else self._guard.preview(pixels)
-        if left is None or (self._neighbours is not None and self._neighbours.look(left).withheld):
+        if left is None or (self._neighbours is not None and self._neighbours.withholds(left)):
             return None
         if self._marker is not None:
             left = self._marker.pixels(plan, index, left).pixels

@@ -104,7 +104,7 @@ class Generator:
         neighbours: Neighbours | None = None,
     ) -> None:
         self.version = version
-        self.model = self._model = model
+        self.model = model
         self.backend = backend or backends.plain(model)
         self._limits = limits
         self._prompts = prompts
@@ -144,14 +144,18 @@ class Generator:
 
         Raises RequestError when it asks for what is not to be had, or may not be had.
         """
-        plan = admit(request, self.card, self._limits, ids)
+        plan = self.admit(request, ids)
         return plan if self._prompts is None else replace(plan, moderation=self._prompts.check(plan.prompt))
+
+    def admit(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
+        """What a request comes to, whatever its prompt says. Raises RequestError when that is not to be had."""
+        return admit(request, self.card, self._limits, ids)
 
     def begin(self, plan: Plan) -> list[PictureTrajectory]:
         """A plan's pictures before their first step."""
-        told = Told(self._model, plan.prompt, plan.negative_prompt or "", plan.guidance_scale)
+        told = Told(self.model, plan.prompt, plan.negative_prompt or "", plan.guidance_scale)
         params = SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler)
-        return [PictureTrajectory(self._model, told, seed, params) for seed in plan.seeds]
+        return [PictureTrajectory(self.model, told, seed, params) for seed in plan.seeds]
 
     def look(self, plan: Plan, clean: Sequence[Tensor]) -> list[Seen]:
         """Decodes and checks a plan's pictures.

@@ -80,20 +80,29 @@ class Neighbours:
 
     def look(self, pixels: np.ndarray) -> Near:
         """What is near to uint8 (H, W, 3), or to a film (F, H, W, 3): to any of its frames."""
-        self._revoked.look()
-        frames = list(pixels) if pixels.ndim == 4 else [pixels]
-        found = self._index.search(frames, np.stack([self._embed(frame) for frame in frames]))
-        attribution = None
+        found, attribution = self._search(pixels), None
         if self.names and self._revoked.known:
             best = found.best(self._attribution.neighbours, self._revoked.mask)
             attribution = tuple(self._attributed(neighbour) for neighbour in best)
         return Near(attribution, None if self.policy.action == "off" else self._copy(found, self.policy.action))
+
+    def withholds(self, pixels: np.ndarray) -> bool:
+        """Whether a picture would not leave, as `look` says; nothing is searched for where that cannot be."""
+        action = self.policy.action
+        if action == "off" or (action == "flag" and self.policy.revoked != "block"):
+            return False
+        return Near(None, self._copy(self._search(pixels), action)).withheld
 
     def served(self, near: Near) -> None:
         """Is told of a picture that leaves."""
         if self._credit is not None:
             named = [Named(a.sha256, a.creator, a.licence, a.uri, a.similarity) for a in near.attribution or ()]
             self._credit.add(named, None if near.copy is None else near.copy.sha256)
+
+    def _search(self, pixels: np.ndarray) -> Found:
+        self._revoked.look()
+        frames = list(pixels) if pixels.ndim == 4 else [pixels]
+        return self._index.search(frames, np.stack([self._embed(frame) for frame in frames]))
 
     def _copy(self, found: Found, action: NearCopyAction) -> NearCopy | None:
         gone = self._revoked.mask

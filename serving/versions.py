@@ -206,7 +206,7 @@ class Versions:
         if not asked or draw is None or draw >= canary.share:
             return self._champion()
         try:
-            self._opened[challenger].service.generator.plan(request)
+            self._opened[challenger].service.generator.admit(request)
         except RequestError:
             return self._champion()  # it cannot draw that, or nobody can
         return challenger
