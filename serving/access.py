@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import RequestError
-from serving.context import Origin, track
+from serving.context import Origin, request_id_of, track
 from serving.doorway import Doorway
+from serving.http import errors
 from serving.metrics import GatewayMetrics, Snapshot, exposition
 from serving.observability import ObservabilityConfig
 from serving.traces import Traces
-from serving.watch import new_request_id
 
 RETRY_AFTER_S = 5.0
 """When another process should answer what this one refuses because it is being shut down."""
@@ -33,7 +31,6 @@ Others = Callable[[], Awaitable[tuple[Sequence[Snapshot], bool]]]
 """What the server's other processes have counted, and whether all of them answered."""
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CODE = re.compile(rb'"code":\s*"([A-Za-z0-9_.-]{1,64})"')
 _ASKED_WHILE_CLOSED = ("GET", "HEAD", "OPTIONS", "DELETE")
 
@@ -77,8 +74,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)
-        asked = headers.get("X-Request-Id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else new_request_id()
+        request_id = request_id_of(headers.get("X-Request-Id", ""))
         headers["X-Request-Id"] = request_id  # so that all behind this agree on it
         answer = _Answer(send, drop="X-Request-Id" if self._named_outside else None)
         begun = time.perf_counter()
@@ -101,7 +97,7 @@ class Access:
             scope.setdefault("state", {})["exposition"] = self.exposition  # for `serving.http.metrics`
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
         if not self.doorway.open and (scope["method"] not in _ASKED_WHILE_CLOSED or path == "/v1/health/ready"):
-            await _refusal(_closed())(scope, receive, answer)
+            await errors.answer(_closed())(scope, receive, answer)
         else:
             await self._app(scope, receive, answer)
 
@@ -187,8 +183,3 @@ def _closed() -> RequestError:
     return RequestError(
         "This server is being shut down.", status=503, code="shutting_down", retry_after_s=RETRY_AFTER_S
     )
-
-
-def _refusal(error: RequestError) -> JSONResponse:
-    headers = {"Retry-After": str(math.ceil(error.retry_after_s or 1.0))}
-    return JSONResponse(error.body().model_dump(), status_code=error.status, headers=headers)

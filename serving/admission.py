@@ -174,7 +174,7 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tupl
             param="model",
             code="model_not_found",
         )
-    _refuseunsupported(request, card)
+    _refuse_unsupported(request, card)
     if not request.prompt.strip():
         raise RequestError("prompt is blank.", param="prompt", code="invalid_value")
     for field in ("prompt", "negative_prompt"):
@@ -212,7 +212,7 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tupl
     )
 
 
-def _refuseunsupported(request: GenerationRequest, card: ModelCard) -> None:
+def _refuse_unsupported(request: GenerationRequest, card: ModelCard) -> None:
     if request.size not in (None, "auto", card.size):
         raise unsupported("size", f"this model makes {card.size}: ask for that or for 'auto'")
     if request.quality not in (None, "auto", "standard"):

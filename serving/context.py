@@ -5,6 +5,8 @@ The gateway opens a context for every request, the replica opens one of the same
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,7 +42,13 @@ class Tracked:
     private: list[str] = field(default_factory=list)
 
 
+_LAWFUL = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _current: ContextVar[Tracked | None] = ContextVar("request", default=None)
+
+
+def request_id_of(asked: str = "") -> str:
+    """A request's id: the one that the client asks for, where that is one, else a new one."""
+    return asked if _LAWFUL.fullmatch(asked) else f"req_{secrets.token_hex(16)}"
 
 
 def current() -> Tracked | None:

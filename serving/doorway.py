@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,25 +12,16 @@ class Doorway:
     def __init__(self) -> None:
         self.open = True
         self.inside = 0
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Something is under way for as long as the block lasts."""
         self.inside += 1
-        self._empty.clear()
         try:
             yield
         finally:
             self.inside -= 1
-            if not self.inside:
-                self._empty.set()
 
     def close(self) -> None:
         """Nothing new is to come in; what is inside goes on."""
         self.open = False
-
-    async def empty(self) -> None:
-        """Returns when nothing is under way."""
-        await self._empty.wait()

@@ -9,7 +9,6 @@ picture must only look like the one in the bundle (`self_test.png`); where there
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from curation.errors import UserError
 from serving.backends import OPENERS, Backend
 from serving.job import EngineConfig
 from serving.trajectory import PictureTrajectory, Told, finish
-from training.bundle import DiffusionModel, SelfTest, load_bundle, local_bundle
+from training.bundle import DiffusionModel, SelfTest, load_bundle, local_bundle, picture_digest
 from training.exported import FOLDER, REPORT_FILE, sha256_of
 from training.onnx_denoiser import Denoiser, TorchDenoiser
 
@@ -107,7 +106,7 @@ def _drawn(pixels: np.ndarray, bundle: Path, model: DiffusionModel) -> Drawn:
     report = bundle / FOLDER / REPORT_FILE
     versions = {name: _version(name) for name in ("torch", "onnxruntime", "openvino")}
     return Drawn(
-        sha256=hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(),
+        sha256=picture_digest(pixels),
         processor=processor(model.device),
         libraries=", ".join(f"{name} {version}" for name, version in versions.items() if version),
         threads=torch.get_num_threads(),

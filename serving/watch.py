@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,13 +31,12 @@ class Watch:
         self._traces = spans or traces.build(config)
 
     @contextmanager
-    def request(self, request: GenerationRequest, origin: Origin | None) -> Iterator[Callable[[Generation], None]]:
+    def request(self, request: GenerationRequest, origin: Origin) -> Iterator[Callable[[Generation], None]]:
         """A request under way in this process. Gives what is to be called with its generation, if it comes to that.
 
         Args:
-            origin: the gateway's; None for one that came by another way.
+            origin: the gateway's.
         """
-        origin = origin or Origin(new_request_id())
         with track(origin), self._traces.drawing(origin) as span:
             hide(request.prompt, request.negative_prompt)
 
@@ -57,11 +55,3 @@ class Watch:
                 self.metrics.broke_off()
                 _log.exception("a request failed")
                 raise
-
-    def close(self) -> None:
-        """Sends what is still to be sent."""
-        self._traces.close()
-
-
-def new_request_id() -> str:
-    return f"req_{secrets.token_hex(16)}"

@@ -155,7 +155,7 @@ class DiffusionModel:
         False on other hardware is no fault: floating-point sums differ in their last bits between machines.
         """
         test = self.info.self_test
-        return test is None or _picture_digest(draw_self_test(self, test)) == test.sha256
+        return test is None or picture_digest(draw_self_test(self, test)) == test.sha256
 
 
 def draw_self_test(model: DiffusionModel, test: SelfTest) -> np.ndarray:
@@ -164,7 +164,7 @@ def draw_self_test(model: DiffusionModel, test: SelfTest) -> np.ndarray:
     return picture
 
 
-def _picture_digest(picture: np.ndarray) -> str:
+def picture_digest(picture: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
 
 
@@ -215,7 +215,7 @@ def _write_self_test(staging: Path, model: DiffusionModel, info: BundleInfo) -> 
     test = SelfTest(prompt=prompt, seed=0, params=info.sampling.model_copy(update={"steps": steps}), sha256="")
     picture = draw_self_test(model, test)
     (staging / "self_test.png").write_bytes(png(picture))
-    return test.model_copy(update={"sha256": _picture_digest(picture)})
+    return test.model_copy(update={"sha256": picture_digest(picture)})
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.context import request_id_of
+
 HEADER = "X-Request-Id"
-_LAWFUL = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestId:
@@ -23,7 +21,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         asked = Headers(scope=scope).get(HEADER, "")
-        name = asked if _LAWFUL.fullmatch(asked) else f"req_{secrets.token_hex(16)}"
+        name = request_id_of(asked)
         scope.setdefault("state", {})["request_id"] = name
 
         async def named(message: Message) -> None:

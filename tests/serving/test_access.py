@@ -231,10 +231,10 @@ def test_a_closed_door_lets_those_inside_finish(generator: Generator) -> None:
         assert (await client.get("/v1/models")).status_code == 200
         found = await scraped(client)
         assert counted(found, "accepting") == 0
-        waiting = asyncio.create_task(app.doorway.empty())
+        assert app.doorway.inside == 1
         go_on.set()
         assert (await inside).status_code == 200
-        await waiting
+        assert app.doorway.inside == 0
 
     talk(app, go)
 
