@@ -101,13 +101,12 @@ def _request(record: Record, given: ReproductionRequest) -> GenerationRequest:
         prompt=prompt,
         negative_prompt=negative,
         size=record.size,
-        seed=record.seed,
         num_inference_steps=record.steps,
         guidance_scale=record.guidance_scale,
         sampler=record.sampler,
         output_format=record.output_format,
         output_compression=record.output_compression,
-    )
+    ).model_copy(update={"seed": record.seed})  # a later image's may lie above the largest that a request may name
 
 
 def _text(field: str, given: str | None, kept: str | None, digest: str | None) -> str | None:

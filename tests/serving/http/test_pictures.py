@@ -11,7 +11,7 @@ import pytest
 from curation.clip import ClipConfig
 from serving import guard
 from serving.admission import Limits
-from serving.api import GenerationRequest, RequestError
+from serving.api import MAX_SEED, GenerationRequest, RequestError
 from serving.call import Call
 from serving.generator import Generation, Generator
 from serving.job import ServeJob
@@ -23,11 +23,6 @@ from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
 
 BODY = {"prompt": "a red apple", "seed": 4, "num_inference_steps": 2, "n": 2, "negative_prompt": "blue"}
-
-
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
 
 
 @pytest.fixture
@@ -53,6 +48,16 @@ def test_a_picture_is_drawn_again_by_its_id(generator: Generator, job: ServeJob)
     }
     assert backend.calls[-1].version == "3"
     assert first["pixels_sha256"] != second["pixels_sha256"]
+
+
+def test_a_later_image_of_the_largest_seed_is_drawn_again(generator: Generator, job: ServeJob) -> None:
+    backend = LocalBackend(generator)
+    body = {"prompt": "a red apple", "seed": MAX_SEED, "n": 2, "num_inference_steps": 2}
+    drawn = post(backend, body, job).json()["data"][1]
+    answer = send(backend, "POST", f"/v1/images/{drawn['id']}/reproduce", job, json={"prompt": "a red apple"})
+    assert answer.status_code == 200
+    assert answer.json()["data"][0]["seed"] == drawn["seed"] == MAX_SEED + 1
+    assert answer.json()["reproduction"]["pixels_equal"]
 
 
 def test_where_prompts_are_kept_nothing_has_to_be_sent(generator: Generator, tmp_path: Path) -> None:
