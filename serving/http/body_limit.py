@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.api import RequestError
 from serving.http import errors
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
 _log = logging.getLogger(__name__)
 
 
@@ -46,10 +47,11 @@ class BodyLimit:
             if len(body) > max_bytes:
                 await errors.answer(_too_large(max_bytes))(scope, receive, send)
                 return
-        if path not in self._files and deeper(bytes(body), self._max_depth):
+        data = bytes(body)
+        if path not in self._files and deeper(data, self._max_depth):
             await errors.answer(_too_deep(self._max_depth))(scope, receive, send)
             return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        whole: list[Message] = [{"type": "http.request", "body": data, "more_body": False}]
         begun = False
 
         async def replay() -> Message:
@@ -71,11 +73,12 @@ class BodyLimit:
 
 def deeper(body: bytes, depth: int) -> bool:
     """Whether brackets open more than `depth` levels, as in JSON; what is no JSON is somebody else's to refuse."""
-    if body.lstrip()[:1] not in (b"{", b"["):
+    text = body.decode(json.detect_encoding(body), "replace")  # as `json.loads` does
+    if text.lstrip()[:1] not in ("{", "["):
         return False
     level = 0
-    for token in _BRACKET.findall(_STRING.sub(b"", body)):
-        level += 1 if token in b"[{" else -1
+    for token in _BRACKET.findall(_STRING.sub("", text)):
+        level += 1 if token in "[{" else -1
         if level > depth:
             return True
     return False
