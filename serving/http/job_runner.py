@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.api import ErrorDetail, GenerationRequest, GenerationResponse, RequestError
+from serving.api import GenerationRequest, GenerationResponse, RequestError
 from serving.http import errors
 from serving.http.asker import Asker
 from serving.jobs import OPEN, Job, JobsConfig, JobStore, Stored, WebhookStanding, body_sha256
@@ -147,12 +148,12 @@ class Runner:
                 await _aside(self._store.write_result, stored, response)
             stored = stored.changed(status="succeeded")
         except RequestError as error:
-            stored = _failed(stored, error.body().error, error.status)
+            stored = _failed(stored, error)
         except TimeoutError:
             late = RequestError(
                 f"The job was not done within {self._config.timeout_s:g} s.", status=504, code="timeout"
             )
-            stored = _failed(stored, late.body().error, late.status)
+            stored = _failed(stored, late)
         except asyncio.CancelledError:
             # Either the job was cancelled, and its file says so, or this process ends.
             current = await asyncio.shield(_aside(self._store.read, stored.owner, stored.job.id))
@@ -161,7 +162,7 @@ class Runner:
             raise
         except Exception:
             _log.exception("the job %s failed", stored.job.id)
-            stored = _failed(stored, errors.internal().body().error, 500)
+            stored = _failed(stored, errors.internal())
         stored = stored.changed(ended=int(self._clock()))
         if await self._write(stored):
             self._tell(stored)
@@ -204,13 +205,15 @@ class Runner:
         task.add_done_callback(self._others.discard)
 
     async def _beat(self) -> None:
-        for number in range(1, 10**12):
+        for number in itertools.count(1):
             try:
                 if self._tasks or self._others:
                     await _aside(self._store.beat, self._gateway)
                 for owner, name in list(self._tasks):
                     current = await _aside(self._store.read, owner, name)
-                    if (current is None or current.job.status not in OPEN) and (owner, name) in self._tasks:
+                    # What this process wrote itself is an end that its task is about to tell of.
+                    ended = current is None or current.job.status == "cancelled" or current.gateway != self._gateway
+                    if ended and (owner, name) in self._tasks:
                         self._tasks[owner, name].cancel()  # by another gateway
                 if number % _LOOK_ROUND == 1:
                     for stored in await _aside(lambda: list(self._store.all())):
@@ -235,12 +238,12 @@ class Runner:
 
     def _interrupted(self, stored: Stored) -> Stored:
         error = RequestError("The process that drew this ended; ask for the job again.", status=503, code="interrupted")
-        return _failed(stored, error.body().error, 503, retryable=True).changed(ended=int(self._clock()))
+        return _failed(stored, error).changed(ended=int(self._clock()))
 
 
-def _failed(stored: Stored, error: ErrorDetail, status: int, *, retryable: bool | None = None) -> Stored:
-    again = status >= 500 or status == 429 if retryable is None else retryable
-    return stored.changed(status="failed", error=error, error_status=status, retryable=again)
+def _failed(stored: Stored, error: RequestError) -> Stored:
+    again = error.status >= 500 or error.status == 429
+    return stored.changed(status="failed", error=error.body().error, error_status=error.status, retryable=again)
 
 
 async def _aside(work: Callable[..., Any], *args: Any) -> Any:
