@@ -370,12 +370,8 @@ class _Resolver(AbstractResolver):
 async def _session(
     config: FetchConfig, resolver: AbstractResolver | None, is_public: Callable[[str], bool]
 ) -> aiohttp.ClientSession:
-    def admit(address: str, host: str) -> None:
-        if not config.allow_private and not is_public(address):
-            raise FetchError(Reason.REFUSED_ADDRESS, f"{host} is {address}" if host != address else host)
-
     connector = guarded_connector(
-        admit,
+        lambda address: config.allow_private or is_public(address),
         resolver,
         limit=0,  # `Web.turn` counts them, and a wait for one is not to look like a slow host
         ttl_dns_cache=math.ceil(config.dns_ttl_s),
@@ -395,15 +391,19 @@ async def _session(
 
 
 def guarded_connector(
-    admit: Callable[[str, str], None], resolver: AbstractResolver | None = None, **options: Any
+    admitted: Callable[[str], bool], resolver: AbstractResolver | None = None, **options: Any
 ) -> aiohttp.TCPConnector:
-    """Connections to addresses that `admit` lets pass.
+    """Connections to addresses that may be asked; to others, whatever name they were found for, a FetchError.
 
     Args:
-        admit: told an address and the name that it was found for; raises FetchError where it is not to be asked.
+        admitted: whether an address may be.
         resolver: who knows the addresses of names; the system's own unless given.
         options: more of `aiohttp.TCPConnector`.
     """
+
+    def admit(address: str, host: str) -> None:
+        if not admitted(address):
+            raise FetchError(Reason.REFUSED_ADDRESS, f"{host} is {address}" if host != address else host)
 
     def connect(info: Any) -> socket.socket:
         # aiohttp asks no resolver about what looks like an address, `http://2130706433/` included.

@@ -133,13 +133,9 @@ class Sender:
 
     async def _once(self, url: str, headers: dict[str, str], body: bytes) -> tuple[str | None, bool]:
         """What went wrong, and whether it may go well another time."""
-
-        def admit(address: str, host: str) -> None:
-            if not self._config.allow_private and not public_address(address):
-                raise FetchError("refused_address", f"{host} is {address}" if host != address else host)
-
         timeout = aiohttp.ClientTimeout(total=self._config.timeout_s)
-        connector = guarded_connector(admit, self._resolver)
+        allowed = self._config.allow_private
+        connector = guarded_connector(lambda address: allowed or public_address(address), self._resolver)
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session,
