@@ -168,12 +168,10 @@ class Timings(BaseModel):
     first_preview_ms: float | None = None
 
 
-class GenerationResponse(BaseModel):
-    """The answer: OpenAI's fields, and what it takes to make the same pictures again."""
+class Drawn(BaseModel):
+    """What is said of a request's pictures together: OpenAI's fields, and what it takes to make them again."""
 
     model_config = ConfigDict(frozen=True)
-    created: int
-    data: list[ImageDatum]
     background: Literal["opaque"] = "opaque"
     output_format: ImageFormat
     size: str
@@ -189,6 +187,13 @@ class GenerationResponse(BaseModel):
     exact: bool
     """Whether the same request gives the same pixels (`pixels_sha256`) whatever else this server draws, and where
     files are not signed, the same bytes."""
+
+
+class GenerationResponse(Drawn):
+    """The answer."""
+
+    created: int
+    data: list[ImageDatum]
 
 
 class ReproductionRequest(BaseModel):

@@ -24,7 +24,7 @@ from serving.generator import Generation
 from serving.ingress import name_of_this
 from serving.job import ServeJob
 from serving.metrics import Held, Snapshot
-from serving.service import Preview, Service, overloaded
+from serving.service import Preview, Service, last, overloaded
 from serving.watch import Watch
 
 
@@ -60,11 +60,7 @@ class Sampler:
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         """A request's pictures, as `stream` without its previews."""
-        async with aclosing(self.stream(request, call)) as events:
-            async for event in events:
-                if isinstance(event, Generation):
-                    return event
-        raise AssertionError("a stream ends with its generation")
+        return await last(self.stream(request, call))
 
     async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
         """Makes a request's pictures, all by the version that answers when it comes.

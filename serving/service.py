@@ -38,6 +38,15 @@ class Preview:
     data: bytes | None
 
 
+async def last(events: AsyncGenerator[Preview | Generation, None]) -> Generation:
+    """The generation that a stream ends with, without its previews."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Generation):
+                return event
+    raise AssertionError("a stream ends with its generation")
+
+
 class Service:
     """Belongs to one event loop.
 
@@ -72,11 +81,7 @@ class Service:
             RequestError: 429 when too much is outstanding, 503 when the service is being shut down, else as
                 `Generator.generate`.
         """
-        async with aclosing(self.stream(request, flow=flow)) as events:
-            async for event in events:
-                if isinstance(event, Generation):
-                    return event
-        raise AssertionError("a stream ends with its generation")
+        return await last(self.stream(request, flow=flow))
 
     async def stream(
         self,

@@ -23,7 +23,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
-from serving.api import ErrorDetail, GenerationResponse, ImageDatum, ImageFormat, RequestError, SamplerName, Timings
+from serving.api import Drawn, ErrorDetail, GenerationResponse, ImageDatum, ImageFormat, RequestError
 from serving.http import errors
 from serving.service import Preview
 
@@ -67,26 +67,14 @@ class PartialImage(BaseModel):
     size: str
 
 
-class CompletedImage(ImageDatum):
+class CompletedImage(ImageDatum, Drawn):
     """`image_generation.completed`: a picture, or that it was withheld, with what the whole answer says of it."""
 
     type: Literal["image_generation.completed"] = "image_generation.completed"
     image_index: int
     created_at: int
-    background: Literal["opaque"] = "opaque"
-    output_format: ImageFormat
     quality: Literal["auto"] = "auto"
-    size: str
     usage: Usage = Usage()
-    model: str
-    model_version: str
-    manifest_id: str
-    steps: int
-    sampler: SamplerName
-    guidance_scale: float
-    timings: Timings
-    backend: str
-    exact: bool
 
 
 class StreamError(BaseModel):

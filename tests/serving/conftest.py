@@ -11,8 +11,10 @@ import pytest
 
 from curation.clip import ClipConfig
 from serving import logs
+from serving.generator import Generator
 from serving.observability import ObservabilityConfig
 from tests.serving import tiny
+from tests.serving.local import JOB
 from training.bundle import DiffusionModel, load_bundle
 from training.tracking import ModelVersion
 
@@ -39,6 +41,12 @@ def version(bundle: Path) -> ModelVersion:
     return ModelVersion(
         name="tiny", version="3", alias="champion", model_id=None, run_id=None, tags={}, bundle=str(bundle)
     )
+
+
+@pytest.fixture(scope="module")
+def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
+    """Within the limits of `local.JOB`; a module that wants others has its own."""
+    return Generator(version, model, None, JOB.limits)
 
 
 @pytest.fixture

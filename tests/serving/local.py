@@ -15,7 +15,7 @@ from serving.call import Call
 from serving.gateway import create_app
 from serving.generator import Generation, Generator
 from serving.job import ServeJob
-from serving.service import Preview, Service
+from serving.service import Preview, Service, last
 
 JOB = ServeJob(model="models:/tiny@champion", keys="open", limits=Limits(max_steps=8, max_body_bytes=4096))
 
@@ -41,11 +41,7 @@ class LocalBackend:
         return self.generator.card
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
-        async with aclosing(self.stream(request, call)) as events:
-            async for event in events:
-                if isinstance(event, Generation):
-                    return event
-        raise AssertionError("a stream ends with its generation")
+        return await last(self.stream(request, call))
 
     async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
         self.asked += 1

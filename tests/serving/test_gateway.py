@@ -14,13 +14,6 @@ from serving.admission import ModelCard
 from serving.api import GenerationResponse, RequestError
 from serving.generator import Generator
 from tests.serving.local import JOB, LocalBackend, client_of, error_of, post, send
-from training.bundle import DiffusionModel
-from training.tracking import ModelVersion
-
-
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
 
 
 def test_the_same_request_gets_the_same_bytes(generator: Generator) -> None:

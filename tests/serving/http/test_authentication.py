@@ -15,15 +15,8 @@ from serving.job import ServeJob
 from serving.keys import KeysConfig, Scope
 from serving.records import RecordsConfig
 from tests.serving.local import JOB, LocalBackend, error_of, post, send
-from training.bundle import DiffusionModel
-from training.tracking import ModelVersion
 
 BODY = {"prompt": "a red apple", "seed": 4, "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
 
 
 @pytest.fixture

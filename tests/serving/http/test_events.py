@@ -28,11 +28,6 @@ from training.tracking import ModelVersion
 BODY = {"prompt": "a red apple", "seed": 4, "num_inference_steps": 4, "stream": True}
 
 
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
-
-
 def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     """The events of a whole stream, without its comments."""
     frames = [frame.splitlines() for frame in text.split("\n\n") if frame and not frame.startswith(":")]

@@ -25,16 +25,9 @@ from serving.jobs import JobsConfig, JobStore, WebhooksConfig
 from serving.keys import KeysConfig
 from serving.webhooks import VARIABLE, Sender, secret_of
 from tests.serving.local import JOB, LocalBackend, client_of, error_of, send
-from training.bundle import DiffusionModel
-from training.tracking import ModelVersion
 
 BODY = {"prompt": "a red apple", "seed": 4, "num_inference_steps": 2}
 ASKER = Asker("req_1", "http://test")
-
-
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
 
 
 @pytest.fixture

@@ -20,13 +20,6 @@ from serving.job import ServeJob
 from serving.keys import KeysConfig
 from serving.records import RecordsConfig
 from tests.serving.local import JOB, LocalBackend
-from training.bundle import DiffusionModel
-from training.tracking import ModelVersion
-
-
-@pytest.fixture(scope="module")
-def generator(version: ModelVersion, model: DiffusionModel) -> Generator:
-    return Generator(version, model, None, JOB.limits)
 
 
 @pytest.fixture
