@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -216,6 +217,12 @@ def read_bytes(uri: str) -> bytes:
         return bytes(system.handler.fs.cat_file(path))
     with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file on this machine, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @_faults_are_os_errors

@@ -118,7 +118,7 @@ def run(job: IndexJob) -> Indexed:
     from pipelines.evaluate import embedder
     from training import tracking
     from training.neighbours.building import Thumbnails, build
-    from training.neighbours.index import FOLDER, INFO_FILE, digest_of
+    from training.neighbours.index import FOLDER, INFO_FILE
 
     if job.out is not None and storage.is_remote(job.out):
         raise UserError(f"{job.out} is no folder on this machine", field="out", remedy="name a folder here")
@@ -149,7 +149,7 @@ def run(job: IndexJob) -> Indexed:
         model=version.name,
         version=version.version,
         folder=str(folder),
-        sha256=digest_of(folder / INFO_FILE),
+        sha256=storage.sha256_of(folder / INFO_FILE),
         attached=attached,
         pictures=info.pictures,
         thumbnails=info.thumbnails,

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from curation import torchvision_ops
+from curation import storage, torchvision_ops
 from curation.errors import UserError
 from serving.backends import OPENERS, Backend
 from serving.job import EngineConfig
 from serving.trajectory import PictureTrajectory, Told, finish
 from training.bundle import DiffusionModel, SelfTest, load_bundle, local_bundle, picture_digest
-from training.exported import FOLDER, REPORT_FILE, sha256_of
+from training.exported import FOLDER, REPORT_FILE
 from training.onnx_denoiser import Denoiser, TorchDenoiser
 
 TAG = "selftest."
@@ -110,7 +110,7 @@ def _drawn(pixels: np.ndarray, bundle: Path, model: DiffusionModel) -> Drawn:
         processor=processor(model.device),
         libraries=", ".join(f"{name} {version}" for name, version in versions.items() if version),
         threads=torch.get_num_threads(),
-        graph=sha256_of(report)[:16] if report.is_file() else "made on the spot",
+        graph=storage.sha256_of(report)[:16] if report.is_file() else "made on the spot",
     )
 
 

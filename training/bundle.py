@@ -220,12 +220,7 @@ def _write_self_test(staging: Path, model: DiffusionModel, info: BundleInfo) -> 
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != INFO_FILE)
-    return {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): storage.sha256_of(path) for path in files}
 
 
 def read_info(folder: str | Path) -> BundleInfo:
@@ -272,7 +267,7 @@ def verify(folder: str | Path, info: BundleInfo) -> None:
         path = Path(folder) / name
         if not path.is_file():
             raise UserError(f"the bundle at {folder} is torn: {name} is missing", field="model", remedy=_RESTORE)
-        if _file_digest(path) != expected:
+        if storage.sha256_of(path) != expected:
             raise UserError(f"the bundle at {folder} is damaged: {name} was changed", field="model", remedy=_RESTORE)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curation import storage
 from curation.errors import UserError
 from training import network
 from training.bundle import INFO_FILE
-from training.exported import sha256_of
 from training.folders import cache_root
 from training.onnx_denoiser import INPUTS, OUTPUT, OnnxDenoiser, Rows, TorchDenoiser, missing, quiet
 from training.space import shape
@@ -41,7 +41,7 @@ def cached_graph(bundle: Path, model: DiffusionModel) -> Path:
     size = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
     if size > _MOST_BYTES:
         raise UserError(f"a network of {size >> 20} MiB is too large for a cached graph", field="model", remedy=_REMEDY)
-    name = f"{sha256_of(bundle / INFO_FILE)}-{torch.__version__}-{_OPSET}.onnx"
+    name = f"{storage.sha256_of(bundle / INFO_FILE)}-{torch.__version__}-{_OPSET}.onnx"
     path = cache_root() / "graphs" / name
     if path.is_file():
         return path

@@ -17,10 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
+from curation import storage
 from training import folders, parity, quantize, tensorrt_engine
 from training.bundle import INFO_FILE, DiffusionModel, load_bundle
 from training.export_job import ExportJob, Format
-from training.exported import FILES, REPORT_FILE, Artifact, ExportReport, Port, sha256_of
+from training.exported import FILES, REPORT_FILE, Artifact, ExportReport, Port
 from training.onnx_denoiser import OPSET, OUTPUT, Denoiser, OnnxDenoiser, Rows, TorchDenoiser, record, write_graph
 from training.sampling import SamplingParams, sample
 from training.tensorrt_engine import TensorRtDenoiser
@@ -99,7 +100,7 @@ def export(bundle: Path, out: Path, job: ExportJob) -> ExportReport:
         prompts = [model.info.captions[i] for i in _evenly(len(model.info.captions), job.calibration.pictures)]
         seeds = [job.calibration.seed + i for i in range(job.calibration.pictures)]
         calls = record(model, prompts or [""] * len(seeds), seeds, model.info.sampling)
-        order = Order(model, staging, calls, job, sha256_of(bundle / INFO_FILE))
+        order = Order(model, staging, calls, job, storage.sha256_of(bundle / INFO_FILE))
         compare = _Comparison(model, calls, job)
         artifacts: dict[Format, Artifact] = {}
         refused: dict[Format, list[str]] = {}
@@ -158,7 +159,7 @@ def _artifact(folder: Path, kind: Format, checks: parity.Checks, failures: list[
     paths = [path for path in (folder / name, folder / f"{name}.data") if path.exists()]
     return Artifact(
         file=name,
-        files={path.name: sha256_of(path) for path in paths},
+        files={path.name: storage.sha256_of(path) for path in paths},
         size=sum(path.stat().st_size for path in paths),
         checks=checks,
         forced=failures,

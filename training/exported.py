@@ -10,11 +10,11 @@ The folder is an optional part of the bundle: `cleanplate.json` knows nothing of
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curation import storage
 from curation.errors import UserError
 from training.bundle import INFO_FILE, DiffusionModel, load_bundle
 from training.export_job import ExportJob, Format
@@ -116,7 +116,7 @@ def exported_file(bundle: str | Path, kind: Format = "onnx", *, folder: str | Pa
     """
     folder = Path(bundle) / FOLDER if folder is None else Path(folder)
     report = read_report(folder)
-    if report.bundle_sha256 != sha256_of(Path(bundle) / INFO_FILE):
+    if report.bundle_sha256 != storage.sha256_of(Path(bundle) / INFO_FILE):
         raise UserError(f"{folder} was exported from another bundle", field="model", remedy="export this one")
     made = report.artifacts.get(kind)
     if made is None:
@@ -124,12 +124,6 @@ def exported_file(bundle: str | Path, kind: Format = "onnx", *, folder: str | Pa
             f"{folder} holds no {kind}, but {', '.join(report.artifacts)}", field="model", remedy="export it"
         )
     for name, expected in made.files.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+        if not (folder / name).is_file() or storage.sha256_of(folder / name) != expected:
             raise UserError(f"{folder / name} is missing or was changed", field="model", remedy="export it again")
     return folder / made.file
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

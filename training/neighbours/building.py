@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from curation import storage
 from curation.errors import UserError
 from curation.manifest import INFO_FILE as MANIFEST_FILE
 from curation.manifest import Decision, Manifest, now, write_part
@@ -29,7 +30,6 @@ from training.neighbours.index import (
     TAKEDOWNS,
     Index,
     IndexInfo,
-    digest_of,
     schema,
 )
 from training.neighbours.leave_one_out import leave_one_out
@@ -244,7 +244,7 @@ def _write(
         for number, manifest in enumerate(manifests):
             _write_slim(staging / TAKEDOWNS / str(number), manifest)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
-        named = {path.relative_to(staging).as_posix(): digest_of(path) for path in files}
+        named = {path.relative_to(staging).as_posix(): storage.sha256_of(path) for path in files}
         info = info.model_copy(update={"files": named})
         (staging / INFO_FILE).write_text(info.model_dump_json(indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from curation import storage
 from curation.errors import UserError
 from training.neighbours.calibration import Calibration
 from training.neighbours.spaces import DIM, SPACES, Space, distances, pixel_views, similarity, smallest
@@ -235,14 +235,14 @@ def load(folder: str | Path) -> Index:
     folder = Path(folder)
     info = read_info(folder)
     for name, expected in info.files.items():
-        if not (folder / name).is_file() or digest_of(folder / name) != expected:
+        if not (folder / name).is_file() or storage.sha256_of(folder / name) != expected:
             raise UserError(f"{folder / name} is missing or was changed", field="index", remedy="make it again")
     rows = pq.read_table(folder / PICTURES_FILE)
     first = rows.filter(pa.array(rows["frame"].to_numpy() == 0))
     vectors: dict[Space, np.ndarray] = {space: _matrix(rows[space]) for space in SPACES}
     return Index(
         info,
-        digest_of(folder / INFO_FILE),
+        storage.sha256_of(folder / INFO_FILE),
         first.select(["id", "creator", "licence", "uri", "thumbnail"]).combine_chunks(),
         np.cumsum(rows["frame"].to_numpy() == 0) - 1,
         vectors,
@@ -253,8 +253,3 @@ def load(folder: str | Path) -> Index:
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     flat: np.ndarray = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks])
     return flat.reshape(len(column), -1)
-
-
-def digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

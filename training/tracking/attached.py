@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curation import storage
 from curation.errors import UserError
 from training.exported import FOLDER as EXPORT_FOLDER
 from training.exported import REPORT_FILE as EXPORT_REPORT
@@ -134,7 +134,7 @@ def _attach(
         if key.startswith(TAG + what.prefix):
             client.delete_model_version_tag(version.name, version.version, key)
     client.log_model_artifacts(version.model_id, str(folder), what.folder)
-    report = hashlib.sha256((folder / what.report).read_bytes()).hexdigest()
+    report = storage.sha256_of(folder / what.report)
     for key, value in {**tags, what.tag: report}.items():
         client.set_model_version_tag(version.name, version.version, TAG + key, value)
 
@@ -160,7 +160,7 @@ def _attached(what: _Attachment, version: ModelVersion, tracking_uri: str | None
 
 
 def _vouches(report: Path, expected: str) -> bool:
-    return report.is_file() and hashlib.sha256(report.read_bytes()).hexdigest() == expected
+    return report.is_file() and storage.sha256_of(report) == expected
 
 
 def _download(client: MlflowClient, what: _Attachment, version: ModelVersion, folder: Path) -> None:
