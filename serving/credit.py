@@ -97,8 +97,7 @@ class CreditLog:
         Args:
             near_copy_of: id of the training picture that it was flagged as a near copy of.
         """
-        self._sums.add(self._day(), named, near_copy_of)
-        if self._timer is None or not self._timer.is_alive():
+        if self._sums.add(self._day(), named, near_copy_of):
             self._timer = threading.Timer(self._every_s, self._sums.write)
             self._timer.daemon = True
             self._timer.start()
@@ -117,8 +116,10 @@ class _Sums:
         self._ledgers = ledgers
         self._lock = threading.Lock()
         self._rows: dict[tuple[date, str | None], dict[str, Any]] = {}
+        self._due = False  # whether somebody is to write what there is
 
-    def add(self, day: date, named: Sequence[Named], near_copy_of: str | None) -> None:
+    def add(self, day: date, named: Sequence[Named], near_copy_of: str | None) -> bool:
+        """Returns whether it is to be written, and nobody was told so yet."""
         total = sum(one.similarity for one in named)
         with self._lock:
             self._row(day, None)["pictures"] += 1
@@ -127,6 +128,8 @@ class _Sums:
                 row["pictures"] += 1
                 row["weight"] += one.similarity / total if total > 0 else 1 / len(named)
                 row["near_copies"] += one.sha256 == near_copy_of
+            told, self._due = self._due, True
+        return not told
 
     def _row(self, day: date, one: Named | None) -> dict[str, Any]:
         key = (day, None if one is None else one.sha256)
@@ -139,7 +142,7 @@ class _Sums:
 
     def write(self) -> None:
         with self._lock:
-            rows, self._rows = self._rows, {}
+            rows, self._rows, self._due = self._rows, {}, False
         by_day: dict[date, list[dict[str, Any]]] = {}
         for (day, _), row in rows.items():
             by_day.setdefault(day, []).append(row)
