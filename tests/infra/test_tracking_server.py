@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -24,7 +26,7 @@ from tests.ports import free_port
 from training.bundle import read_info
 from training.job import TrainJob
 from training.launch import launch
-from training.tracking import resolve
+from training.tracking import Run, resolve
 
 pytestmark = [
     pytest.mark.slow,
@@ -98,6 +100,18 @@ def test_runs_and_versions_of_several_writers(
     assert read_info(found.bundle) == read_info(result.bundle)
     listed = s3.client.list_objects_v2(Bucket="cleanplate", Prefix="mlflow/")["Contents"]
     assert any(item["Key"].endswith("cleanplate.json") for item in listed)
+
+
+def test_runs_that_name_one_training_set_at_once(server: str) -> None:
+    for digest in ("a" * 36, "b" * 36, "c" * 36):
+        fresh = [Run.start("run", uri=server, experiment="at once", known_run_id=None, tags={}) for _ in range(6)]
+        name = partial(Run.dataset, name="shapes", uri="/manifests/m", digest=digest)
+        with ThreadPoolExecutor(len(fresh)) as threads:
+            list(threads.map(name, fresh))
+        client = mlflow.MlflowClient(server)
+        for run in fresh:
+            (named,) = client.get_run(run.run_id).inputs.dataset_inputs
+            assert named.dataset.digest == digest
 
 
 _TRAIN = """

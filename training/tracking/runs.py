@@ -88,6 +88,7 @@ class Run:
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         inputs = self._client.get_run(self.run_id).inputs
         if inputs is not None and inputs.dataset_inputs:
@@ -98,7 +99,12 @@ class Run:
             source = resolve_dataset_source(uri)
         data = meta(source, name=name, digest=digest[:36])  # 36: the width of the store's column
         tags = [InputTag("mlflow.data.context", "training")]
-        self._client.log_inputs(self.run_id, [DatasetInput(data._to_mlflow_entity(), tags)])
+        named = [DatasetInput(data._to_mlflow_entity(), tags)]
+        try:
+            self._client.log_inputs(self.run_id, named)
+        except MlflowException:
+            # Another run of the same manifest may have been quicker, between MLflow's look and its writing.
+            self._client.log_inputs(self.run_id, named)
 
     def log(self, points: Sequence[Point]) -> None:
         """Logs points that the run does not have yet.
