@@ -107,9 +107,9 @@ class Verifier:
         """
         frames, kind = _frames(data, self.max_pixels)
         found = read(data, self.trust)
-        mark = self._mark(frames)
-        verdict = _verdict(found, mark)
         said = found.generation if found.ours else None
+        mark = self._mark(frames, unmarked=said is not None and said.get("watermark") is None)
+        verdict = _verdict(found, mark)
         name = str((said or {}).get("image_id", ""))
         return Verification(
             verdict=verdict,
@@ -124,10 +124,15 @@ class Verifier:
             image_id=name if _IMAGE_ID.fullmatch(name) else None,
         )
 
-    def _mark(self, frames: np.ndarray) -> WatermarkReading:
+    def _mark(self, frames: np.ndarray, unmarked: bool) -> WatermarkReading:
         if self.watermark is None:
             return WatermarkReading(state="not_looked_for", says="No watermark's key is here to look for it with.")
-        return _reading(self.watermark.detect(frames))
+        found = _reading(self.watermark.detect(frames))
+        if found.state == "not_found" and unmarked:
+            return found.model_copy(
+                update={"says": "It was sent without a mark: it is too small, or too busy, for one."}
+            )
+        return found
 
 
 def build(credentials: CredentialsConfig, watermark: WatermarkConfig) -> Verifier:

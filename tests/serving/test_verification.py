@@ -117,6 +117,12 @@ def test_ours_in_a_strangers_envelope_is_marked(verifier: Verifier, folder: Path
     assert "somebody else's" in found.says
 
 
+def test_a_picture_without_room_for_a_mark_is_ours_by_its_credentials(verifier: Verifier, folder: Path) -> None:
+    found = verifier.verify(made(folder, drawing(24)))
+    assert (found.verdict, found.watermark.state) == ("ours", "not_found")
+    assert "sent without a mark" in found.watermark.says
+
+
 @pytest.mark.parametrize("output_format", ["png", "webp"])
 def test_a_film(verifier: Verifier, folder: Path, output_format: str) -> None:
     film = np.stack([drawing(64, seed) for seed in range(5)])
