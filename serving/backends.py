@@ -24,7 +24,7 @@ import numpy as np
 
 from curation.errors import UserError
 from serving.job import BackendName, EngineConfig
-from training.cached_graph import cached_graph, random_rows
+from training.cached_graph import cached_graph, make_apart, random_rows
 from training.exported import FOLDER, REPORT_FILE, exported_file
 from training.onnx_denoiser import AsUnet, Denoiser, OnnxDenoiser, Rows, TorchDenoiser, with_unet
 from training.openvino_denoiser import OpenVinoDenoiser, Precision
@@ -105,6 +105,14 @@ def build(config: EngineConfig, bundle: Path, model: DiffusionModel) -> Backend:
         done = "passes are shared all the same" if shares else "every picture has passes of its own"
         _log.warning("backend %s answers a row differently in other company: %s", name, done)
     return Backend(denoiser, f"{name}-{config.precision}", shares, exact or not shares, config.max_rows)
+
+
+def prepare(config: EngineConfig, bundle: Path) -> None:
+    """Does ahead, in another process, what would hold up those who draw while `build` does it."""
+    name = "onnx" if config.backend == "auto" else config.backend
+    on_the_spot = config.precision != "int8" and not (bundle / FOLDER / REPORT_FILE).is_file()
+    if name in ("onnx", "openvino") and on_the_spot and importlib.util.find_spec("onnx"):
+        make_apart(bundle)
 
 
 def drawn_by(model: DiffusionModel, backend: Backend) -> DiffusionModel:

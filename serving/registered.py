@@ -6,7 +6,7 @@ import logging
 from datetime import UTC, datetime
 
 from curation.errors import UserError
-from serving import selftest, takedowns
+from serving import backends, selftest, takedowns
 from serving.generator import load
 from serving.job import ServeJob
 from serving.service import Service
@@ -14,7 +14,7 @@ from serving.standing import TakedownStanding
 from serving.takedowns import RefusedVersion
 from serving.versions import CHALLENGER, CHAMPION, Opened, Versions
 from training.bundle import local_bundle
-from training.tracking import ModelVersion, find, is_registered, tag_version, versions
+from training.tracking import ModelVersion, find, is_registered, resolve, tag_version, versions
 
 SERVED = "served."
 """Of a version's tag, followed by an alias: when it last began to answer for it."""
@@ -69,7 +69,11 @@ class Registered:
         return None if role == CHALLENGER and RETURNED in found.tags else found.version
 
     def open(self, version: str) -> Opened:
-        return self._open(self._job.model_copy(update={"model": f"models:/{self._name}/{version}"}), version)
+        job = self._job.model_copy(update={"model": f"models:/{self._name}/{version}"})
+        if self._versions and job.device == "cpu":  # others answer meanwhile
+            found = resolve(job.model, tracking_uri=job.tracking_uri, cache=job.cache)
+            backends.prepare(job.engine, local_bundle(found.bundle))
+        return self._open(job, version)
 
     def standing(self, version: str, before: TakedownStanding | None) -> TakedownStanding | None:
         known = self._versions[version]

@@ -6,7 +6,10 @@ server starts. What is published with a bundle is made by `training.export`, and
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ from training.text import Conditioning
 if TYPE_CHECKING:
     from training.bundle import DiffusionModel
 
+_log = logging.getLogger(__name__)
 _OPSET = 17
 _MOST_BYTES = 1 << 30  # a protobuf ends at 2 GiB
 _MOST_ERROR = 1e-4  # relative, of a prediction against torch's: as `export_job.FormatLimits` has it
@@ -38,13 +42,12 @@ def cached_graph(bundle: Path, model: DiffusionModel) -> Path:
     Raises:
         UserError: the libraries are missing, the network is too large for one file, or its graph is not the network.
     """
+    path = path_of(bundle)
+    if path.is_file():
+        return path
     size = sum(weight.numel() * weight.element_size() for weight in model.unet.parameters())
     if size > _MOST_BYTES:
         raise UserError(f"a network of {size >> 20} MiB is too large for a cached graph", field="model", remedy=_REMEDY)
-    name = f"{storage.sha256_of(bundle / INFO_FILE)}-{torch.__version__}-{_OPSET}.onnx"
-    path = cache_root() / "graphs" / name
-    if path.is_file():
-        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{uuid.uuid4().hex}.onnx")  # replicas may start together
     try:
@@ -57,6 +60,26 @@ def cached_graph(bundle: Path, model: DiffusionModel) -> Path:
     finally:
         staging.unlink(missing_ok=True)
     return path
+
+
+def path_of(bundle: Path) -> Path:
+    """Where a bundle's graph is kept, whether it was made yet or not."""
+    return cache_root() / "graphs" / f"{storage.sha256_of(bundle / INFO_FILE)}-{torch.__version__}-{_OPSET}.onnx"
+
+
+def make_apart(bundle: Path) -> bool:
+    """Makes the graph in a process of its own, of low priority: for who draws meanwhile and must not be held up.
+
+    The exporter is Python for seconds, and would take half of them from every other thread. Returns whether the graph
+    is there now; where it is not, `cached_graph` says why.
+    """
+    if not path_of(bundle).is_file():
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "training.cached_graph", str(bundle)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            _log.warning("the graph of %s was not made apart: %s", bundle, done.stderr[-1000:])
+    return path_of(bundle).is_file()
 
 
 _REMEDY = "export the model: `cleanplate export MODEL`; or set engine.backend: torch"
@@ -97,3 +120,20 @@ def _write(model: DiffusionModel, example: Rows, path: Path) -> None:
             _Graph(model.unet).eval(), given, str(path), dynamo=False, opset_version=_OPSET, input_names=list(INPUTS),
             output_names=[OUTPUT], dynamic_axes={name: {0: "batch"} for name in (*INPUTS, OUTPUT)},
         )  # fmt: skip
+
+
+def main() -> None:
+    """`python -m training.cached_graph BUNDLE`: what `make_apart` runs. Of films there is no graph."""
+    from curation import torchvision_ops
+
+    torchvision_ops.declare()  # before diffusers, which imports torchvision where that is installed
+    from training.bundle import load_bundle
+
+    os.nice(10)
+    model = load_bundle(sys.argv[1])
+    if model.space.frames is None:
+        cached_graph(Path(sys.argv[1]), model)
+
+
+if __name__ == "__main__":
+    main()

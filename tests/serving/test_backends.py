@@ -15,7 +15,7 @@ from serving import backends
 from serving.backends import Padded
 from serving.job import EngineConfig
 from training.bundle import DiffusionModel
-from training.cached_graph import cached_graph, random_rows
+from training.cached_graph import cached_graph, path_of, random_rows
 from training.onnx_denoiser import OnnxDenoiser, Rows, TorchDenoiser
 
 
@@ -132,3 +132,16 @@ def test_openvino_is_the_network_to_its_precision(
     again = backend.denoiser.predict(rows[1:2])
     assert backend.name == f"openvino-{precision}"
     assert np.array_equal(again[0], got[1]) or not backend.shares
+
+
+@pytest.mark.slow
+def test_a_graph_that_was_made_apart_is_the_one_made_here(
+    bundle: Path, model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = random_rows(model, 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    here = OnnxDenoiser(cached_graph(bundle, model)).predict(rows)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "apart"))
+    backends.prepare(EngineConfig(), bundle)
+    assert path_of(bundle).is_file()
+    assert np.array_equal(OnnxDenoiser(cached_graph(bundle, model)).predict(rows), here)
