@@ -34,7 +34,7 @@ To add:
 - an endpoint: a room of `serving.http`, and its line in `gateway`; its models in `api`;
 - a backend: `backends.OPENERS`;
 - a limit: `admission.Limits`;
-- a check of the pictures: `guard`;
+- a check of the pictures: a scorer in `guard`, its setting in `safety`; of prompts: `prompts`;
 - a fact of how a picture came about: `credentials.Origin`, and where `marking` fills it in;
 - a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica, and `versions` while it
   answers;

@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
-from serving.http import errors, generations, jobs, metrics, models, pictures, verify
+from serving.http import errors, generations, jobs, metrics, models, page, pictures, verify
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication, OnlyHere
 from serving.http.body_limit import BodyLimit
@@ -80,4 +80,5 @@ def create_app(backend: Backend, job: ServeJob) -> FastAPI:
     app.include_router(verify.routes(job, archive))
     app.include_router(models.routes(desk))
     app.include_router(metrics.routes())
+    app.include_router(page.routes(desk, shown=job.page))
     return app

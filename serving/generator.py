@@ -33,9 +33,9 @@ from serving.marking import Marker, Marks
 from serving.neighbours import Neighbours
 from serving.prompts import guard as prompts
 from serving.prompts.guard import PromptGuard
-from serving.standing import TakedownStanding
+from serving.standing import TakedownStanding, Vocabulary
 from serving.trajectory import PictureTrajectory, Told, finish
-from training.bundle import DiffusionModel, load_bundle, local_bundle
+from training.bundle import CAPTION_CAP, DiffusionModel, load_bundle, local_bundle, words_of
 from training.pairs import refuse_sampler
 from training.sampling import SamplingParams, timestep_grid
 from training.tracking import ModelVersion, resolve
@@ -150,6 +150,13 @@ class Generator:
     def admit(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
         """What a request comes to, whatever its prompt says. Raises RequestError when that is not to be had."""
         return admit(request, self.card, self._limits, ids)
+
+    def vocabulary(self) -> Vocabulary:
+        """What the model was told in training, as far as its bundle knows."""
+        info = self._model.info
+        whole = info.words is None and len(info.captions) < CAPTION_CAP
+        words = words_of(info.captions) if whole else info.words
+        return Vocabulary(captions=tuple(info.captions), words=None if words is None else tuple(words))
 
     def begin(self, plan: Plan) -> list[PictureTrajectory]:
         """A plan's pictures before their first step."""

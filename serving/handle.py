@@ -24,6 +24,7 @@ from serving.api import GenerationRequest, RequestError
 from serving.call import Call
 from serving.generator import Generation
 from serving.service import Preview, overloaded
+from serving.standing import Vocabulary
 
 ATTEMPTS = 4
 """Replicas that are asked before a request fails because each of them went away."""
@@ -52,6 +53,7 @@ class SamplerHandle:
         self._card: ModelCard | None = None
         self._fresh_s = fresh_s
         self._asked_at = -math.inf
+        self._vocabulary: tuple[str, Vocabulary] | None = None
 
     async def describe(self) -> ModelCard:
         """The model's card; while nothing is loaded, as it was when something last was."""
@@ -63,6 +65,14 @@ class SamplerHandle:
             card: ModelCard = await self._handle.describe.remote()
         self._card, self._asked_at = card, time.monotonic()
         return card
+
+    async def vocabulary(self) -> Vocabulary:
+        """Asked of a replica once for each version."""
+        version = (await self.describe()).version
+        if self._vocabulary is None or self._vocabulary[0] != version:
+            with _our_errors():
+                self._vocabulary = version, await self._handle.vocabulary.remote()
+        return self._vocabulary[1]
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         seeded = with_seed(request)

@@ -99,6 +99,8 @@ class ServeJob(BaseModel):
     jobs: JobsConfig | None = Field(None, description="requests whose pictures are fetched later; null: none")
     records: RecordsConfig | None = Field(None, description="what is remembered of pictures; null: nothing")
 
+    page: bool = Field(True, description="whether people find a page at the root: prompts, pictures, verification")
+
     engine: EngineConfig = Field(EngineConfig(), description="what runs the network, and how passes are shared")
     autoscaling: AutoscalingConfig | None = Field(
         None, description="replicas by what is to be drawn, in the place of `replicas`; null: as many as that says"

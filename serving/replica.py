@@ -25,6 +25,7 @@ from serving.ingress import name_of_this
 from serving.job import ServeJob
 from serving.metrics import Held, Snapshot
 from serving.service import Preview, Service, last, overloaded
+from serving.standing import Vocabulary
 from serving.watch import Watch
 
 
@@ -53,6 +54,12 @@ class Sampler:
         """The model that answers; also the gateway's proof that this replica lives."""
         self._versions.watch()
         return self._versions.describe()
+
+    async def vocabulary(self) -> Vocabulary:
+        """What the model that answers was told in training."""
+        live = self._versions.describe().version
+        found = (service.generator for service in self._versions.services())
+        return next(generator.vocabulary() for generator in found if generator.card.version == live)
 
     async def status(self) -> Status:
         """How its engines stand, together."""

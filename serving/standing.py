@@ -79,6 +79,34 @@ class ModelEntry(BaseModel):
     """What becomes of near copies of training pictures."""
 
 
+class Vocabulary(BaseModel):
+    """What a model was told in training: the words that it can be expected to know."""
+
+    model_config = ConfigDict(frozen=True)
+    captions: tuple[str, ...] = ()
+    """Some of its captions, or all."""
+    words: tuple[str, ...] | None = None
+    """All words of all captions, in lower case; null where they are not known, or too many to be told."""
+
+
+class Guide(BaseModel):
+    """The body of `GET /v1/guide`: what may be asked for here, and what the model can be expected to know."""
+
+    model_config = ConfigDict(frozen=True)
+    model: ModelEntry
+    samplers: tuple[SamplerName, ...]
+    frames: int | None
+    max_steps: int
+    max_images: int
+    max_guidance_scale: float
+    max_prompt_chars: int
+    records: bool
+    """Whether `/v1/images/{id}` and its reproduction know the pictures that are drawn."""
+    attribution: bool
+    """Whether the training pictures nearest to a picture can be named."""
+    vocabulary: Vocabulary
+
+
 class ModelList(BaseModel):
     """The body of `GET /v1/models`."""
 

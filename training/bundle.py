@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ from training.space import PatchSpace, Space
 SCHEMA_VERSION = 1
 INFO_FILE = "cleanplate.json"
 CAPTION_CAP = 2000
+WORD_CAP = 20_000
 
 
 class SelfTest(BaseModel):
@@ -94,6 +96,9 @@ class BundleInfo(BaseModel):
     channel_std: tuple[float, float, float]
     text_encoder: str = Field(description="the CLIP that the text tower was taken from")
     captions: list[str] = Field(description=f"distinct training captions, sorted, at most {CAPTION_CAP}")
+    words: list[str] | None = Field(
+        None, description=f"the words of all training captions, sorted; null in older bundles, and above {WORD_CAP}"
+    )
     sampling: SamplingParams = Field(description="how to draw with this model when nothing else is said")
     distilled_from: str | None = Field(
         None, description="sha256 of the `cleanplate.json` of the teacher, whose training set it depends on, too"
@@ -109,6 +114,12 @@ class BundleInfo(BaseModel):
     parameters: int
     libraries: dict[str, str]
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file, by its path")
+
+
+def words_of(captions: Iterable[str]) -> list[str] | None:
+    """The words of captions in lower case, sorted; None where they are more than `WORD_CAP`."""
+    found = {word for caption in captions for word in re.findall(r"[^\W_]+", caption.lower())}
+    return None if len(found) > WORD_CAP else sorted(found)
 
 
 class DiffusionModel:

@@ -17,7 +17,7 @@ import torch
 
 from curation import storage
 from training import checkpoint, finish
-from training.bundle import CAPTION_CAP, BundleInfo, DiffusionModel
+from training.bundle import CAPTION_CAP, BundleInfo, DiffusionModel, words_of
 from training.checkpoint import CheckpointInfo, Identity, state_sha256
 from training.data import TrainingSet
 from training.dependencies import made_from
@@ -297,6 +297,7 @@ class _Loop:
             "channel_mean": mean,
             "channel_std": std,
             "captions": [text for text in data.texts if text][:CAPTION_CAP],
+            "words": words_of(data.texts),
             "sampling": self._sampling(job.steps),
             "libraries": finish.libraries(),
             "distilled_from": self._teacher.sha256,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from curation import storage
-from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, write_bundle
+from training.bundle import CAPTION_CAP, INFO_FILE, BundleInfo, DiffusionModel, words_of, write_bundle
 from training.conditioning import PromptEncoder
 from training.data import TrainingSet
 from training.folders import upload
@@ -60,6 +60,7 @@ def describe(
         channel_std=std,
         text_encoder=text.name,
         captions=[caption for caption in data.texts if caption][:CAPTION_CAP],
+        words=words_of(data.texts),
         sampling=sampling_of(job),
         depends_on=() if latent is None else (dependency(latent.folder, statement),),
         parameters=sum(p.numel() for p in model.unet.parameters()),

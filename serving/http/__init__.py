@@ -11,6 +11,7 @@ May import what `serving` may, and FastAPI; never Ray.
 - `errors`: every refusal in OpenAI's shape. `body_limit`, `request_id`: what every request goes through.
 - `verify`: whether a file is from here.
 - `models`: what is served, and whether it answers.
+- `page`: the page for people, whose files are in `serving/page`, and the guide to what may be asked for.
 
 To add an endpoint: a module with a function that returns its `APIRouter`, and its line in `gateway.create_app`.
 """

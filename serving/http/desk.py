@@ -19,6 +19,7 @@ from serving.logs import facts
 from serving.quotas import Quotas
 from serving.records import Archive, Record, records_of
 from serving.service import Preview
+from serving.standing import Guide, Vocabulary
 
 READY_TIMEOUT_S = 5.0
 """How long a replica's event loop may take to describe itself before the server calls itself not ready."""
@@ -31,6 +32,9 @@ class Backend(Protocol):
 
     async def describe(self) -> ModelCard:
         """The model that answers now. Raises RequestError (503) when there is none."""
+
+    async def vocabulary(self) -> Vocabulary:
+        """What it was told in training. Raises RequestError (503) when there is none."""
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         """The request's pictures. Raises RequestError."""
@@ -70,6 +74,27 @@ class Desk:
                 code="not_ready",
                 retry_after_s=READY_TIMEOUT_S,
             ) from None
+
+    async def guide(self) -> Guide:
+        """What may be asked for. Raises RequestError as `describe`."""
+        card, limits = await self.describe(), self._job.limits
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                vocabulary = await self._backend.vocabulary()
+        except TimeoutError:
+            vocabulary = Vocabulary()
+        return Guide(
+            model=card.entry(),
+            samplers=card.samplers,
+            frames=card.frames,
+            max_steps=min(limits.max_steps, card.noise_levels),
+            max_images=limits.max_images,
+            max_guidance_scale=limits.max_guidance_scale,
+            max_prompt_chars=limits.max_prompt_chars,
+            records=self._archive is not None,
+            attribution=card.attribution,
+            vocabulary=vocabulary,
+        )
 
     async def check(self, request: GenerationRequest) -> tuple[Plan, ModelCard]:
         """Refuses what cannot be served before it takes a place in the queue.

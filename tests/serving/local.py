@@ -16,6 +16,7 @@ from serving.gateway import create_app
 from serving.generator import Generation, Generator
 from serving.job import ServeJob
 from serving.service import Preview, Service, last
+from serving.standing import Vocabulary
 
 JOB = ServeJob(model="models:/tiny@champion", keys="open", limits=Limits(max_steps=8, max_body_bytes=4096))
 
@@ -39,6 +40,9 @@ class LocalBackend:
 
     async def describe(self) -> ModelCard:
         return self.generator.card
+
+    async def vocabulary(self) -> Vocabulary:
+        return self.generator.vocabulary()
 
     async def generate(self, request: GenerationRequest, call: Call) -> Generation:
         return await last(self.stream(request, call))
