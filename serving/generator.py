@@ -153,7 +153,7 @@ class Generator:
 
     def vocabulary(self) -> Vocabulary:
         """What the model was told in training, as far as its bundle knows."""
-        info = self._model.info
+        info = self.model.info
         whole = info.words is None and len(info.captions) < CAPTION_CAP
         words = words_of(info.captions) if whole else info.words
         return Vocabulary(captions=tuple(info.captions), words=None if words is None else tuple(words))
