@@ -263,3 +263,63 @@ def test_access_lines_can_be_left_out(generator: Generator, configured: Any, tmp
     configured(tmp_path / "log.jsonl")
     talk(watched(LocalBackend(generator), access_log=False), lambda client: client.get("/v1/models"))
     assert read(tmp_path / "log.jsonl") == []
+
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "CLEANPLATE_WEBHOOK_SECRET": "whsec_c2VjcmV0IG9mIHRoZSB3ZWJob29rcw",
+}
+PRIVATE_KEY = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg7nF2"
+PROMPT = "my grandmother's kitchen, all in red"
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_nothing_secret_and_no_prompt_is_logged_whatever_goes_wrong(
+    generator: Generator, configured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    log, file = tmp_path / "log.jsonl", str(tmp_path / "keys.json")
+    configured(log, log_level=level)
+    key, secret = keys.create(file, "studio", ["generate", "metrics"])
+    job = JOB.model_copy(update={"keys": KeysConfig(file=file)})
+    failures: list[Exception] = [
+        ValueError(f"cannot draw {PROMPT!r}"),
+        OSError(
+            f"s3://{SECRETS['AWS_ACCESS_KEY_ID']}:{SECRETS['AWS_SECRET_ACCESS_KEY']}@127.0.0.1/bucket is not there"
+        ),
+        RuntimeError(f"-----BEGIN PRIVATE KEY-----\n{PRIVATE_KEY}\n-----END PRIVATE KEY-----"),
+        KeyError(secret),
+    ]
+
+    async def go(client: httpx.AsyncClient) -> list[int]:
+        mine, other = {"Authorization": f"Bearer {secret}"}, {"Authorization": f"Bearer {secret[:-1]}x"}
+        body = {"prompt": PROMPT, "negative_prompt": f"not {PROMPT}", "num_inference_steps": 1}
+        bad = (
+            {"prompt": PROMPT, PROMPT: 1},
+            {**body, "size": PROMPT},
+            {**body, "model": PROMPT[:20]},
+            {**body, "n": PROMPT},
+        )
+        answers = [await client.post(URL, json=body, headers=headers) for headers in (mine, other, {})]
+        answers += [await client.post(URL, json=each, headers=mine) for each in bad]
+        answers += [await client.get(f"/v1/{secret}", headers=mine)]
+        answers += [await client.get("/v1/models", params={"key": secret, "prompt": PROMPT}, headers=mine)]
+        backend.before = failing
+        answers += [await client.post(URL, json=body, headers=mine) for _ in list(failures)]
+        return [answer.status_code for answer in answers]
+
+    async def failing() -> None:
+        raise failures.pop()
+
+    backend = LocalBackend(generator)
+    app = Access(create_app(backend, job), ObservabilityConfig(log_level=level))  # type: ignore[arg-type]
+    assert talk(app, go) == [200, 401, 401, 400, 400, 404, 400, 404, 200, 500, 500, 500, 500]
+    lines = read(log)
+    assert len([line for line in lines if line["logger"] == "serving.access"]) == 13
+    assert len([line for line in lines if "error" in line]) == 4
+    assert {line.get("key") for line in lines if line["message"] == "request"} == {key.id, None}
+    told = log.read_text() + asyncio.run(app.exposition()).decode()
+    for hidden in (*SECRETS.values(), PRIVATE_KEY, secret, secret[12:], PROMPT, "grandmother", "kitchen"):
+        assert hidden not in told
