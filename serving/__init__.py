@@ -28,6 +28,10 @@ registered, `rollout` is what a job says about all that. `canary` says who is an
 goes back (`canary_desk` counts), `autoscaling` how many replicas there are, `handle` asks another one where
 one went away.
 
+What is told of all that: `context` is the request at hand, `logs`, `metrics` and `traces` what is told of it, `watch`
+and `access` stand around every request in a sampler and in a gateway, `ingress` asks all processes and ends them,
+`doorway` is who is inside; `observability` is what a job says about it, `dashboard` shows it.
+
 To add:
 - a field of the request: `api.GenerationRequest`, then what it means in `admission.admit` (which refuses what cannot be
   honoured: no field is ignored in silence), then `generator`;
@@ -38,5 +42,6 @@ To add:
 - a fact of how a picture came about: `credentials.Origin`, and where `marking` fills it in;
 - a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica, and `versions` while it
   answers;
+- a metric: `metrics`, and a panel of `dashboard.ROWS`; its labels take few values, and none of a client's making;
 - a setting of the deployment: `job.ServeJob`, and where `app.build` uses it.
 """

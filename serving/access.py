@@ -31,6 +31,7 @@ Others = Callable[[], Awaitable[tuple[Sequence[Snapshot], bool]]]
 """What the server's other processes have counted, and whether all of them answered."""
 
 _log = logging.getLogger(__name__)
+_DRAWING = "/v1/images/generations"
 _CODE = re.compile(rb'"code":\s*"([A-Za-z0-9_.-]{1,64})"')
 _ASKED_WHILE_CLOSED = ("GET", "HEAD", "OPTIONS", "DELETE")
 
@@ -109,7 +110,9 @@ class Access:
         return exposition([self.metrics.snapshot(), *others])
 
     def _tell(self, scope: Scope, answer: _Answer, seconds: float, facts: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        # Who stands before a closed door is not routed any more.
+        unrouted = _DRAWING if scope["path"].endswith(_DRAWING) else "unmatched"
+        route = getattr(scope.get("route"), "path", unrouted)
         outcome = answer.outcome()
         self.metrics.answered(route, outcome, seconds)
         if answer.code is not None and answer.status >= 400:

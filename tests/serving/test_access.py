@@ -231,6 +231,7 @@ def test_a_closed_door_lets_those_inside_finish(generator: Generator) -> None:
         assert (await client.get("/v1/models")).status_code == 200
         found = await scraped(client)
         assert counted(found, "accepting") == 0
+        assert counted(found, "request_seconds_count", route=URL, outcome="refused") == 1
         assert app.doorway.inside == 1
         go_on.set()
         assert (await inside).status_code == 200
