@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curation.images import Decoded, Perceptual, centre, perceptual, pixel_hash, resize
+from curation.hashes import Perceptual, perceptual, pixel_hash
+from curation.images import Decoded, centre, resize
 from curation.quality import measure as quality
 
 NSFW_SIDE = 256

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
 from curation import storage
+from curation.addresses import parse
 from curation.fetch import FetchError
 from curation.manifest import now
 from curation.rights.evidence import BODY_LIMIT, SiteFile
 from curation.rights.robots import Robots
 from curation.rights.rsl import joined
-from curation.web import Expander, Web, parse
+from curation.web import Expander, Web
 
 ROBOTS = "/robots.txt"
 PATHS = {"tdmrep": "/.well-known/tdmrep.json", "ai_txt": "/ai.txt"}

@@ -1,20 +1,16 @@
 """Fetching from the web: many URLs at a time, politely, and nothing that a stranger's list should not reach.
 
 One asyncio loop in a thread of the worker serves plain iterators outside. What a host is asked at a time, how fast, and
-how many bytes are held for the caller is bounded; a name or an address that leads into the own network is refused where
-the connection is made, so that no answer of a name service, no spelling of an address and no redirect gets round it.
+how many bytes are held for the caller is bounded. What addresses may be asked at all is in `addresses`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
-import ipaddress
 import math
 import re
-import socket
 import threading
 import weakref
 import zlib
@@ -24,12 +20,12 @@ from contextlib import asynccontextmanager, contextmanager
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any
-from urllib.parse import quote_from_bytes
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from curation.addresses import basic_authorization, guarded_connector, parse, public_address, shown
 from curation.admission import Held, Host, Line, NoRoomError
 from curation.fetch import Answer, FetchConfig, Fetched, FetchError
 from curation.manifest import Reason, now
@@ -48,8 +44,6 @@ _LEAD = 8  # URLs begun beyond the one that the caller waits for, for each conne
 _NAME_THREADS = 32
 _IDLE_S = 5  # a connection unused for longer is closed: a list of a million hosts must not keep them all
 _HOSTS_KEPT = 10_000
-_CLEAN = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Web:
@@ -204,24 +198,24 @@ class _Visit:
     async def _followed(self, url: URL) -> bytes:
         self._redirects.clear()
         self._answers.clear()
-        seen = {_public(url)}
-        authorization, origin = _authorization(url), url.origin()
+        seen = {shown(url)}
+        authorization, origin = basic_authorization(url), url.origin()
         for _ in range(self._config.max_redirects + 1):
             who = authorization if url.origin() == origin else None
-            answer = await self._asked(_public(url), who)
+            answer = await self._asked(shown(url), who)
             if answer is None:
-                answer = await self._asked(_public(url), who)
+                answer = await self._asked(shown(url), who)
             assert answer is not None, "only HEAD is asked again"
             if isinstance(answer, bytes):
                 return answer
-            target = parse(answer, _public(url))
+            target = parse(answer, shown(url))
             if target.user is not None:
-                authorization, origin = _authorization(target), target.origin()
+                authorization, origin = basic_authorization(target), target.origin()
             url = target
-            self._redirects.append(str(_public(url)))
-            if _public(url) in seen:
+            self._redirects.append(str(shown(url)))
+            if shown(url) in seen:
                 raise FetchError(Reason.TOO_MANY_REDIRECTS, "the redirects go round in a loop")
-            seen.add(_public(url))
+            seen.add(shown(url))
         raise FetchError(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}")
 
     async def _asked(self, url: URL, authorization: str | None) -> bytes | str | None:
@@ -346,27 +340,6 @@ class Expander:
             raise _RetryError(Reason.WRONG_LENGTH, "the compressed body broke off")
 
 
-class _Resolver(AbstractResolver):
-    """Names to addresses, none of them private."""
-
-    def __init__(self, resolver: AbstractResolver, admit: Callable[[str, str], None]) -> None:
-        self._resolver, self._admit = resolver, admit
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        try:
-            found = await self._resolver.resolve(host, port, family)
-        except UnicodeError as error:  # a label of more than 63 characters
-            raise OSError(str(error)) from None
-        for address in found:
-            self._admit(address["host"], host)
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
 async def _session(
     config: FetchConfig, resolver: AbstractResolver | None, is_public: Callable[[str], bool]
 ) -> aiohttp.ClientSession:
@@ -390,31 +363,6 @@ async def _session(
     )
 
 
-def guarded_connector(
-    admitted: Callable[[str], bool], resolver: AbstractResolver | None = None, **options: Any
-) -> aiohttp.TCPConnector:
-    """Connections to addresses that may be asked; to others, whatever name they were found for, a FetchError.
-
-    Args:
-        admitted: whether an address may be.
-        resolver: who knows the addresses of names; the system's own unless given.
-        options: more of `aiohttp.TCPConnector`.
-    """
-
-    def admit(address: str, host: str) -> None:
-        if not admitted(address):
-            raise FetchError(Reason.REFUSED_ADDRESS, f"{host} is {address}" if host != address else host)
-
-    def connect(info: Any) -> socket.socket:
-        # aiohttp asks no resolver about what looks like an address, `http://2130706433/` included.
-        family, kind, protocol, _, address = info
-        admit(str(address[0]), str(address[0]))
-        return socket.socket(family, kind, protocol)
-
-    checked = _Resolver(resolver or aiohttp.ThreadedResolver(), admit)
-    return aiohttp.TCPConnector(resolver=checked, socket_factory=connect, **options)
-
-
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, session: aiohttp.ClientSession) -> None:
     async def end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -430,47 +378,6 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, session: ai
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
-
-
-def public_address(address: str) -> bool:
-    """Whether an address is one of the public internet, also where it is wrapped in an IPv6 one."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
-        if found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inner:
-            return public_address(str(inner))
-    return found.is_global and not found.is_multicast and not found.is_reserved
-
-
-def parse(text: str, base: URL | None = None) -> URL:
-    """An http(s) URL, relative to `base`, as it is spelled where that is lawful; quoted where it is not."""
-    try:
-        if "\udc80" <= max(text, default="") <= "\udcff":  # bytes of a header that are not UTF-8
-            text = quote_from_bytes(text.encode("utf-8", "surrogateescape"), safe="%/:?#[]@!$&'()*+,;=~")
-        url = URL(text, encoded=_CLEAN.fullmatch(text) is not None)
-        url = base.join(url) if base is not None else url
-        if url.scheme not in ("http", "https") or not url.host or not url.port:
-            raise ValueError
-    except (ValueError, UnicodeError):
-        raise FetchError(
-            Reason.BAD_URL, "not an http(s) URL" if base is None else "redirected to no http(s) URL"
-        ) from None
-    return url
-
-
-def _public(url: URL) -> URL:
-    return url.with_user(None).with_fragment(None)
-
-
-def _authorization(url: URL) -> str | None:
-    if url.user is None:
-        return None
-    return "Basic " + base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
 
 
 def _kept(response: aiohttp.ClientResponse) -> dict[str, str]:

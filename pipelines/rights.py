@@ -166,7 +166,8 @@ def _listed(
     import contextlib
 
     from curation.fetch import row_id
-    from curation.images import ImageError, decode, perceptual
+    from curation.hashes import perceptual
+    from curation.images import ImageError, decode
     from curation.manifest import named
     from curation.metadata import scan
     from curation.rights.licences import Licences

@@ -20,8 +20,8 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver
 
+from curation.addresses import guarded_connector, parse, public_address
 from curation.fetch import FetchError
-from curation.web import guarded_connector, parse, public_address
 from serving.api import RequestError
 from serving.jobs import Stored, WebhooksConfig
 

@@ -21,7 +21,7 @@ class OptOutList(BaseModel):
     """A CSV or Parquet table with any of the columns uri, domain, creator, sha256, phash; a cell is one selector.
 
     A domain also covers its subdomains; creators are compared without regard to case and surrounding space; a
-    perceptual hash (`curation.images.perceptual`, 16 hexadecimal digits) is met within three bits.
+    perceptual hash (`curation.hashes.perceptual`, 16 hexadecimal digits) is met within three bits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

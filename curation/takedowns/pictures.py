@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from curation import storage
 from curation.errors import UserError
 from curation.fetch import FetchConfig
-from curation.images import ImageConfig, ImageError, decode, perceptual, pixel_hash
+from curation.hashes import perceptual, pixel_hash
+from curation.images import ImageConfig, ImageError, decode
 from curation.manifest import Manifest
 from curation.selectors import normal
 from curation.takedowns.events import Selector

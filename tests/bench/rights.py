@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from curation.fetch import Answer, FetchConfig, Fetched, row_id
-from curation.images import ImageConfig, centre, decode, perceptual, pixel_hash
+from curation.hashes import perceptual, pixel_hash
+from curation.images import ImageConfig, centre, decode
 from curation.manifest import now
 from curation.metadata import scan
 from curation.places import origin

@@ -15,7 +15,8 @@ from curation import workers
 from curation.decide import manifest_rows
 from curation.engine import _decide, _stored
 from curation.errors import UserError
-from curation.images import ImageConfig, decode, perceptual
+from curation.hashes import perceptual
+from curation.images import ImageConfig, decode
 from curation.job import CurateJob
 from curation.listing import Listing, listing
 from curation.manifest import OPTIONAL

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from curation.clip import Clip
-from curation.images import FORMATS, ImageConfig, ImageError, decode, encode, perceptual, pixel_hash, square
+from curation.hashes import perceptual, pixel_hash
+from curation.images import FORMATS, ImageConfig, ImageError, decode, encode, square
 from curation.manifest import Reason
 from pipelines.pictures import _png_header as png_header
 from tests.curation.pictures import drawing, encoded, noise

@@ -18,9 +18,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.addresses import public_address
 from curation.fetch import FetchConfig, Fetched
 from curation.manifest import Reason, now
-from curation.web import Web, public_address
+from curation.web import Web
 from tests.curation.faults import PICTURE, Faults, bomb
 
 

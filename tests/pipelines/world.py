@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curation.images import perceptual, pixel_hash
+from curation.hashes import perceptual, pixel_hash
 from curation.job import CurateJob
 from curation.manifest import Decision, Manifest
 from curation.recheck import derive, record, sources

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from curation.errors import UserError
-from curation.images import perceptual, pixel_hash
+from curation.hashes import perceptual, pixel_hash
 from curation.manifest import Manifest
 from curation.takedowns.events import Selector, make_entry
 from curation.takedowns.revocation import Revocations

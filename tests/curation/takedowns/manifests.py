@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.images import ImageConfig, decode, perceptual, pixel_hash
+from curation.hashes import perceptual, pixel_hash
+from curation.images import ImageConfig, decode
 from curation.manifest import (
     InputsInfo,
     LedgerInfo,
