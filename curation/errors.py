@@ -6,6 +6,8 @@ defect or a fault of the machine, and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TypeVar
 
 _E = TypeVar("_E", bound=BaseException)
@@ -34,6 +36,13 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not survive pickling by default; these cross Ray.
         return (_rebuild, (self.message, self.field, self.remedy))
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The remedy for a name that is none of the known ones: the one that was meant, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"remove it; known here: {', '.join(names)}"
 
 
 def cause_of(error: BaseException, *kinds: type[_E]) -> _E | None:

@@ -6,7 +6,6 @@ Every mistake is found here, before anything starts, and told with the field's n
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from curation.errors import UserError
+from curation.errors import UserError, unknown
 
 KINDS = (
     *("curate", "autoencoder", "train", "distill", "register", "index", "evaluate", "promote", "export", "serve"),
@@ -233,9 +232,7 @@ def _message(problem: Any) -> str:
 
 def _remedy(problem: Any, model: type[BaseModel], path: list[str]) -> str:
     if problem["type"] == "extra_forbidden":
-        known = _fields(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"did you mean {near[0]}?" if near else f"remove it; the fields here are {', '.join(known)}"
+        return unknown(path[-1], _fields(model, path[:-1]))
     return "add it" if problem["type"] == "missing" else "correct the value"
 
 

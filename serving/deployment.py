@@ -7,7 +7,6 @@ application is ours, its arguments must be a serve job and its deployments ours.
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from curation.errors import UserError
+from curation.errors import UserError, unknown
 from serving.job import ServeJob
 
 OURS = "serving.app:build"
@@ -101,7 +100,7 @@ def _unknown(value: Any, annotation: Any, path: str) -> Iterator[Mistake]:
             if key in known:
                 yield from _unknown(child, known[key], f"{path}{key}.")
             else:
-                yield Mistake(f"{path}{key}", "Ray Serve has no such field, and would not say so", _near(key, known))
+                yield Mistake(f"{path}{key}", "Ray Serve has no such field, and would not say so", unknown(key, known))
     elif isinstance(value, list):
         for number, child in enumerate(value):
             yield from _unknown(child, annotation, f"{path}{number}.")
@@ -161,7 +160,7 @@ def _application(application: Mapping[str, Any], path: str) -> Iterator[Mistake]
         name = deployment.get("name")
         if name not in DEPLOYMENTS:
             field = f"{path}.deployments.{number}.name"
-            yield Mistake(field, f"the application has no deployment {name!r}", _near(str(name), DEPLOYMENTS))
+            yield Mistake(field, f"the application has no deployment {name!r}", unknown(str(name), DEPLOYMENTS))
 
 
 def _job(args: Mapping[str, Any], path: str) -> Iterator[Mistake]:
@@ -172,7 +171,7 @@ def _job(args: Mapping[str, Any], path: str) -> Iterator[Mistake]:
             where = [str(part) for part in problem["loc"]]
             field = ".".join([path, *where])
             if problem["type"] == "extra_forbidden":
-                yield Mistake(field, "a serve job has no such field", _near(where[-1], _fields(where[:-1])))
+                yield Mistake(field, "a serve job has no such field", unknown(where[-1], _fields(where[:-1])))
             elif problem["type"] == "missing":
                 yield Mistake(field, "a serve job needs this field", "add it")
             else:
@@ -186,9 +185,3 @@ def _fields(where: Sequence[str]) -> Iterable[str]:
         inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         models = [found for annotation in inner for found in _models(annotation)]
     return [name for model in models for name in model.model_fields]
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"remove it; known here: {', '.join(names)}"

@@ -82,6 +82,9 @@ def together(statuses: Sequence[Status]) -> Status:
         row_steps_per_s=sum(status.row_steps_per_s for status in statuses),
         silent_s=max((status.silent_s for status in statuses), default=0.0),
         draining=all(status.draining for status in statuses),
+        busy_s=sum(status.busy_s for status in statuses),
+        max_rows=max((status.max_rows for status in statuses), default=1),
+        fill=tuple(map(sum, zip((0,) * 10, *(status.fill for status in statuses), strict=True))),
     )
 
 

@@ -21,14 +21,13 @@ Every field may be left out; what is left out is called absent in the documents.
 from __future__ import annotations
 
 import datetime
-import difflib
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage
-from curation.errors import UserError
+from curation.errors import UserError, unknown
 
 UNNAMED = "unnamed"
 """The name that rows of a source without `dataset` go by in `sources`."""
@@ -177,8 +176,6 @@ def _message(problem: Any) -> str:
 def _remedy(problem: Any) -> str:
     *parents, last = map(str, problem["loc"])
     model = _SECTIONS.get(parents[0], Provider) if parents else Provider
-    known = list(model.model_fields)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(last, known, n=1)
-        return f"did you mean {near[0]}?" if near else f"remove it; the fields here are {', '.join(known)}"
+        return unknown(last, model.model_fields)
     return "add it" if problem["type"] == "missing" else "correct the value"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine import DrainingError, QueueFullError, StepEngine
+from serving.engine import DrainingError, QueueFullError, Status, StepEngine, together
 from serving.submission import Event, Finished, Stepped
 from serving.trajectory import PictureTrajectory, Told, finish
 from tests.serving.virtual import Arithmetic, World
@@ -256,3 +256,11 @@ def test_when_a_request_would_be_done_is_known_before_it_comes(draw: Draw) -> No
     assert told == {"idle": 0.0, "another": 4.0, "its own": 10.0}
     assert bench.finished_at["short"] <= 2.5 + 4.0 + 2.0  # the pass under way, and the turn that goes on
     assert bench.finished_at["long"] == 12.0
+
+
+def test_engines_side_by_side_are_told_as_one() -> None:
+    one = Status(1, 40, 10, 30, 5.0, 0.5, draining=True, busy_s=2.0, max_rows=8, fill=(1, *[0] * 8, 9))
+    two = Status(2, 10, 1, 4, 1.0, 1.5, draining=False, busy_s=0.5, max_rows=4, fill=(0, *[0] * 8, 1))
+    both = Status(3, 50, 11, 34, 6.0, 1.5, draining=False, busy_s=2.5, max_rows=8, fill=(1, *[0] * 8, 10))
+    assert together([one, two]) == both
+    assert together([]) == Status(0, 0, 0, 0, 0.0, 0.0, draining=True)
