@@ -65,6 +65,8 @@ class ModelCard(BaseModel):
     manifest_id: str
     image_size: int
     """Height and width in pixels."""
+    sizes: tuple[str, ...] = ()
+    """More that can be asked for: the shapes that it was trained in, where they were several."""
     frames: int | None = None
     """Of its films; None where it draws pictures."""
     noise_levels: int
@@ -119,6 +121,7 @@ class ModelCard(BaseModel):
             alias=self.alias,
             manifest_id=self.manifest_id,
             size=self.size,
+            sizes=(self.size, *(size for size in self.sizes if size != self.size)),
             steps=self.defaults.steps,
             guidance_scale=self.defaults.guidance_scale,
             sampler=self.defaults.sampler,
@@ -141,11 +144,19 @@ class Plan:
     sampler: SamplerName
     output_format: ImageFormat
     compression: int
+    size: str
+    """`WIDTHxHEIGHT` in pixels."""
     ids: tuple[str, ...] = ()
     """The images' ids, one for each."""
     attribution: bool = False
     moderation: tuple[Moderation, ...] = ()
     """What is to be said of its prompt (`serving.prompts`)."""
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Width and height."""
+        width, _, height = self.size.partition("x")
+        return int(width), int(height)
 
     @property
     def row_steps(self) -> int:
@@ -193,10 +204,12 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tupl
         raise _over("guidance_scale", f"at most {limits.max_guidance_scale:g}")
     if request.negative_prompt and guidance <= 1:
         raise unsupported("negative_prompt", "it works through guidance: set guidance_scale above 1")
-    pixels = card.image_size**2 * (card.frames or 1)
+    size = card.size if request.size in (None, "auto") else str(request.size)
+    width, _, height = size.partition("x")
+    pixels = int(width) * int(height) * (card.frames or 1)
     if pixels * images * steps > limits.max_pixel_steps:
         most = limits.max_pixel_steps // pixels
-        raise _over("num_inference_steps", f"n x num_inference_steps at most {most} at {card.size}")
+        raise _over("num_inference_steps", f"n x num_inference_steps at most {most} at {size}")
     first = secrets.randbelow(2**31) if request.seed is None else request.seed
     return Plan(
         prompt=request.prompt,
@@ -207,14 +220,16 @@ def admit(request: GenerationRequest, card: ModelCard, limits: Limits, ids: tupl
         sampler=_given(request.sampler, card.defaults.sampler),
         output_format=request.output_format or "png",
         compression=_given(request.output_compression, 100),
+        size=size,
         attribution=bool(request.attribution),
         ids=ids or tuple(f"img_{secrets.token_hex(16)}" for _ in range(images)),
     )
 
 
 def _refuse_unsupported(request: GenerationRequest, card: ModelCard) -> None:
-    if request.size not in (None, "auto", card.size):
-        raise unsupported("size", f"this model makes {card.size}: ask for that or for 'auto'")
+    if request.size not in (None, "auto", card.size, *card.sizes):
+        made = ", ".join(card.entry().sizes)
+        raise unsupported("size", f"this model makes {made}: ask for that or for 'auto'")
     if request.quality not in (None, "auto", "standard"):
         raise unsupported("quality", "use num_inference_steps")
     if request.style is not None:

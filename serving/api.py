@@ -41,7 +41,7 @@ class GenerationRequest(BaseModel):
     model: str | None = Field(None, max_length=256)
     n: int | None = Field(None, ge=1, le=10)
     size: str | None = Field(None, max_length=32)
-    """`auto`, or `WIDTHxHEIGHT` in pixels: the size the model was trained at."""
+    """`auto`, or `WIDTHxHEIGHT` in pixels: a size that the model was trained at (`sizes` in `/v1/models`)."""
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = None
     style: Literal["vivid", "natural"] | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None

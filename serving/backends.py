@@ -140,8 +140,8 @@ def shares_exactly(denoiser: Denoiser, model: DiffusionModel, max_rows: int) -> 
 def _choose(asked: str, model: DiffusionModel) -> BackendName:
     if asked != "auto":
         return cast(BackendName, asked)
-    if model.space.frames is not None:
-        return "torch"  # films are not exported
+    if model.space.frames is not None or model.info.sizes:
+        return "torch"  # a graph is of one shape; that of films takes minutes to make
     known = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
     return "onnx" if known and model.device.type == "cpu" else "torch"
 

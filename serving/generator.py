@@ -61,7 +61,7 @@ class Generation:
             created=self.created,
             data=[picture.datum() for picture in self.pictures],
             output_format=self.plan.output_format,
-            size=self.card.size,
+            size=self.plan.size,
             model=self.card.name,
             model_version=self.card.version,
             manifest_id=self.card.manifest_id,
@@ -125,6 +125,8 @@ class Generator:
             alias=version.alias,
             manifest_id=model.info.manifest_id,
             image_size=model.image_size,
+            # exported graphs are of one shape
+            sizes=tuple(f"{w}x{h}" for w, h in model.info.sizes) if self.backend.name.startswith("torch") else (),
             frames=model.space.frames,
             noise_levels=levels,
             samplers=samplers,
@@ -162,7 +164,7 @@ class Generator:
         """A plan's pictures before their first step."""
         told = Told(self.model, plan.prompt, plan.negative_prompt or "", plan.guidance_scale)
         params = SamplingParams(steps=plan.steps, guidance_scale=plan.guidance_scale, sampler=plan.sampler)
-        return [PictureTrajectory(self.model, told, seed, params) for seed in plan.seeds]
+        return [PictureTrajectory(self.model, told, seed, params, plan.pixels) for seed in plan.seeds]
 
     def look(self, plan: Plan, clean: Sequence[Tensor]) -> list[Seen]:
         """Decodes and checks a plan's pictures.

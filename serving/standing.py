@@ -66,6 +66,8 @@ class ModelEntry(BaseModel):
     alias: str | None
     manifest_id: str
     size: str
+    sizes: tuple[str, ...]
+    """All that can be asked for, `size` among them."""
     steps: int
     guidance_scale: float
     sampler: SamplerName

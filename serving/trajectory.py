@@ -83,15 +83,23 @@ class Trajectory(Protocol):
 class PictureTrajectory:
     """A picture of a diffusion model, from its seed on."""
 
-    def __init__(self, model: DiffusionModel, told: Told, seed: int, params: SamplingParams) -> None:
-        """Raises UserError: a sampler that cannot draw with this model."""
-        size = shape(model.space, model.image_size)
+    def __init__(
+        self, model: DiffusionModel, told: Told, seed: int, params: SamplingParams, size: tuple[int, int] | None = None
+    ) -> None:
+        """
+        Args:
+            size: width and height in pixels; None: the model's own side, square.
+
+        Raises:
+            UserError: a sampler that cannot draw with this model.
+        """
+        of = shape(model.space, size or model.image_size)
         self._told = told
         self._timestep = np.float32 if model.prediction == "flow" else np.int64
         # The solver's few operations on one picture are quicker on the CPU than their launches on a GPU are.
         self._stepper = Stepper(
             [seed],
-            size,
+            of,
             betas=model.betas,
             prediction=model.prediction,
             sampler=params.sampler,
@@ -99,7 +107,7 @@ class PictureTrajectory:
             clip=model.space.clip,
         )
         self.rows = len(told.states)
-        self.bucket: Hashable = (size, told.states.shape[1:])
+        self.bucket: Hashable = (of, told.states.shape[1:])
         self.evaluations = self._stepper.evaluations
         self.steps = self._stepper.steps
 

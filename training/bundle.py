@@ -90,6 +90,9 @@ class BundleInfo(BaseModel):
     metrics: dict[str, float]
     image_size: int
     patch_size: int
+    sizes: tuple[tuple[int, int], ...] = Field(
+        (), description="width and height of the shapes that it was trained in, where they were several"
+    )
     frames: int | None = Field(None, description="of a film; null: it draws pictures")
     prediction: Prediction
     channel_mean: tuple[float, float, float] = Field(description="of the training pictures, in [-1, 1]")

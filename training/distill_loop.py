@@ -294,6 +294,7 @@ class _Loop:
             "images_seen": seen,
             "state_sha256": sha256,
             "metrics": self._metrics,
+            "sizes": trained_on.shapes,
             "channel_mean": mean,
             "channel_std": std,
             "captions": [text for text in data.texts if text][:CAPTION_CAP],

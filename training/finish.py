@@ -54,6 +54,7 @@ def describe(
         metrics=dict(metrics),
         image_size=data.image_size,
         patch_size=job.patch_size,
+        sizes=trained_on.shapes,
         frames=data.frames,
         prediction=job.prediction,
         channel_mean=mean,

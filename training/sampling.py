@@ -52,6 +52,7 @@ def sample(
     params: SamplingParams,
     *,
     negative_prompts: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
     on_step: OnStep | None = None,
     exact: bool = True,
 ) -> np.ndarray:
@@ -59,6 +60,7 @@ def sample(
 
     Args:
         negative_prompts: what guidance steers away from, one per prompt; empty prompts by default.
+        size: width and height in pixels; None: the model's own side, square.
         on_step: called with (steps done, steps in all) over the whole call.
         exact: one picture at a time, so that its bytes do not depend on the others. False runs all in one batch:
             faster, equal up to rounding.
@@ -73,10 +75,10 @@ def sample(
     negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
     if not len(prompts) == len(seeds) == len(negative_prompts):
         raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negative_prompts)} negative prompts")
-    size = model.image_size
+    width, height = size or (model.image_size, model.image_size)
     groups = [[i] for i in range(len(prompts))] if exact else [list(range(len(prompts)))]
     frames = () if model.space.frames is None else (model.space.frames,)
-    pictures = np.zeros((len(prompts), *frames, size, size, 3), np.uint8)
+    pictures = np.zeros((len(prompts), *frames, height, width, 3), np.uint8)
     for number, group in enumerate(groups if prompts else []):
         predict = _guided(
             model, [prompts[i] for i in group], [negative_prompts[i] for i in group], params.guidance_scale
@@ -84,7 +86,7 @@ def sample(
         x0 = integrate(
             predict,
             [seeds[i] for i in group],
-            shape(model.space, size),
+            shape(model.space, (width, height)),
             betas=model.betas,
             prediction=model.prediction,
             sampler=params.sampler,

@@ -113,7 +113,8 @@ def geometry(patch_size: int, autoencoder: Path | None) -> tuple[int, int]:
     return channels * patch_size**2, factor * patch_size
 
 
-def shape(space: Space, image_size: int) -> tuple[int, ...]:
-    """(C, h, w) of a square picture of so many pixels a side; (C, F, h, w) of a film."""
-    side = image_size // space.factor
-    return (space.channels, *(() if space.frames is None else (space.frames,)), side, side)
+def shape(space: Space, size: int | tuple[int, int]) -> tuple[int, ...]:
+    """(C, h, w) of a picture of (width, height) pixels, or of so many a side; (C, F, h, w) of a film."""
+    width, height = (size, size) if isinstance(size, int) else size
+    frames = () if space.frames is None else (space.frames,)
+    return (space.channels, *frames, height // space.factor, width // space.factor)

@@ -40,6 +40,9 @@ def generate(
     out: Annotated[str, typer.Option(help="file to write: .png, .jpg or .webp")] = "generated.png",
     seed: Annotated[int | None, typer.Option(help="of the first picture; the next ones count on")] = None,
     n: Annotated[int, typer.Option(help="how many pictures")] = 1,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, where the model was trained in several shapes")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="what to steer away from")] = None,
     steps: Annotated[int | None, typer.Option(help="solver steps; the model's own when not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="classifier-free guidance")] = None,
@@ -58,6 +61,7 @@ def generate(
     fields = {
         "n": n,
         "seed": seed,
+        "size": size,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

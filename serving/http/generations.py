@@ -26,8 +26,8 @@ def routes(desk: Desk, runner: Runner | None) -> APIRouter:
             job, _ = await jobs.taken(desk, runner, f"job_{secrets.token_hex(16)}", body, asker)
             return jobs.accepted(job, request)
         if body.stream:
-            plan, card = await desk.check(body)
-            return EventStream(lambda: desk.stream(body, asker), plan.output_format, card.size)
+            plan, _ = await desk.check(body)
+            return EventStream(lambda: desk.stream(body, asker), plan.output_format, plan.size)
         return whole(await desk.draw(body, asker))
 
     return router

@@ -14,7 +14,7 @@ from serving.records import Archive, Record, RecordsConfig, records_of, sha256
 
 IDS = ("img_" + "a" * 32, "img_" + "b" * 32)
 NOW = int(time.time())
-PLAN = Plan("a red apple", None, (4, 5), 3, 2.0, "ddim", "png", 100, IDS)
+PLAN = Plan("a red apple", None, (4, 5), 3, 2.0, "ddim", "png", 100, "16x16", IDS)
 
 
 def drawn() -> GenerationResponse:

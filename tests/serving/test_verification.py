@@ -32,7 +32,7 @@ NAME = "img_" + "0a" * 16
 def plan_of(output_format: str = "png") -> Plan:
     return Plan(
         prompt="a red apple", negative_prompt=None, seeds=(7,), steps=5, guidance_scale=2.0, sampler="ddim",
-        output_format=output_format, compression=90, ids=(NAME,),
+        output_format=output_format, compression=90, size="64x64", ids=(NAME,),
     )  # type: ignore[arg-type]  # fmt: skip
 
 

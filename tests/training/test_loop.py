@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ from training.job import TrainJob
 from training.learner import Learner, Place, shares
 from training.loop import Outcome, train
 from training.notice import Notice, Terminated
+from training.prepare import prepare
 from training.progress import Point
+from training.sampling import SamplingParams, sample
 from training.schedules import alphas_cumprod
 from training.text import TextEncoder
 
@@ -156,6 +159,24 @@ def test_the_loss_falls_and_the_bundle_holds_the_average(
     assert model.info.images_seen == 480
     assert model.info.captions[0] == "a blue circle"
     assert model.self_test()
+
+
+def test_a_bundle_says_in_which_shapes_it_was_trained(make_job: MakeJob, text: TextEncoder, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    rows = [(f"{w} {n}", noise.integers(0, 256, (h, w, 3), np.uint8)) for w, h in ((8, 8), (16, 4)) for n in range(4)]
+    several = write_manifest(
+        tmp_path / "manifests",
+        rows,
+        image_width=lambda caption: int(caption.split()[0]),
+        image_height=lambda caption: 64 // int(caption.split()[0]),
+    )
+    job = make_job(manifest=several.uri, images=16, batch_size=4)
+    prepared = prepare(job)
+    outcome = run(job, tmp_path / "run", load(several, roster=prepared.roster), text)
+    assert outcome.bundle is not None
+    model = load_bundle(outcome.bundle)
+    assert model.info.sizes == ((8, 8), (16, 4))
+    assert sample(model, ["a"], [0], SamplingParams(steps=2), size=(16, 4)).shape == (1, 4, 16, 3)
 
 
 def test_a_diverging_run_stops_with_advice(
