@@ -154,7 +154,7 @@ def test_health_and_models(url: str) -> None:
     (entry,) = httpx.get(f"{url}/v1/models").json()["data"]
     assert (entry["version"], entry["alias"], entry["manifest_id"]) == ("1", "champion", "m" * 64)
     assert httpx.get(f"{url}/v1/guide").json()["vocabulary"]["captions"] == ["a red apple"]
-    assert f'href="{httpx.URL(url).path.rstrip("/")}/page.css"' in httpx.get(f"{url}/").text
+    assert f'href="{httpx.URL(url).path.rstrip("/")}/page/page.css"' in httpx.get(f"{url}/").text
 
 
 def test_bad_bodies_are_answered_in_shape_through_the_proxy(url: str) -> None:

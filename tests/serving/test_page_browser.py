@@ -10,28 +10,36 @@ import json
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import uvicorn
 
 from curation.clip import ClipConfig
+from serving import keys
+from serving.api import Attributed, GenerationRequest
+from serving.call import Call
 from serving.gateway import create_app
-from serving.generator import Generator, load
+from serving.generator import Generation, Generator, load
 from serving.job import ServeJob
+from serving.keys import KeysConfig
+from serving.service import Preview
+from serving.standing import Vocabulary
 from tests.curation.test_report_browser import CHROMIUM, Browser, complaints
 from tests.ports import free_port
 from tests.serving.local import LocalBackend
 
 
 @contextmanager
-def served(job: ServeJob, generator: Generator) -> Iterator[str]:
+def served(job: ServeJob, backend: LocalBackend) -> Iterator[str]:
     """The API and the page, on a port of this machine."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(LocalBackend(generator), job), port=free_port(), log_level="error", lifespan="on")
+        uvicorn.Config(create_app(backend, job), port=free_port(), log_level="error", lifespan="on")
     )
     started = threading.Event()
     startup = server.startup
@@ -51,20 +59,28 @@ def served(job: ServeJob, generator: Generator) -> Iterator[str]:
         thread.join(60)
 
 
-def visit(browser: Browser, url: str, width: int = 1280, scheme: str = "light") -> None:
-    """Opens the page and waits until it knows what the server draws."""
+READY = "document.getElementById('form')?.getAttribute('aria-busy') === 'false'"
+"""The page knows what the server draws, and draws nothing."""
+
+
+def visit(browser: Browser, url: str, width: int = 1280, scheme: str = "light", ready: str = READY) -> None:
+    """Opens the page and waits until it knows what the server draws, or until something else is so."""
     browser.events = []
     browser.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
     browser.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.ask("Page.navigate", url="about:blank")
     browser.ask("Page.navigate", url=url)
-    until(browser, "document.readyState == 'complete' && typeof guide == 'object' && guide !== null")
+    until(browser, ready)
 
 
 def until(browser: Browser, condition: str) -> None:
     """Waits, in the page, until something is so."""
-    wait = f"new Promise(done => {{ const look = () => ({condition}) ? done(true) : setTimeout(look, 20); look(); }})"
-    browser.ask("Runtime.evaluate", expression=wait, awaitPromise=True)
+    wait = (
+        "new Promise((done, fail) => { setTimeout(fail, 60000);"
+        f" const look = () => ({condition}) ? done(true) : setTimeout(look, 20); look(); }})"
+    )
+    answer = browser.ask("Runtime.evaluate", expression=wait, awaitPromise=True)
+    assert "exceptionDetails" not in answer, (condition, text_of(browser, "body"))
 
 
 def draw(browser: Browser, prompt: str, **fields: Any) -> None:
@@ -75,7 +91,30 @@ def draw(browser: Browser, prompt: str, **fields: Any) -> None:
             " field.dispatchEvent(new Event('input', { bubbles: true })); }"
         )
     browser.evaluate("document.getElementById('draw').click()")
-    until(browser, "!stopping")
+    until(browser, READY)
+
+
+def press(browser: Browser, selector: str) -> None:
+    """Clicks as a mouse does: what has the focus loses it before the button is let go."""
+    place = f"document.querySelector({json.dumps(selector)})"
+    x, y = browser.evaluate(
+        f"{{ const e = {place}; e.scrollIntoView({{ block: 'center' }}); const b = e.getBoundingClientRect();"
+        " [b.x + b.width / 2, b.y + b.height / 2] }"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+def key(browser: Browser, name: str, code: int, text: str = "") -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.ask(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key=name,
+            code=name,
+            windowsVirtualKeyCode=code,
+            **{"text": text} if text else {},
+        )
 
 
 def text_of(browser: Browser, selector: str) -> str:
@@ -105,41 +144,137 @@ def generator(job: ServeJob) -> Generator:
     return load(job)
 
 
+class Hostile(LocalBackend):
+    """What strangers wrote about their pictures is more than text, as far as it can be."""
+
+    async def vocabulary(self) -> Vocabulary:
+        return Vocabulary(captions=(EVIL,), words=("apple", EVIL))
+
+    async def stream(self, request: GenerationRequest, call: Call) -> AsyncGenerator[Preview | Generation, None]:
+        near = {"sha256": "0" * 64, "similarity": 0.5, "creator": EVIL, "licence": EVIL}
+        uris = (f"javascript:alert(1)//{EVIL}", "https://example.org/a.png", f"data:text/html,{EVIL}")
+        who = tuple(Attributed(**near, uri=uri, thumbnail=uri) for uri in uris)
+        async for event in super().stream(request, call):
+            if isinstance(event, Generation):
+                event = replace(event, pictures=tuple(replace(one, attribution=who) for one in event.pictures))
+            yield event
+
+
 @pytest.mark.slow
 def test_a_person_draws_pictures(browser: Browser, job: ServeJob, generator: Generator) -> None:
-    with served(job, generator) as url:
+    with served(job, LocalBackend(generator)) as url:
         visit(browser, url)
-        assert "version 0: 16 × 16 pixels, from 3 words" in text_of(browser, "#model")
+        assert "version 0: 16 × 16 pixels, knows 3 words" in text_of(browser, "#model")
         assert text_of(browser, "#examples button") == "a red apple"
 
+        draw(browser, "red apples")
+        assert text_of(browser, "#known") == ""
         draw(browser, "a red appel", n="2", steps="4", seed="7")
         assert "appel" in text_of(browser, "#known")
         assert "apple?" in text_of(browser, "#known button")
-        assert browser.evaluate("document.querySelectorAll('figure .frame img').length") == 2
+        assert browser.evaluate("document.querySelectorAll('.round:first-child .frame img').length") == 2
         assert browser.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
         assert "seed 7" in text_of(browser, "figcaption a")
         assert "seed 8" in text_of(browser, "figcaption a")
 
-        browser.evaluate("[...document.querySelectorAll('figcaption button')][0].click()")
+        press(browser, "figcaption button")
         until(browser, "document.querySelector('figcaption p').innerText.includes('pixel')")
 
         draw(browser, "a beheading")
         assert "violence, graphic" in text_of(browser, ".round:first-child .why")
 
+        link = browser.evaluate("[...document.querySelectorAll('figcaption a')].map(a => a.hash).find(h => h)")
+        visit(browser, f"{url}{link}")
+        again = "['prompt', 'seed', 'steps'].map(id => document.getElementById(id).value).join()"
+        assert browser.evaluate(again) == "a red appel,7,4"
+
+
+@pytest.mark.slow
+def test_what_is_offered_can_be_taken(browser: Browser, job: ServeJob, generator: Generator) -> None:
+    with served(job, LocalBackend(generator)) as url:
+        visit(browser, url)
+        for take in ("mouse", "keyboard"):
+            browser.evaluate("document.getElementById('prompt').value = ''; document.getElementById('prompt').focus()")
+            browser.ask("Input.insertText", text="a red app")
+            assert text_of(browser, "#suggestions button") == "apple"
+            if take == "mouse":
+                press(browser, "#suggestions button")
+            else:
+                key(browser, "Tab", 9)
+                key(browser, "Enter", 13, "\r")
+            assert browser.evaluate("document.getElementById('prompt').value") == "a red apple "
+            assert browser.evaluate("document.activeElement.id") == "prompt"
+        browser.ask("Input.insertText", text="bluue")
+        until(browser, "document.getElementById('known').innerText.includes('bluue')")
+        browser.evaluate(SEEN)
+        key(browser, "Enter", 13, "\r")
+        until(browser, f"document.querySelectorAll('figcaption').length == 2 && {READY}")
+        assert browser.evaluate("window.seen.size") > 1  # pictures while they were drawn
+
+        draw(browser, "a boat")
+        press(browser, "#add")
+        browser.evaluate("document.querySelector('#variants input').value = 'a red boat'")
+        draw(browser, "a boat", n="1")
+        assert text_of(browser, ".round:first-child h3") == "a boat|a red boat"
+        assert text_of(browser, ".round:first-child figcaption > a").split("|")[0] in text_of(browser, ".about")
+
         browser.evaluate(
-            "document.getElementById('add').click(); document.querySelector('#variants input').value = 'a boat'"
+            "{ const [, data] = document.querySelector('figcaption a[download]').href.split(',');"
+            " const dropped = new DataTransfer(), bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));"
+            " dropped.items.add(new File([bytes], 'mine.png', { type: 'image/png' }));"
+            " dispatchEvent(new DragEvent('drop', { dataTransfer: dropped, cancelable: true })); }"
         )
-        draw(browser, "<img src=x onerror=alert(1)>", n="1")
-        assert text_of(browser, ".round:first-child h3") == "<img src=x onerror=alert(1)>|a boat"
+        until(browser, "document.querySelector('.verdict dl')")
+        assert "mine.png, 16 × 16" in text_of(browser, "#verdict")
+
+
+@pytest.mark.slow
+def test_what_strangers_wrote_stays_text(browser: Browser, job: ServeJob, generator: Generator) -> None:
+    with served(job, Hostile(generator)) as url:
+        visit(browser, url)
+        assert text_of(browser, "#examples button") == EVIL
+        draw(browser, EVIL, n="1")
+        assert text_of(browser, ".round h3") == EVIL
+        press(browser, "figcaption summary")
+        assert text_of(browser, ".near b") == "|".join([EVIL] * 3)
+        assert browser.evaluate("[...document.querySelectorAll('.near a')].map(a => a.href)") == [
+            "https://example.org/a.png"
+        ]
+        assert browser.evaluate("document.querySelectorAll('.near img, h3 *, .near script, .near b *').length") == 0
+        assert browser.evaluate("window.evil === undefined")
+        visit(browser, f"{url}#{urlencode({'prompt': EVIL, 'sampler': EVIL, 'seed': EVIL})}")
+        assert browser.evaluate("document.getElementById('prompt').value") == EVIL
+        assert browser.evaluate("document.getElementById('sampler').value") == "ddim"
         asked = {e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"}
         assert {address for address in asked if not address.startswith((url, "data:", "about:"))} == set()
-        refused = [event for event in complaints(browser) if "400" not in json.dumps(event)]
-        assert refused == []
+        assert complaints(browser) == []
 
-        visit(browser, f"{url}#prompt=a+blue+boat&seed=12&steps=3")
-        assert browser.evaluate(
-            "[prompt_.value, seed.value, steps.value].join()".replace("prompt_", "$('prompt')")
-        ) == ("a blue boat,12,3")
+
+@pytest.mark.slow
+def test_with_keys_it_asks_with_the_one_that_is_typed_in(
+    browser: Browser, job: ServeJob, generator: Generator, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "keys.json")
+    _, secret = keys.create(file, "somebody", ["generate"])
+    with served(job.model_copy(update={"keys": KeysConfig(file=file)}), LocalBackend(generator)) as url:
+        visit(browser, url, ready="document.activeElement?.id === 'key-field'")
+        assert text_of(browser, "#notice") == "This server wants an API key."
+        assert browser.evaluate("document.getElementById('draw').disabled")
+        browser.ask("Input.insertText", text="cp_00000000_" + "A" * 43)
+        press(browser, "#key button")
+        until(browser, "document.getElementById('notice').innerText.includes('not in force')")
+        browser.ask("Input.insertText", text=secret)
+        key(browser, "Enter", 13, "\r")
+        until(browser, READY)
+        draw(browser, "a red apple", n="1")
+        assert browser.evaluate("document.querySelectorAll('.frame img').length") == 1
+        asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+        assert not [address for address in asked if secret in address]
+        assert browser.evaluate("localStorage.length + document.cookie.length") == 0
+        assert secret not in browser.evaluate(
+            "document.documentElement.outerHTML + document.getElementById('key-field').value"
+        )
+        browser.evaluate("sessionStorage.clear()")
 
 
 @pytest.mark.slow
@@ -148,7 +283,7 @@ def test_it_fits_and_can_be_used_by_everybody(browser: Browser, job: ServeJob, g
         "[...document.querySelectorAll('input:not([type=hidden]), select, textarea, button')].filter(e =>"
         " !(e.labels && e.labels.length) && !e.ariaLabel && !e.textContent.trim()).map(e => e.outerHTML)"
     )
-    with served(job, generator) as url:
+    with served(job, LocalBackend(generator)) as url:
         for scheme in ("light", "dark"):
             for width in (360, 1280):
                 visit(browser, url, width, scheme)
@@ -158,6 +293,11 @@ def test_it_fits_and_can_be_used_by_everybody(browser: Browser, job: ServeJob, g
                 assert browser.evaluate(f"({CONTRAST})()") == []
         assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
 
+
+EVIL = "<img src=x onerror='window.evil=1'></script><script>window.evil=1</script>"
+SEEN = """window.seen = new Set(); new MutationObserver(() => {
+  for (const image of document.querySelectorAll('img[alt$=", unfinished"]')) window.seen.add(image.src);
+}).observe(document.getElementById('gallery'), { subtree: true, childList: true })"""
 
 CONTRAST = """() => {
   const light = (colour) => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map(c => c / 255)
@@ -182,9 +322,20 @@ if __name__ == "__main__":
         told = {"model": source, "takedowns": "ignore", "records": {"folder": f"{folder}/records"}}
         own = ServeJob.model_validate(told)
         tab = Browser(Path(folder) / "profile")
-        with served(own, load(own)) as address:
+        with served(own, LocalBackend(load(own))) as address:
             visit(tab, address, int(across), colours)
             for wording in prompts:
-                draw(tab, wording, n="4", seed="3")
+                first, *others = wording.split("|")
+                for other in others:
+                    tab.evaluate(
+                        f"document.getElementById('add').click(); document.activeElement.value = {json.dumps(other)}"
+                    )
+                draw(tab, first, n="2", seed="3")
+            tab.evaluate("document.querySelector('figcaption summary')?.click()")
+            tab.evaluate("document.querySelector('figcaption button')?.click()")
+            until(
+                tab,
+                "document.querySelector('figcaption p').innerText.match(/pixel|differ/)",
+            )
             Path(target).write_bytes(tab.picture())
         tab.close()

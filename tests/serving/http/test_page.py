@@ -1,4 +1,4 @@
-"""The page's three files and the guide: nothing from elsewhere, nothing without the key where there are keys."""
+"""The page's files and the guide: nothing from elsewhere, nothing without the key where there are keys."""
 
 from __future__ import annotations
 
@@ -40,10 +40,22 @@ def test_the_page_may_load_from_this_server_alone(backend: LocalBackend) -> None
 
 def test_nothing_is_written_into_the_page_as_html_or_style() -> None:
     """The policy forbids it; this finds it before a browser does."""
-    script, page = (FOLDER / "page.js").read_text(), (FOLDER / "page.html").read_text()
+    script = "".join(path.read_text() for path in FOLDER.glob("*.js"))
+    page = (FOLDER / "page.html").read_text()
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
+    assert not re.search(r"localStorage|document\.cookie", script)
     assert not re.search(r"\son\w+=|\sstyle=|<style|https?://", page)
     assert not re.search(r"https?://(?!\?|\\)", re.sub(r"/\^https\?.*", "", script))
+
+
+def test_its_scripts_are_there_as_scripts(backend: LocalBackend) -> None:
+    names = {path.name for path in FOLDER.glob("*.js")}
+    for name in names:
+        answer = send(backend, "GET", f"/page/{name}")
+        assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
+        assert answer.headers["Content-Security-Policy"]
+        assert set(re.findall(r'from "\./([^"]+)"', answer.text)) <= names
+    assert send(backend, "GET", "/page/page.html").status_code == 404
 
 
 async def _below(backend: LocalBackend, root: str) -> str:
@@ -53,13 +65,13 @@ async def _below(backend: LocalBackend, root: str) -> str:
 
 
 def test_below_another_path_it_asks_there(backend: LocalBackend) -> None:
-    assert 'href="/studio/page.css"' in asyncio.run(_below(backend, "/studio"))
+    assert 'href="/studio/page/page.css"' in asyncio.run(_below(backend, "/studio"))
 
 
 def test_it_can_be_left_out(backend: LocalBackend) -> None:
     hidden = JOB.model_copy(update={"page": False})
     assert send(backend, "GET", "/", hidden).status_code == 404
-    assert send(backend, "GET", "/page.js", hidden).status_code == 404
+    assert send(backend, "GET", "/page/page.js", hidden).status_code == 404
     assert send(backend, "GET", "/v1/guide", hidden).status_code == 200
 
 
