@@ -179,9 +179,8 @@ def _decide(found: Listing, on_progress: OnProgress) -> Settled:
         done += measured.num_rows
         on_progress("decide", done, found.rows, _note("out", removed))
     parents = [parent_facts(policy, parent) for parent in found.parents]
-    return settle(
-        policy, Facts.join(parts), Facts.join(parents) if parents else None, storage.join(policy.job.output, ".work")
-    )
+    work = storage.join(storage.absolute(policy.job.output), ".work")
+    return settle(policy, Facts.join(parts), Facts.join(parents) if parents else None, work)
 
 
 def _stored(
@@ -215,8 +214,8 @@ def _publish(
 ) -> tuple[Manifest, Counter[tuple[str, str, str]]]:
     """Writes the parts and publishes them; returns also how many rows each decision, stage and reason has."""
     job = found.job
-    # A name of its own: another run of the same job may be publishing at this very moment.
-    staging = storage.join(job.output, ".work", f"staging-{uuid.uuid4().hex[:16]}")
+    # A name of its own: another run of the same job may be publishing at this very moment; absolute for the workers.
+    staging = storage.join(storage.absolute(job.output), ".work", f"staging-{uuid.uuid4().hex[:16]}")
     items, start = [], 0
     for index, unit in enumerate(found.units):
         end = start + unit.inputs.num_rows

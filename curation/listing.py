@@ -239,7 +239,7 @@ def _configs(job: CurateJob) -> tuple[MeasureConfig, HeadsConfig | None, Caption
     measure = MeasureConfig(
         fetch=job.fetch.share(job.workers),
         rights=job.rights,
-        sites=storage.join(job.output, ".work", "sites"),
+        sites=storage.join(_work(job), "sites"),
         images=job.images,
         image_size=job.image_size,
         frames=job.frames,
@@ -290,11 +290,15 @@ def _stages(job: CurateJob, heads: HeadsConfig | None, captions: CaptionsConfig 
         identities.append(("heads", [measured, heads.identity(job.clip)]))
     if captions is not None:
         identities.append(("captions", [measured, captions.identity()]))
-    work = storage.join(job.output, ".work")
     return {
-        name: Stage(name, storage.join(work, f"{name}-{fingerprint(MEASURE_VERSION, name, identity)}"))
+        name: Stage(name, storage.join(_work(job), f"{name}-{fingerprint(MEASURE_VERSION, name, identity)}"))
         for name, identity in identities
     }
+
+
+def _work(job: CurateJob) -> str:
+    """Where stages keep what they measured; absolute, because a worker's directory is not the driver's."""
+    return storage.join(storage.absolute(job.output), ".work")
 
 
 def _published(job: CurateJob) -> list[Manifest]:
