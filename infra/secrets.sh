@@ -14,4 +14,6 @@ if [ ! -s secrets/s3_credentials ]; then
   printf '{"identities": [{"name": "cleanplate", "credentials": [{"accessKey": "%s", "secretKey": "%s"}], "actions": ["Admin"]}]}\n' \
     "$key" "$secret" | write s3_identities
 fi
+# Nobody may ask the endpoint until there is a key: cleanplate keys create NAME --file infra/keys/keys.json
+mkdir -p keys && [ -s keys/keys.json ] || echo '{"version": 1, "keys": []}' > keys/keys.json
 echo "infra/secrets/ holds $(ls secrets | wc -l) secrets; keep it out of git and images"

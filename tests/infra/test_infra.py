@@ -20,8 +20,10 @@ import pytest
 import yaml
 
 from pipelines import config, pipeline
+from serving import keys
 from serving.deployment import check
 from serving.job import ServeJob
+from serving.keys import KeysConfig
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -70,6 +72,18 @@ def test_the_endpoint_s_arguments_are_a_serve_job(documents: list[dict[str, Any]
     assert job.replicas <= sample["minReplicas"]
     assert job.cpus_per_replica <= float(sample["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert sample["template"]["spec"]["terminationGracePeriodSeconds"] > job.request_timeout_s
+    # It listens for other machines: keys are there and asked for, and all pods sign in one name.
+    assert isinstance(job.keys, KeysConfig)
+    assert job.keys.usage is not None
+    assert job.keys.usage.startswith("s3://"), "the keys' own folder cannot be written"
+    for pod in pods([service]):
+        (container,) = pod["containers"]
+        places = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        for folder in (Path(job.keys.file).parent, Path(str(job.credentials.folder))):
+            assert places[str(folder)]["readOnly"]
+            (volume,) = [volume for volume in pod["volumes"] if volume["name"] == places[str(folder)]["name"]]
+            assert volume["secret"]["defaultMode"] == 0o440
+        assert pod["securityContext"]["fsGroup"]
 
 
 def test_kubernetes_kinds_have_the_fields_they_say(documents: list[dict[str, Any]]) -> None:
@@ -120,8 +134,10 @@ def test_the_control_plane_asks_for_a_token_and_stays_inside(documents: list[dic
     assert policies["inside-only"] == {
         "podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]
     }  # fmt: skip
-    opened = {port["port"] for name in policies for rule in policies[name]["ingress"] for port in rule.get("ports", ())}
-    assert opened == {8265, 8000}
+    rules = [rule for policy in policies.values() for rule in policy.get("ingress", ())]
+    assert {port["port"] for rule in rules for port in rule.get("ports", ())} == {8265, 8000}
+    closed = [part for rule in policies["no-metadata"]["egress"] for part in parts(rule["to"]) if "except" in part]
+    assert {address for block in closed for address in block["except"]} == {"169.254.169.254/32", "fd00:ec2::254/128"}
 
 
 def test_containers_are_nobody_special(documents: list[dict[str, Any]]) -> None:
@@ -133,7 +149,10 @@ def test_containers_are_nobody_special(documents: list[dict[str, Any]]) -> None:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": True,
             }
+            written = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+            assert written, "nothing runs without a place for its scratch"
             assert "memory" in container["resources"]["limits"]
             assert re.search(r":[\d.]+", container["image"]), "a tag that does not move"
 
@@ -163,6 +182,11 @@ def test_compose_listens_on_this_machine_alone() -> None:
         assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
         assert re.search(r":\d", service["image"]), "a tag that does not move"
         assert set(service.get("depends_on", {})) <= set(COMPOSE["services"])
+    for name in ("head", "worker", "mlflow", "bucket"):
+        assert COMPOSE["services"][name]["read_only"]
+        assert COMPOSE["services"][name]["cap_drop"] == ["ALL"]
+    assert all("no-new-privileges:true" in service["security_opt"] for service in COMPOSE["services"].values())
+    assert "./keys:/etc/cleanplate/keys:ro" in COMPOSE["services"]["head"]["volumes"]
     ray = COMPOSE["services"]["head"]
     assert ray["environment"]["RAY_AUTH_MODE"] == "token"
     assert ray["build"]["target"] in re.findall(r"^FROM \S+ AS (\w+)$", (INFRA / "Dockerfile").read_text(), re.M)
@@ -177,7 +201,10 @@ def test_secrets_are_random_and_stay(tmp_path: Path) -> None:
     assert made["postgres_password"] in made["mlflow_store"]
     (identity,) = json.loads(made["s3_identities"])["identities"]
     assert identity["credentials"][0]["secretKey"] in made["s3_credentials"]
+    assert keys.read(str(tmp_path / "keys" / "keys.json")) == ()
+    keys.create(str(tmp_path / "keys" / "keys.json"), "studio", ["generate"])
     subprocess.run([script], check=True, capture_output=True)
+    assert len(keys.read(str(tmp_path / "keys" / "keys.json"))) == 1
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == made
 
 
