@@ -22,6 +22,7 @@ KINDS = (
     "pipeline",
 )
 STDIN = "-"
+_LARGEST = 1_000_000  # values in a job file
 
 
 def model_of(kind: str) -> type[BaseModel]:
@@ -156,13 +157,35 @@ def read(path: str) -> dict[str, Any]:
     try:
         text = sys.stdin.read() if path == STDIN else Path(path).read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
+        _refuse_bombs(raw)
     except FileNotFoundError:
         raise UserError(f"no job file at {path}", field="job", remedy="give a YAML file; see pipelines/jobs/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no YAML file: {error}", field="job", remedy="mend the file") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no fields", field="job", remedy="write `field: value` lines") from None
     return raw
+
+
+def _refuse_bombs(raw: Any) -> None:
+    """Aliases may stand for one value in many places: of some, of which each stands for some, the whole is endless.
+
+    Raises:
+        ValueError: more than `_LARGEST` values when written out, or one that holds itself.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if not isinstance(node, dict | list):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = _LARGEST + 1  # until it is known: whoever comes back here is inside of it
+            inner = [*node, *node.values()] if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(map(size, inner))
+        return sizes[id(node)]
+
+    if size(raw) > _LARGEST:
+        raise ValueError(f"its aliases stand for more than {_LARGEST:,} values")
 
 
 def _apply_all(raw: dict[str, Any], overrides: Sequence[str]) -> None:
