@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,10 @@ EMBEDDED = Path(__file__).parent / "embedded"
 _HUB = "hf-hub:"
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# What a folder's description may have open_clip load by name, and the options of tokenizers that run nothing.
+_NAMED = (("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"), ("vision_cfg", "timm_model_name"))
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens"}
 # Entries of a classic open_clip CLIP that belong to its text tower; a CustomTextCLIP keeps its own under `.text`.
 _CLASSIC_TEXT = ("token_embedding.", "transformer.", "ln_final.", "positional_embedding", "text_projection")
 
@@ -165,14 +170,21 @@ class Clip:
             source = f"local-dir:{folder}"
         elif weights is not None and Path(weights).expanduser().is_file():
             weights = str(Path(weights).expanduser())
-        self._model: Any = open_clip.create_model(
-            source,
-            pretrained=weights,
-            precision=config.precision,
-            device=self._device,
-            pretrained_text=False,  # never half a model: base weights of a tower are no CLIP
-            require_pretrained=True,
-        ).eval()
+        try:
+            self._model: Any = open_clip.create_model(
+                source,
+                pretrained=weights,
+                precision=config.precision,
+                device=self._device,
+                pretrained_text=False,  # never half a model: base weights of a tower are no CLIP
+                require_pretrained=True,
+            ).eval()
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"the weights of {config.model} are a pickle that wants to run something",
+                field="clip.weights",
+                remedy="Get them as safetensors.",
+            ) from None
         # Read after loading: get_tokenizer needs the same name, and its config says how wide the space is.
         self._architecture: dict[str, Any] = open_clip.get_model_config(source)
         self._tokenizer: Any = open_clip.get_tokenizer(source)
@@ -323,6 +335,26 @@ def _check_folder(folder: Path) -> None:
             f"{folder} holds a configuration but no weights",
             field="clip.model",
             remedy="Put the model's .safetensors beside its open_clip_config.json.",
+        )
+    _refuse_foreign(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises UserError where a folder's description would have more loaded than what lies in it, or code of its own."""
+    try:
+        about = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        names = [about.get(tower, {}).get(key) for tower, key in _NAMED]
+        options = set(about.get("text_cfg", {}).get("tokenizer_kwargs") or ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / _CONFIG_FILE} is damaged ({type(error).__name__})", field="clip.model", remedy="Restore it."
+        ) from None
+    odd = [name for name in names if name and not (isinstance(name, str) and _HUB_ID.fullmatch(name))]
+    if odd or not options <= _TOKENIZER_OPTIONS:
+        raise UserError(
+            f"{folder / _CONFIG_FILE} asks for {', '.join(map(repr, [*odd, *sorted(options - _TOKENIZER_OPTIONS)]))}",
+            field="clip.model",
+            remedy="Take it out: a model's folder may name models of the hub, and neither paths nor code of its own.",
         )
 
 

@@ -150,4 +150,5 @@ class CurateJob(BaseModel):
                 del found[name]
         if not found["source"].get("sequences"):
             found["source"].pop("sequences", None)
+        found["source"].pop("outside", None)  # it is about where things lie
         return found

@@ -15,6 +15,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from curation import storage
 from curation.errors import UserError
@@ -32,6 +33,8 @@ from curation.errors import UserError
 SCHEMA_VERSION = 1
 INFO_FILE = "manifest.json"
 LATEST_FILE = "latest.json"
+FileName = Annotated[str, AfterValidator(storage.plain_name)]
+"""The name of a file in what may come from elsewhere: one below the same folder."""
 
 TIME = pa.timestamp("us", tz="UTC")
 RIGHTS = pa.list_(
@@ -230,12 +233,31 @@ def _columns(*embedding: tuple[str, pa.DataType]) -> list[tuple[str, pa.DataType
     ]
 
 
+def is_extension(kind: pa.DataType) -> bool:
+    """Whether a type, or one inside it, is an extension of Arrow's, of which some run code to make values of bytes.
+
+    Ray Data registers one whose values are pickles.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind):
+        return is_extension(kind.value_type)
+    return any(is_extension(kind.field(number).type) for number in range(kind.num_fields))
+
+
+def refuse_extensions(schema: pa.Schema) -> None:
+    """Raises ValueError where a column is of an extension type: whoever reads its values may run code."""
+    for field in schema:
+        if is_extension(field.type):
+            raise ValueError(f"the column {field.name} is of an extension type, which nothing here writes")
+
+
 class PartFile(BaseModel):
     """One Parquet file of a manifest."""
 
     model_config = ConfigDict(frozen=True)
-    name: str
-    rows: int
+    name: FileName
+    rows: int = Field(ge=0)
     sha256: str
 
 
@@ -267,7 +289,7 @@ class WorkInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     folder: str
-    units: list[str]
+    units: list[FileName]
 
 
 class ClipInfo(BaseModel):
@@ -320,6 +342,12 @@ class ManifestInfo(BaseModel):
     files: list[PartFile]
     work: WorkInfo | None = None
 
+    @model_validator(mode="after")
+    def _rows_are_those_of_the_files(self) -> ManifestInfo:
+        if not self.files or sum(part.rows for part in self.files) != self.rows:
+            raise ValueError(f"{self.rows} rows are not those of its {len(self.files)} files")
+        return self
+
 
 class Manifest:
     """A published manifest, open for reading."""
@@ -335,8 +363,8 @@ class Manifest:
     @property
     def schema(self) -> pa.Schema:
         """The columns of its rows, as they stand in its files: an older manifest has fewer than `schema` names."""
-        system, path = storage.filesystem(storage.join(self.uri, self.info.files[0].name))
-        return pq.read_schema(path, filesystem=system)
+        with self._part(self.info.files[0]) as file:
+            return file.schema_arrow
 
     @classmethod
     def open(cls, uri: str) -> Manifest:
@@ -346,7 +374,7 @@ class Manifest:
             UserError: when there is none, when it was never published whole, or when its schema is newer than ours.
         """
         if not storage.exists(storage.join(uri, INFO_FILE)) and storage.exists(storage.join(uri, LATEST_FILE)):
-            uri = storage.join(uri, json.loads(storage.read_bytes(storage.join(uri, LATEST_FILE)))["folder"])
+            uri = storage.join(uri, _latest(uri))
         try:
             raw = json.loads(storage.read_bytes(storage.join(uri, INFO_FILE)))
         except FileNotFoundError:
@@ -375,14 +403,34 @@ class Manifest:
                 remedy="restore it, or curate again",
             ) from None
 
+    @contextmanager
+    def _part(self, part: PartFile) -> Iterator[pq.ParquetFile]:
+        """One of its files, open.
+
+        Raises:
+            UserError: a file of other rows than `manifest.json` says, or with columns that nothing here writes.
+        """
+        try:
+            system, path = storage.filesystem(storage.below(self.uri, part.name))
+            with pq.ParquetFile(path, filesystem=system) as file:
+                if file.metadata.num_rows != part.rows:
+                    raise ValueError(f"it has {file.metadata.num_rows} rows instead of {part.rows}")
+                refuse_extensions(file.schema_arrow)
+                yield file
+        except ValueError as error:  # Arrow's are of its kind
+            raise UserError(
+                f"{part.name} of the manifest at {self.uri} is damaged: {error}",
+                field="manifest",
+                remedy="restore it, or curate again",
+            ) from None
+
     def batches(
         self, columns: Sequence[str] | None = None, *, decision: Decision | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The rows in manifest order, a row group at a time; only those of `decision` when it is given."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, "decision"]))
         for part in self.info.files:
-            system, path = storage.filesystem(storage.join(self.uri, part.name))
-            with pq.ParquetFile(path, filesystem=system) as file:
+            with self._part(part) as file:
                 for batch in file.iter_batches(columns=wanted):
                     rows = batch
                     if decision is not None:
@@ -405,15 +453,29 @@ class Manifest:
         for part in self.info.files:
             name = storage.join(self.uri, part.name)
             try:
+                storage.below(self.uri, part.name)
                 found = hashlib.sha256(storage.read_bytes(name)).hexdigest()
             except FileNotFoundError:
                 raise UserError(f"{name} is missing", field="manifest", remedy="restore it or curate again") from None
+            except ValueError as error:
+                raise UserError(str(error), field="manifest", remedy="restore it or curate again") from None
             if found != part.sha256:
                 raise UserError(
                     f"{name} is not what was published (sha256 {found[:12]}… instead of {part.sha256[:12]}…)",
                     field="manifest",
                     remedy="restore the file or curate again: a manifest is never edited",
                 )
+
+
+def _latest(uri: str) -> str:
+    """The name of the newest manifest's folder, below a folder of manifests."""
+    try:
+        folder = json.loads(storage.read_bytes(storage.join(uri, LATEST_FILE)))["folder"]
+        return storage.plain_name(folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{uri}/{LATEST_FILE} is damaged: {error}", field="manifest", remedy="name one of the manifests beside it"
+        ) from None
 
 
 def write_part(uri: str, rows: pa.Table) -> tuple[PartFile, str]:

@@ -143,6 +143,36 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def plain_name(name: str) -> str:
+    """A name that somebody else wrote into a file, of something below the same folder.
+
+    Raises:
+        ValueError: an absolute name, one with `..`, or with another part that is no name.
+    """
+    if any(part in ("", ".", "..") or re.search(r"[\\\0]", part) for part in name.split("/")):
+        raise ValueError(f"{name[:200]!r} is no name of a file below its folder")
+    return name
+
+
+def below(uri: str, name: str) -> str:
+    """`join`, for a name that somebody else wrote. Raises ValueError: as `plain_name`, or a link that leads out."""
+    place = join(uri, plain_name(name))
+    if not inside(uri, place):
+        raise ValueError(f"{name[:200]!r} is a link that leads out of its folder")
+    return place
+
+
+def inside(folder: str, location: str) -> bool:
+    """Whether a location of this machine is a folder's own or below it, wherever links lead; remote ones by name."""
+    if is_remote(folder) or is_remote(location):
+        return location == folder or location.startswith(folder.rstrip("/") + "/")
+    try:
+        root, place = (os.path.realpath(local_path(path)) for path in (folder, location))
+    except ValueError:  # a name with a null byte
+        return False
+    return place == root or place.startswith(root.rstrip(b"/") + b"/")
+
+
 @_faults_are_os_errors
 def info(location: str) -> pafs.FileInfo:
     """Kind, size and time of what is at a location; its type is NotFound when nothing is."""

@@ -31,7 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
-from training import conditioning, latents, space
+from curation.manifest import FileName
+from training import conditioning, foreign, latents, space
 from training.card import model_card
 from training.conditioning import PromptEncoder
 from training.dependencies import Dependency
@@ -116,7 +117,7 @@ class BundleInfo(BaseModel):
     self_test: SelfTest | None = None
     parameters: int
     libraries: dict[str, str]
-    files: dict[str, str] = Field(default_factory=dict, description="sha256 of every other file, by its path")
+    files: dict[FileName, str] = Field(default_factory=dict, description="sha256 of every other file, by its path")
 
 
 def words_of(captions: Iterable[str]) -> list[str] | None:
@@ -275,8 +276,14 @@ def verify(folder: str | Path, info: BundleInfo) -> None:
     """Compares every file with the sha256 it was written with.
 
     Raises:
-        UserError: a file is missing or was changed.
+        UserError: a file is missing or was changed, or there is one that no bundle holds.
     """
+    try:
+        foreign.refuse_programs(Path(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the bundle at {folder} is not to be trusted: {error}", field="model", remedy=_RESTORE
+        ) from None
     for name, expected in info.files.items():
         path = Path(folder) / name
         if not path.is_file():
@@ -323,10 +330,13 @@ def load_bundle(folder: str | Path, device: str = "cpu") -> DiffusionModel:
     folder = local_bundle(folder)
     info = read_info(folder)
     verify(folder, info)
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     kind = "transformer" if (folder / "transformer").is_dir() else "unet"
-    network_class = getattr(diffusers, json.loads((folder / kind / "config.json").read_text())["_class_name"])
-    unet = network_class.from_pretrained(
+    try:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        network_class = foreign.class_of(folder / kind, foreign.NETWORKS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the bundle at {folder} is damaged: {error}", field="model", remedy=_RESTORE) from None
+    unet = getattr(diffusers, network_class).from_pretrained(
         str(folder), subfolder=kind, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
     )
     vae = folder / latents.FOLDER

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from curation import storage
 from curation.errors import UserError
+from curation.manifest import FileName
 from training import pieces
 from training.progress import Leg, Point
 from training.sharding import whole
@@ -74,7 +75,7 @@ class CheckpointInfo(BaseModel):
     removed_digest: str | None = None
     seen_sha256: str | None = None
     loss: float | None = None
-    files: dict[str, str] = {}
+    files: dict[FileName, str] = {}
 
     def legs_of(self, topology: dict[str, int]) -> tuple[Leg, ...]:
         """The legs of a run that goes on from here at a topology."""
@@ -291,10 +292,13 @@ def read_state(path: str, info: CheckpointInfo) -> State:
         raise damaged(path, found)
     if pieces.INDEX_FILE in info.files:
         return pieces.read_whole(path, tuple(info.files))
-    return {
-        name.removesuffix(".safetensors"): safetensors.torch.load(storage.read_bytes(storage.join(path, name)))
-        for name in info.files
-    }
+    try:
+        return {
+            name.removesuffix(".safetensors"): safetensors.torch.load(storage.read_bytes(storage.join(path, name)))
+            for name in info.files
+        }
+    except safetensors.SafetensorError as error:
+        raise damaged(path, str(error)) from None
 
 
 Read = Callable[[str, CheckpointInfo], State]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage
 from curation.errors import UserError
+from curation.manifest import FileName
 from training.bundle import INFO_FILE, DiffusionModel, load_bundle
 from training.export_job import ExportJob, Format
 from training.onnx_denoiser import AsUnet, Denoiser, OnnxDenoiser, with_unet
@@ -41,8 +42,8 @@ class Artifact(BaseModel):
     """One format that was made."""
 
     model_config = ConfigDict(frozen=True)
-    file: str
-    files: dict[str, str] = Field(description="sha256 by name, of `file` and what belongs to it")
+    file: FileName
+    files: dict[FileName, str] = Field(description="sha256 by name, of `file` and what belongs to it")
     size: int = Field(description="bytes of all of them")
     checks: Checks
     forced: list[str] = Field([], description="what is over a limit and was kept all the same")
@@ -124,6 +125,10 @@ def exported_file(bundle: str | Path, kind: Format = "onnx", *, folder: str | Pa
             f"{folder} holds no {kind}, but {', '.join(report.artifacts)}", field="model", remedy="export it"
         )
     for name, expected in made.files.items():
-        if not (folder / name).is_file() or storage.sha256_of(folder / name) != expected:
+        if (
+            not storage.inside(str(folder), str(folder / name))
+            or not (folder / name).is_file()
+            or storage.sha256_of(folder / name) != expected
+        ):
             raise UserError(f"{folder / name} is missing or was changed", field="model", remedy="export it again")
     return folder / made.file

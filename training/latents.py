@@ -20,6 +20,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from curation import storage, torchvision_ops
 from curation.errors import UserError
+from training import foreign
 from training.dependencies import Dependency, Statement
 from training.folders import cache_root, download
 from training.roster import Roster
@@ -190,9 +191,10 @@ def geometry(folder: Path) -> tuple[int, int]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
+        foreign.class_of(folder, CLASSES)
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
-        if config.get("_class_name") not in CLASSES or not isinstance(config.get("latent_channels"), int):
-            raise ValueError(f"it is a {config.get('_class_name')}, not one of {', '.join(CLASSES)}")
+        if not isinstance(config.get("latent_channels"), int):
+            raise ValueError("latent_channels is missing")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"the autoencoder at {folder} cannot be used: {error}", field="autoencoder.path", remedy="name another"

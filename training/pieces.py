@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from curation import storage
+from curation.manifest import FileName
 
 INDEX_FILE = "index.json"
 _SUFFIX = ".safetensors"
@@ -39,7 +40,7 @@ class Piece(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True)
-    file: str
+    file: FileName
     start: int
     offset: tuple[int, ...]
     size: tuple[int, ...]

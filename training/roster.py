@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from curation import storage
 from curation.errors import UserError
-from curation.manifest import Decision, Manifest
+from curation.manifest import Decision, Manifest, refuse_extensions
 from training import merkle
 from training.evaluation_config import held_out
 
@@ -231,7 +231,9 @@ class Roster:
             UserError: when it is damaged, or its ids are not those of its digest.
         """
         try:
-            rows = pq.ParquetFile(pa.BufferReader(data)).read()
+            file = pq.ParquetFile(pa.BufferReader(data))
+            refuse_extensions(file.schema_arrow)
+            rows = file.read()
             info = RosterInfo.model_validate_json((rows.schema.metadata or {})[_INFO])
             ids, slots = rows["id"].to_pylist(), rows["slot"].to_numpy().copy()
             if merkle.digest(ids) != info.digest or ids != sorted(ids):

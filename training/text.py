@@ -22,6 +22,7 @@ from torch import Tensor
 
 from curation import torchvision_ops
 from curation.errors import UserError
+from training import foreign
 
 CONFIG_FILE = "open_clip_text.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -192,9 +193,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
         if not {"embed_dim", "text_cfg"} <= config.keys():
             raise ValueError("embed_dim or text_cfg is missing")
+        foreign.refuse_text(config["text_cfg"], config.get("tokenizer") or {})
     except FileNotFoundError:
         raise _no_tower(folder, CONFIG_FILE) from None
-    except ValueError as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: {error}", field="text_encoder") from None
     return config
 

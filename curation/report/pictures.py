@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
-from curation.manifest import Decision, Manifest, Reason
+from curation.manifest import Decision, Manifest, Reason, refuse_extensions
 from curation.moving import in_rows
 from curation.report.funnel import Outcome
 
@@ -164,6 +164,7 @@ def _read(uri: str, rows: Sequence[int], columns: Sequence[str]) -> Iterator[tup
     system, path = storage.filesystem(uri)
     wanted = set(rows)
     with pq.ParquetFile(path, filesystem=system) as file:
+        refuse_extensions(file.schema_arrow)
         there = [name for name in file.schema_arrow.names if name in columns]
         start = 0
         for group in range(file.num_row_groups):
@@ -227,9 +228,14 @@ class Album:
         return None
 
     def _from_work(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, bytes]:
-        """Pictures out of the run's measured units, as long as those are there and are of the same inputs."""
+        """Pictures out of the run's measured units, as long as those are there and are of the same inputs.
+
+        Only out of the folder that the manifest itself was published in: another may be anybody's.
+        """
         work, found = getattr(self.manifest.info, "work", None), dict[int, bytes]()
         if work is None or len(work.units) != len(self.manifest.info.files):
+            return found
+        if not storage.inside(storage.absolute(self.manifest.uri).rpartition("/")[0], storage.absolute(work.folder)):
             return found
         for part, start, own in _by_part(self.manifest, rows):
             try:

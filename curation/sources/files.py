@@ -15,7 +15,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
+from curation.containers import broken_member
 from curation.errors import UserError
+from curation.manifest import Reason
 from curation.sources.inputs import rows_table, stated
 from curation.sources.sequences import gathered
 from curation.sources.tables import read_table
@@ -25,8 +27,9 @@ class FolderSource(BaseModel):
     """Every file below a folder, in name order; hidden files and the metadata table itself are not inputs.
 
     A row of the metadata table that names a file which is not there is an input too, and fails as `not_found`. Links to
-    folders are not followed. Bytes of a name that are not UTF-8 are written as backslash escapes. With `sequences`, a
-    folder of numbered frames is one input, named with a slash at its end (`sequences.gathered`).
+    folders are not followed, and a link to a file elsewhere fails as `refused_address`, unless `outside` is set. Bytes
+    of a name that are not UTF-8 are written as backslash escapes. With `sequences`, a folder of numbered frames is one
+    input, named with a slash at its end (`sequences.gathered`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +43,7 @@ class FolderSource(BaseModel):
     sequences: bool = Field(
         False, description="whether a folder below it whose files are numbered is one moving picture"
     )
+    outside: bool = Field(False, description="whether links may lead out of the folder; yes only for one of your own")
 
     def inputs(self) -> pa.Table:
         if not storage.is_dir(self.path):
@@ -47,7 +51,7 @@ class FolderSource(BaseModel):
                 f"no folder at {self.path}", field="source.path", remedy="give the folder that holds the pictures"
             )
         remote = storage.is_remote(self.path)
-        root, found = _files_below(self.path, "source.path")
+        root, found = _files_below(self.path, "source.path", outside=self.outside)
         table = None if self.metadata is None else self._metadata_location()
         files = {name: file for name, file in found.items() if file["location"] != table}
         rows = {} if self.metadata is None else _rows_by_path(self.metadata, "source.metadata")
@@ -175,11 +179,11 @@ def _choices(brace: str, pattern: str) -> list[str]:
     )
 
 
-def _files_below(path: str, field: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def _files_below(path: str, field: str, *, outside: bool = False) -> tuple[str, dict[str, dict[str, Any]]]:
     """The folder as an absolute path, and by relative name the place, size and time of each file that is not hidden."""
     remote = storage.is_remote(path)
     root = path.rstrip("/") if remote else str(storage.filesystem(path)[1])
-    found = _remote_files(root) if remote else _local_files(root, field)
+    found = _remote_files(root) if remote else _local_files(root, field, outside)
     return root, {n: file for n, file in found.items() if not any(part.startswith(".") for part in n.split("/"))}
 
 
@@ -195,7 +199,7 @@ def _remote_files(root: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _local_files(root: str, field: str) -> dict[str, dict[str, Any]]:
+def _local_files(root: str, field: str, outside: bool) -> dict[str, dict[str, Any]]:
     files = {}
 
     def unreadable(error: OSError) -> None:
@@ -209,6 +213,14 @@ def _local_files(root: str, field: str) -> dict[str, dict[str, Any]]:
     for path in (os.path.join(folder, name) for folder, _, names in walked for name in names):
         relative = storage.as_text(os.path.relpath(path, os.fsencode(root)))
         location = storage.local_location(path)
+        if not outside and os.path.islink(path) and not storage.inside(root, location):
+            detail = "a link that leads out of the folder; source.outside follows it"
+            files[relative] = {
+                "location": broken_member(Reason.REFUSED_ADDRESS, detail),
+                "size": None,
+                "modified": None,
+            }
+            continue
         info = storage.info(location)  # of a link to nowhere it knows nothing, and fetching will say so in its row
         files[relative] = {"location": location, "size": info.size, "modified": info.mtime}
     return files

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.manifest import TIME
+from curation.manifest import TIME, is_extension
 
 INPUTS = pa.schema(
     [
@@ -93,6 +93,8 @@ def stated_columns(batch: pa.RecordBatch | pa.Table) -> dict[str, pa.Array]:
 def readable(batch: pa.RecordBatch | pa.Table | pa.Schema, name: str) -> bool:
     """Whether a column can stand in the manifest as text."""
     kind = (batch if isinstance(batch, pa.Schema) else batch.schema).field(name).type
+    if is_extension(kind):
+        return False
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -25,9 +25,10 @@ class ParquetSource(BaseModel):
     """Every row of one or many Parquet files that hold the bytes of pictures, in the order of files and rows.
 
     An input is named `<file>#<row>`. A row of an `image` struct without bytes whose `path` is a URL or a path is read
-    from there (and named by the URL, if it is one, so that an opt-out of the place finds it). A row with neither is an
-    input that fails. Columns of text and of numbers are what is stated about the picture; others are left out. A file
-    that cannot be read, among others that can, is one input that fails.
+    from there (and named by the URL, if it is one, so that an opt-out of the place finds it); a path that leads out of
+    the file's folder fails as `refused_address`, unless `outside` is set. A row with neither is an input that fails.
+    Columns of text and of numbers are what is stated about the picture; others are left out. A file that cannot be
+    read, among others that can, is one input that fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +39,7 @@ class ParquetSource(BaseModel):
         None, description=f"column with the bytes; when not given, a struct with bytes, or one of {', '.join(_NAMES)}"
     )
     dataset: str = Field("parquet", description="name of the collection, for the manifest's `dataset` column")
+    outside: bool = Field(False, description="whether a row may name a file of any folder; yes only for your own")
 
     def inputs(self) -> pa.Table:
         found = shards(self.path, (".parquet", ".pq"))
@@ -96,7 +98,9 @@ class ParquetSource(BaseModel):
         web = pc.fill_null(pc.match_substring_regex(given, "^https?://"), False)
         columns = {
             "uri": pc.if_else(web, without_passwords(given), pa.array(named, pa.string())),
-            "location": pc.coalesce(located(given, shard.location), pa.array(locations, pa.string())),
+            "location": pc.coalesce(
+                located(given, shard.location, outside=self.outside), pa.array(locations, pa.string())
+            ),
             "dataset": pa.repeat(self.dataset, rows),
             "size": pa.nulls(rows, pa.int64()),
             "modified": pa.array([shard.modified] * rows, INPUTS.field("modified").type),

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
-from curation.containers import is_member
+from curation.containers import broken_member, is_member
 from curation.errors import UserError
+from curation.manifest import Reason, is_extension
 from curation.sources.inputs import INPUTS, ROWS, as_text, stated_columns, text_column, without_passwords
 
 _FORMATS = "a .csv, .tsv, .jsonl (also with .gz) or .parquet file"
@@ -26,7 +27,8 @@ class TableSource(BaseModel):
     """A CSV, TSV, JSONL or Parquet table with a column of URLs (`http(s)://`, `s3://`, `gs://`) or local paths.
 
     Inputs come in table order, and a location that stands there twice is two inputs. User names and passwords inside a
-    URL are used to fetch it and stand in no manifest. A path that is not absolute is one below the table's folder.
+    URL are used to fetch it and stand in no manifest. A path that is not absolute is one below the table's folder; one
+    that leads out of that folder fails as `refused_address`, unless `outside` is set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,9 @@ class TableSource(BaseModel):
     path: str = Field(description="the table, local, s3:// or gs://")
     column: str | None = Field(None, description="column with the locations; `url`, `uri` or `path` when not given")
     dataset: str = Field("table", description="name of the collection, for the manifest's `dataset` column")
+    outside: bool = Field(
+        False, description="whether it may name files of any folder; yes only for a table of your own"
+    )
 
     def inputs(self) -> pa.Table:
         table = read_table(self.path, "source.path")
@@ -51,9 +56,13 @@ class TableSource(BaseModel):
         return pa.concat_tables(self._inputs(part, column) for part in parts)
 
     def _inputs(self, table: pa.Table, column: str) -> pa.Table:
+        if is_extension(table.schema.field(column).type):
+            raise UserError(
+                f"the column {column} holds no text", field="source.column", remedy="name the one with the locations"
+            )
         given = pc.fill_null(text_column(table[column]), "")
-        locations = located(given, self.path)
-        files = [None if storage.is_remote(place) else storage.info(place) for place in locations.to_pylist()]
+        locations = located(given, self.path, outside=self.outside)
+        files = [_info(place) for place in locations.to_pylist()]
         columns = {
             "uri": without_passwords(given),
             "location": locations,
@@ -65,8 +74,30 @@ class TableSource(BaseModel):
         return pa.table(columns, schema=INPUTS)
 
 
-def located(given: pa.Array, table: str) -> pa.Array:
-    """Locations as a table gives them, those that are relative paths put below the table's folder."""
+def _info(location: str) -> Any:
+    return None if storage.is_remote(location) or is_member(location) else storage.info(location)
+
+
+def located(given: pa.Array, table: str, *, outside: bool) -> pa.Array:
+    """Locations as a table gives them, those that are relative paths put below the table's folder.
+
+    Args:
+        outside: whether paths may lead out of it.
+    """
+    found = _placed(given, table)
+    if outside:
+        return found
+    detail = "a path that leads out of the table's folder; source.outside follows it"
+    refused = broken_member(Reason.REFUSED_ADDRESS, detail)
+    folder = table.rpartition("/")[0] or "."
+
+    def safe(place: str | None) -> bool:
+        return not place or storage.is_remote(place) or storage.inside(folder, place)
+
+    return pc.if_else(pa.array([safe(place) for place in found.to_pylist()], pa.bool_()), found, refused)
+
+
+def _placed(given: pa.Array, table: str) -> pa.Array:
     folder = table.rpartition("/")[0] or "."
     absolute = pc.match_substring_regex(given, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
     if folder == "." and not any(map(is_member, given.to_pylist())):

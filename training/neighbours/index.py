@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from curation import storage
 from curation.errors import UserError
+from curation.manifest import FileName, refuse_extensions
 from training.neighbours.calibration import Calibration
 from training.neighbours.spaces import DIM, SPACES, Space, distances, pixel_views, similarity, smallest
 
@@ -46,7 +47,7 @@ class IndexInfo(BaseModel):
     thumbnails_of: tuple[str, ...] = Field(description="the licences by which")
     calibration: Calibration
     created_at: datetime
-    files: dict[str, str] = Field({}, description="sha256 of every other file, by its path")
+    files: dict[FileName, str] = Field({}, description="sha256 of every other file, by its path")
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,13 @@ def load(folder: str | Path) -> Index:
     for name, expected in info.files.items():
         if not (folder / name).is_file() or storage.sha256_of(folder / name) != expected:
             raise UserError(f"{folder / name} is missing or was changed", field="index", remedy="make it again")
-    rows = pq.read_table(folder / PICTURES_FILE)
+    try:
+        for name in info.files:
+            storage.below(str(folder), name)
+        rows = pq.read_table(folder / PICTURES_FILE)
+        refuse_extensions(rows.schema)
+    except ValueError as error:
+        raise UserError(f"the index at {folder} is damaged: {error}", field="index", remedy="make it again") from None
     first = rows.filter(pa.array(rows["frame"].to_numpy() == 0))
     vectors: dict[Space, np.ndarray] = {space: _matrix(rows[space]) for space in SPACES}
     return Index(
