@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -70,10 +71,35 @@ def checked(path: str) -> Checked:
     return Checked(file=path, applications=deployment.applications(raw))
 
 
+class Ending:
+    """A signal's handler: the first one asks for the end, and a later one does not wait for it.
+
+    Those of the first second are one: a pipeline that is stopped as a submission hears of it from Ray, as its step that
+    serves does, and tells the step, too.
+
+    Attributes:
+        asked: set by the first.
+        number: of the first.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.asked = threading.Event()
+        self.number = 0
+        self._clock = clock
+        self._at = 0.0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked.is_set():
+            self.number, self._at = number, self._clock()
+            self.asked.set()
+        elif self._clock() > self._at + 1:
+            raise SystemExit(128 + number)
+
+
 def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
     """Serves until SIGINT or SIGTERM; then takes no more requests, lets those under way finish, and ends.
 
-    A second signal does not wait for them.
+    A second signal, more than a second later, does not wait for them.
 
     Args:
         on_ready: called once it answers.
@@ -82,24 +108,16 @@ def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
         The exit code: 0 when every request had its answer, 128 and the signal's number when some were cut off after
         `job.shutdown_s`.
     """
-    asked = threading.Event()
-    signals: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            raise SystemExit(128 + number)
-        asked.set()
-
+    ending = Ending()
     print("starting Ray Serve …", file=sys.stderr, flush=True)
     with endpoint(job) as url:
         for number in (signal.SIGINT, signal.SIGTERM):  # not before: `ray.init` sets its own for SIGTERM
-            signal.signal(number, on_signal)
+            signal.signal(number, ending)
         on_ready(Served(url=url, model=job.model))
-        asked.wait()
+        ending.asked.wait()
         print(f"stopping: requests under way have {job.shutdown_s:g} s …", file=sys.stderr, flush=True)
         cut_off = _end(job)
-    return 128 + signals[0] if cut_off else 0
+    return 128 + ending.number if cut_off else 0
 
 
 def _end(job: ServeJob) -> int:

@@ -17,6 +17,7 @@ from curation.manifest import Manifest
 from training.autoencoder_job import AutoencoderJob
 from training.follow import Follower, Mailbox, OnProgress, start_run
 from training.progress import Report
+from training.ray_workers import mailbox_here
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
 from training.run_record import RESULT_FILE, stored_result
@@ -184,7 +185,7 @@ def _train_on_ray(job: AutoencoderJob, folder: str, manifest: str, run_id: str, 
     """A task, which Ray starts again where its process died; it goes on from its own checkpoints."""
     import ray
 
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+    mailbox = mailbox_here()
     task: Any = ray.remote(_task).options(
         num_cpus=1, num_gpus=job.gpus_per_worker, max_retries=job.max_failures, retry_exceptions=False
     )

@@ -50,7 +50,7 @@ def fit(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote()
+    mailbox = mailbox_here()
     system, path = storage.filesystem(folder)
     trainer = TorchTrainer(
         worker,
@@ -75,6 +75,15 @@ def fit(
     if outcome is None:
         raise RuntimeError("the workers ended without an outcome")
     return outcome
+
+
+def mailbox_here() -> Any:
+    """A mailbox as an actor on the driver's own node: it is not lost with a worker's, which the run would survive."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def fixed(workers: int, gpus_per_worker: int) -> dict[str, Any]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,13 +11,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 
 from pipelines.register import RegisterJob
 from pipelines.register import run as register
 from tests.curation.seaweed import S3, seaweed
 from tests.infra import postgres
-from tests.ports import free_port
+from tests.infra.tracking_server import tracking_server
 from training.bundle import read_info
 from training.job import TrainJob
 from training.launch import launch
@@ -32,7 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(postgres.programs() is None, reason="PostgreSQL is not installed"),
 ]
-COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "infra" / "compose.yaml").read_text())["services"]["mlflow"]
 
 
 @pytest.fixture(scope="module")
@@ -44,37 +37,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 @pytest.fixture(scope="module")
 def server(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address. The command is compose's own, but for the address and the secret's place."""
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    command = COMPOSE["command"][-1].replace("$$", "$")
-    command = command.replace("0.0.0.0", "127.0.0.1").replace("5000", str(port))
-    command = command.replace("/run/secrets/mlflow_store", str(folder / "store"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {**COMPOSE["environment"], **s3.environment}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    with postgres.postgres() as store:
-        (folder / "store").write_text(store)
-        with open(folder / "log", "w") as log:
-            process = subprocess.Popen(
-                ["sh", "-c", command], env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
-            )
-        try:
-            while not _healthy(port):
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    with tracking_server(s3, tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 def test_runs_and_versions_of_several_writers(
