@@ -68,19 +68,23 @@ class TextsPlan:
         return read_info(self.uri, TextsInfo)
 
 
-def plan_of(job: TrainJob, manifest: Manifest, roster: Roster, tower: Path) -> TextsPlan | None:
+def plan_of(
+    job: TrainJob, manifest: Manifest, roster: Roster, tower: Path, *, cap: int | None = None
+) -> TextsPlan | None:
     """What a job's text states come to, where they do not fit into memory; None where they do.
 
     Args:
         tower: its folder, on this machine.
+        cap: bytes that fit; None: `captions.STATES_CAP_BYTES`.
     """
+    cap = captions.STATES_CAP_BYTES if cap is None else cap
     length, width = text.dimensions(tower)
     classes = len(classes_of(manifest, job.conditioning.classes)) if job.conditioning.reads_classes else 0
     of_one = (length + (job.conditioning.kind == "both")) * (width + classes) * 4
     most = 1 if job.caption_mix is None else len(job.caption_mix)
-    if (len(roster) * most + 1) * of_one <= captions.STATES_CAP_BYTES:
+    if (len(roster) * most + 1) * of_one <= cap:
         return None
-    if len(texts_of(manifest, roster, job.caption_mix, job.conditioning) | {""}) * of_one <= captions.STATES_CAP_BYTES:
+    if len(texts_of(manifest, roster, job.caption_mix, job.conditioning) | {""}) * of_one <= cap:
         return None
     shards = job.data if isinstance(job.data, ShardsData) else None
     spec = TextsSpec(

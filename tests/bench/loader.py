@@ -5,64 +5,91 @@ alike. From memory, batches are drawn, mirrored and cut into patches. From shard
 and a batch waits for its blocks to be read, checked, decompressed and mapped, by threads that it runs after. (While
 training, those work ahead during the steps, and nobody waits.)
 
-Last line: {"ratios": {"loader_over_demand", "loader_over_demand_shards"}}, of the medians.
+With texts, every picture has a caption of its own, whose states come from shards, too.
+
+Last line: {"ratios": {"loader_over_demand", "loader_over_demand_shards", "loader_over_demand_texts"}}, of the medians.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from curation.manifest import Manifest
 from tests.training.conftest import shapes, write_manifest, write_tower
-from training import prepare, shard_job
+from training import prepare, shard_job, text_shards
 from training.data import TrainingSet, load
 from training.job import TrainJob
 from training.learner import Learner, Place
 from training.shard_reader import Shards
 from training.text import TextEncoder
+from training.text_states import StoredStates
 
 ROWS = 4096
 ROUNDS = 5
 STEPS = 8  # of a round
-NAMES = {"memory": "loader_over_demand", "shards": "loader_over_demand_shards"}
+NAMES = {
+    "memory": "loader_over_demand",
+    "shards": "loader_over_demand_shards",
+    "texts": "loader_over_demand_texts",
+}
 Opened = Callable[[int], AbstractContextManager[TrainingSet]]
 """The set as a round reads it, by the round's number."""
 
 
-def over_demand(manifest: Manifest, text: TextEncoder, folder: Path) -> dict[str, float]:
-    """The ratio of each way to read a manifest's pictures, by the names that the bench gives them.
+def over_demand(tower: Path, folder: Path) -> dict[str, float]:
+    """The ratio of each way to read a set, by the names that the bench gives them.
 
     Args:
-        folder: for shards and their caches.
+        folder: for the set, for shards and for their caches.
     """
+    pictures, text = noisy_shapes(ROWS, 32), TextEncoder(tower)
+    manifest = write_manifest(folder / "manifests", pictures)
     job = TrainJob(manifest=manifest.uri, output=str(folder), batch_size=32, flip=True)
     data = load(manifest)
     print(f"{'from':10} {'loader, images/s':>18} {'steps, images/s':>16}")
     ratios = {NAMES["memory"]: _ratio("memory", job, text, lambda number: _as_it_is(data))}
     told = {"kind": "shards", "window": 1024, "block": 128}
     sharded = TrainJob.model_validate(job.model_dump() | {"data": told})
-    prepared = prepare.prepare(sharded)
+    ratios[NAMES["shards"]] = _ratio("shards", sharded, text, _from_shards(sharded, folder / "shards", None))
+    each = write_manifest(folder / "each", [(f"{caption}, number {i}", of) for i, (caption, of) in enumerate(pictures)])
+    several = sharded.model_copy(update={"manifest": each.uri})
+    return ratios | {NAMES["texts"]: _ratio("texts", several, text, _from_shards(several, folder / "texts", tower))}
+
+
+def _from_shards(job: TrainJob, folder: Path, tower: Path | None) -> Opened:
+    """A set in shards, read with an empty cache in each round.
+
+    Args:
+        tower: by which the captions' states are put into shards, too; None: they are kept in memory.
+    """
+    prepared = prepare.prepare(job)
+    manifest, roster = prepared.manifest, prepared.roster
     planned = prepare.shards(prepared)
     assert planned is not None
-    info = shard_job.make(planned, prepared.manifest, prepared.roster)
+    info = shard_job.make(planned, manifest, roster)
+    texts = None if tower is None else text_shards.plan_of(job, manifest, roster, tower, cap=0)
+    of_texts = None if texts is None else text_shards.make(texts, manifest, roster, str(tower))
 
     @contextmanager
-    def with_empty_cache(number: int) -> Iterator[TrainingSet]:
-        cache = folder / f"cache-{number}"
-        with closing(Shards(planned.uri, info, prepared.roster, cache=cache, cache_bytes=2**30)) as source:
-            yield dataclasses.replace(data, roster=prepared.roster, source=source)
+    def opened(number: int) -> Iterator[TrainingSet]:
+        caching: dict[str, Any] = {"cache": folder / f"cache-{number}", "cache_bytes": 2**30}
+        with ExitStack() as stack:
+            source = stack.enter_context(closing(Shards(planned.uri, info, roster, **caching)))
+            states = None
+            if texts is not None and of_texts is not None:
+                states = stack.enter_context(closing(StoredStates(texts.uri, of_texts, roster, **caching)))
+            yield load(manifest, roster=roster, source=source, states=states)
 
-    return ratios | {NAMES["shards"]: _ratio("shards", sharded, text, with_empty_cache)}
+    return opened
 
 
 @contextmanager
@@ -101,9 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        manifest = write_manifest(root / "manifests", noisy_shapes(ROWS, 32))
-        text = TextEncoder(write_tower(root / "text_encoder"))
-        ratios = over_demand(manifest, text, root)
+        ratios = over_demand(write_tower(root / "text_encoder"), root)
     print(json.dumps({"ratios": {name: round(value, 2) for name, value in ratios.items()}}))
 
 

@@ -9,7 +9,8 @@ training (`checkpoint_stall_ms`, no ratio), the loop under torchrun and in Ray T
 the loop beside diffusers' own script (`tests.bench.diffusers_script`).
 
 Last line: {"ratios": {"over_bare_loop", "ray_over_torchrun", "loader_over_demand", "loader_over_demand_shards",
-"over_diffusers_script"}}, of the medians; the last is null where `DIFFUSERS_EXAMPLES` does not say where the script is.
+"loader_over_demand_texts", "over_diffusers_script"}}, of the medians; the last is null where `DIFFUSERS_EXAMPLES` does
+not say where the script is.
 """
 
 from __future__ import annotations
@@ -152,8 +153,7 @@ def main() -> None:
         print(f"{'loop':10} {'images/s (median)':>18} {'images/s (best)':>16}")
         ratios: dict[str, float | None] = {"over_bare_loop": over_bare_loop(job, data, text, root / "run")}
         learner = Learner(job, data, text, Place())
-        set_of_loader = write_manifest(root / "noisy", loader.noisy_shapes(loader.ROWS, 32))
-        ratios |= loader.over_demand(set_of_loader, text, root / "loader")
+        ratios |= loader.over_demand(tower, root / "loader")
         stall = checkpoint_stall(learner, root, job.batch_size)
         print(f"a checkpoint keeps training waiting, in ms: {json.dumps(stall)}")
         several = job.model_copy(update={"workers": 2, "images": 2 * STEPS * 32})
