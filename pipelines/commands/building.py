@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from curation.errors import UserError
 from pipelines.commands.endings import end, print_plan, run_job
 from pipelines.commands.options import AsJson, DryRun, JobFile, Overrides
 
@@ -147,9 +148,15 @@ def pipeline(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_jso
 @app.command()
 def demo(
     out: Annotated[
-        str | None, typer.Option(help="folder for everything the demo makes; runs/demo, or runs/moving with --moving")
+        str | None,
+        typer.Option(
+            help="folder for everything the demo makes; runs/demo, runs/moving or runs/gallery when not given"
+        ),
     ] = None,
     moving: Annotated[bool, typer.Option("--moving", help="films instead of pictures, to a moving.webp")] = False,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="more drawings at 64 pixels, to the README's gallery.png; takes longer")
+    ] = False,
     sets: Annotated[
         list[str], typer.Option("--set", metavar="JOB.A.B=C", help="override a field of a demo job: train.images=2000")
     ] = [],  # noqa: B006
@@ -157,8 +164,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the whole road on real drawings, to a grid.png."""
-    verb: Any = importlib.import_module("pipelines.demo_moving" if moving else "pipelines.demo")
-    out = out or ("runs/moving" if moving else "runs/demo")
+    if moving and gallery:
+        raise UserError("two demos at once", field="--gallery", remedy="give --moving or --gallery")
+    which = "moving" if moving else "gallery" if gallery else "demo"
+    verb: Any = importlib.import_module("pipelines.demo" if which == "demo" else f"pipelines.demo_{which}")
+    out = out or f"runs/{which}"
     if dry_run:
         for resolved in verb.jobs(out, sets):
             print_plan(resolved, {"cpus": verb.CPUS, "gpus": 0}, as_json)
