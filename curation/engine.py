@@ -40,7 +40,9 @@ from curation.manifest import (
 )
 from curation.measure import forget
 from curation.policy import Policy
+from curation.record import Record, recording
 from curation.site_desk import desks
+from curation.standing import Spent
 from curation.units import Stage, Unit
 
 _DESKS = 4  # that ask sites at a time, at most
@@ -74,6 +76,7 @@ class CurateResult(BaseModel):
     units_measured: int  # the others were there from an earlier run
     units_run: dict[str, int]  # by stage
     seconds: dict[str, float]
+    spent: Spent | None = None
 
 
 def curate(found: Listing, on_progress: OnProgress = lambda stage, done, total, note="": None) -> CurateResult:
@@ -83,14 +86,25 @@ def curate(found: Listing, on_progress: OnProgress = lambda stage, done, total, 
         UserError: when the output cannot be written to any more, such as on a full disk; what was stored stays, and the
             same command goes on from there.
     """
-    clock = {"measure": time.monotonic()}
     with _storage_errors():
-        units_run = _measure(found, on_progress)
-        clock["decide"] = time.monotonic()
-        on_progress("decide", 0, found.rows)
-        settled = _decide(found, on_progress)
-        clock["publish"] = time.monotonic()
-        manifest, removed = _publish(found, settled, on_progress)
+        todo = found.todo()
+    with recording(found, todo) as record, _storage_errors():
+        result = _curate(found, todo, record, on_progress)
+    return result.model_copy(update={"spent": record.recorder.spent})
+
+
+def _curate(found: Listing, todo: Sequence[Todo], record: Record, on_progress: OnProgress) -> CurateResult:
+    def told(stage: str, done: int, total: int, note: str = "") -> None:
+        on_progress(stage, done, total, note)
+        record.recorder.progress(stage, done, total, note)
+
+    clock = {"measure": time.monotonic()}
+    units_run = _measure(found, todo, record, told)
+    clock["decide"] = time.monotonic()
+    told("decide", 0, found.rows)
+    settled = _decide(found, told)
+    clock["publish"] = time.monotonic()
+    manifest, removed = _publish(found, settled, record, told)
     clock["end"] = time.monotonic()
     return CurateResult(
         manifest=manifest.uri,
@@ -126,9 +140,9 @@ def _storage_errors() -> Iterator[None]:
         ) from error
 
 
-def _measure(found: Listing, on_progress: OnProgress) -> Counter[str]:
+def _measure(found: Listing, todo: Sequence[Todo], record: Record, on_progress: OnProgress) -> Counter[str]:
     """Does what is missing of the units; returns how many units each stage was run on."""
-    todo = found.todo()
+    record.todo(todo)
     forget_downstream(found.job, todo)
     missing = Counter[str]()
     for t in todo:
@@ -139,6 +153,7 @@ def _measure(found: Listing, on_progress: OnProgress) -> Counter[str]:
     run, failed = Counter[str](), Counter[str]()
     with _asking(found, todo) as asking:
         for item in workers.run(asking, todo):
+            record.unit(item)
             failed.update(item["failed"])
             for name in item["stages"]:
                 run[name] += 1
@@ -210,7 +225,7 @@ def _stored(
 
 
 def _publish(
-    found: Listing, settled: Settled, on_progress: OnProgress
+    found: Listing, settled: Settled, record: Record, on_progress: OnProgress
 ) -> tuple[Manifest, Counter[tuple[str, str, str]]]:
     """Writes the parts and publishes them; returns also how many rows each decision, stage and reason has."""
     job = found.job
@@ -237,12 +252,16 @@ def _publish(
     try:
         for row in dataset.iter_rows():
             written[row["index"]] = row
-            removed.update({(d, s, r): n for d, s, r, n in json.loads(row["counts"])})
+            counts = {(d, s, r): n for d, s, r, n in json.loads(row["counts"])}
+            removed.update(counts)
+            record.rows(counts)
             on_progress("publish", removed.total(), found.rows)
         info = _info(found, [written[index] for index in range(len(items))], removed)
         if sum(part.rows for part in info.files) != info.inputs.rows:
             raise AssertionError("the manifest's rows are not the inputs: this is a defect of cleanplate")
-        return publish(staging, job.output, info), removed
+        manifest = publish(staging, job.output, info)
+        record.published(manifest)
+        return manifest, removed
     except BaseException:
         with suppress(OSError):
             storage.remove_tree(staging)  # half a manifest on a full disk would keep it full

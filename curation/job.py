@@ -17,6 +17,7 @@ from curation.groups import GroupsConfig
 from curation.images import ImageConfig
 from curation.manifest import OPTIONAL, Name
 from curation.moving import MOST
+from curation.observability import RunObservability
 from curation.rights.config import RightsConfig
 from curation.rights.licences import LicencesConfig
 from curation.rights.lists import OptOutList
@@ -93,6 +94,7 @@ class CurateJob(BaseModel):
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs of a worker; also its CPU threads")
     scorers: int = Field(0, ge=0, description="actors of their own for the models; 0 leaves them to the workers")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs, or a share of one, of each actor that runs the models")
+    observability: RunObservability = Field(RunObservability(), description="how the run is watched")
 
     seed: int = Field(0, ge=0, description="of what is sampled: the embeddings that k-means is fitted to")
 
@@ -139,6 +141,7 @@ class CurateJob(BaseModel):
                         "cpus_per_worker",
                         "scorers",
                         "gpus_per_worker",
+                        "observability",
                     ),
                     True,
                 ),

@@ -7,10 +7,11 @@ folder they are stored in: another fingerprint is another folder, and what lies 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.compute as pc
@@ -46,11 +47,12 @@ _AGAIN = PASSING | {Reason.NOT_ASKED, Reason.SITE_UNREACHABLE}
 
 @dataclass(frozen=True)
 class Todo:
-    """What of a unit is to be done: stages in order, and which rows of a stored unit are to be measured anew."""
+    """What of a unit is to be done: stages in order, and which rows of a stored unit are measured anew, and why."""
 
     unit: Unit
     stages: tuple[str, ...]
     again: list[int] | None = None  # None: the unit is measured whole, if it is
+    why: Mapping[str, int] = field(default_factory=dict)  # rows by what they failed with
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Listing:
             if key not in passing:
                 found.append(Todo(unit, tuple(self.stages)))
             elif passing[key]:
-                found.append(Todo(unit, tuple(self.stages), passing[key]))
+                found.append(Todo(unit, tuple(self.stages), list(passing[key]), Counter(passing[key].values())))
             elif missing := tuple(n for n in self.stages if key not in done[n] or self._failed(n, unit)):
                 found.append(Todo(unit, missing))
         return found
@@ -112,11 +114,18 @@ class Listing:
         failed = self.stages[stage].read(unit.key, ["failed"])["failed"]
         return bool(failed.null_count < len(failed))
 
-    def _passing(self, unit: Unit) -> list[int]:
+    def _passing(self, unit: Unit) -> dict[int, str]:
+        """Rows of a stored unit that may fare better now, and what they failed with."""
         stored = self.stages["measure"].read(unit.key, ["failed_reason", "sightings"])
         unwanted = set(unit.unwanted)
         rows = zip(stored["failed_reason"].to_pylist(), stored["sightings"].to_pylist(), strict=True)
-        return [i for i, row in enumerate(rows) if i not in unwanted and (row[0] in _AGAIN or _unheard(row[1]))]
+        wanted = ((i, row) for i, row in enumerate(rows) if i not in unwanted)
+        return {i: row[0] or "not_heard" for i, row in wanted if row[0] in _AGAIN or _unheard(row[1])}
+
+
+def may_pass(reason: str) -> bool:
+    """Whether a rerun asks again for rows that failed with a reason."""
+    return reason in _AGAIN and reason != Reason.NOT_ASKED
 
 
 def _unheard(sightings: Sequence[Mapping[str, Any]] | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from curation import nodes
 from curation.captions import CaptionInput, CaptionsConfig, Told
 from curation.clip import Clip, ClipConfig
 from curation.embed import Embed, frame_embeddings
@@ -58,7 +60,8 @@ class Worker:
 
     def run(self, item: Item) -> Item:
         """Does all that is missing of a unit."""
-        return self.finish(item, *self.look(item))
+        clock = _Clock()
+        return self.finish(item, *self.look(item)) | clock.told()
 
     def look(self, item: Item) -> tuple[Columns, Iterator[Chunk]]:
         """Begins to measure: columns that fill up while the chunks of pixels are taken."""
@@ -84,7 +87,8 @@ class Worker:
         if "captions" in stages:
             self._stages["captions"].write(key, self._captioned(measured).replace_schema_metadata(of))
         failed = Counter(reason for reason in measured["failed_reason"].to_pylist() if reason is not None)
-        return {"rows": measured.num_rows, "stages": stages, "failed": failed}
+        fetched = sum(filter(None, columns.get("bytes", ())))
+        return {"key": key, "rows": measured.num_rows, "stages": stages, "failed": failed, "bytes": fetched}
 
     def _measured(self, item: Item, columns: Columns, chunks: Iterator[Chunk]) -> pa.Table:
         again = item["again"]
@@ -194,9 +198,10 @@ class _Looker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         packed = []
         for item in _items(batch):
+            clock = _Clock()
             columns, chunks = self._worker.look(item)
             taken = [chunk.cut() for chunk in chunks]
-            packed.append(pickle.dumps((columns, taken), protocol=5))
+            packed.append(pickle.dumps((columns, taken, clock.told()), protocol=5))
         return {**{name: list(values) for name, values in batch.items()}, "looked": packed}
 
 
@@ -209,9 +214,28 @@ class _Scorer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         done = []
         for item, looked in zip(_items(batch), batch["looked"], strict=True):
-            columns, chunks = pickle.loads(looked)
-            done.append(self._worker.finish(item, columns, iter(chunks)))
+            columns, chunks, before = pickle.loads(looked)
+            clock = _Clock()
+            done.append(self._worker.finish(item, columns, iter(chunks)) | clock.told(before))
         return _batch(done)
+
+
+class _Clock:
+    """What a unit takes of a worker."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time()
+
+    def told(self, before: Item | None = None) -> Item:
+        """The worker's node, the number of its attempt, and the time since it began.
+
+        Args:
+            before: what another worker has said of the same unit.
+        """
+        node, attempt = nodes.where()
+        seconds, cpu = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+        spent = {"seconds": seconds, "cpu_seconds": cpu, "attempt": attempt}
+        return {"node": node, **{name: value + (before[name] if before else 0) for name, value in spent.items()}}
 
 
 def config_of(found: Listing) -> WorkerConfig:
@@ -240,7 +264,9 @@ def run(found: Listing, todo: Sequence[Todo], worker: type[Worker] = Worker) -> 
     """Does what is to be done of a job's units, on the cluster that this process is connected to.
 
     Yields:
-        For each unit, as it is stored: `rows`, `stages` that were run, and `failed`: how many rows by reason.
+        For each unit, as it is stored: its `key`, `rows`, `stages` that were run, `failed`: how many rows by reason,
+        `bytes` that were fetched, and what it took: `seconds`, `cpu_seconds`, the `node`, and at which `attempt` of the
+        cluster's, from 0.
     """
     if not todo:
         return

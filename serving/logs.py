@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import Any
 
+from curation.secrets import HIDDEN, Hider
 from serving.context import current
 from serving.generator import Generation
 from serving.metrics import findings
@@ -26,18 +27,6 @@ from serving.observability import ObservabilityConfig
 
 LOGGERS = ("pipelines", "serving", "training", "curation")
 ACCESS = "serving.access"
-HIDDEN = "[hidden]"
-
-_SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH", re.I)
-_SECRETS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=\bBearer )\S+"
-    r"|(?<=:/)/?[^/\s@]+(?=@)"
-    r"|(?<=[?&])(?:X-Amz-(?:Signature|Credential|Security-Token)|token|key|signature|sig)=[^&\s]+"
-    r"|\b(?:sk|cp)[-_][\w-]{16,}",
-    re.S | re.I,
-)
-_PYDANTIC_INPUT = re.compile(r"(?<=input_value=).*?(?=, input_type=)", re.S)
 _GRAM = 5
 _LONGEST = 2_000
 
@@ -55,11 +44,7 @@ class JsonLines(logging.Formatter):
         super().__init__()
         self._log_prompts = log_prompts
         self._process = process
-        self._known = sorted(
-            {value for name, value in environment.items() if _SECRET_NAMES.search(name) and len(value) >= 8},
-            key=len,
-            reverse=True,
-        )
+        self._hide = Hider(environment)
 
     def format(self, record: logging.LogRecord) -> str:
         tracked = current()
@@ -80,10 +65,7 @@ class JsonLines(logging.Formatter):
 
     def clean(self, text: str) -> str:
         """A text with what no log may say hidden."""
-        text = text[:_LONGEST]
-        for secret in self._known:
-            text = text.replace(secret, HIDDEN)
-        text = _PYDANTIC_INPUT.sub(HIDDEN, _SECRETS.sub(HIDDEN, text))
+        text = self._hide(text[:_LONGEST])
         tracked = current()
         if tracked is not None and not self._log_prompts:
             for private in tracked.private:
