@@ -34,6 +34,7 @@ def run(job: DistillJob) -> DistillResult:
             job,
             prepared=prepared,
             on_progress=lambda p: report("distill", p.images_seen, p.images_total, f"loss {p.loss:.4f}"),
+            on_stage=report,
         )
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from training.consent import Consent
     from training.learner import Place
     from training.sampling import SamplingParams
+    from training.shard_job import OnStage
     from training.tracking import ModelVersion, Run
 
 
@@ -188,12 +189,17 @@ def _evaluations(sampling: SamplingParams) -> int:
 
 
 def launch(
-    job: DistillJob, *, on_progress: OnProgress | None = None, prepared: Prepared | None = None
+    job: DistillJob,
+    *,
+    on_progress: OnProgress | None = None,
+    on_stage: OnStage | None = None,
+    prepared: Prepared | None = None,
 ) -> DistillResult:
     """Distils to the job's end, from where an earlier attempt was interrupted; a finished run is not repeated.
 
     Args:
         on_progress: called in a thread of this process, about once a second while there is news.
+        on_stage: called while text states are made, which comes before distilling.
         prepared: what `prepare` found for the job.
 
     Ray must be connected already, unless `workers` is 0: then the loop runs in this process, without Ray.
@@ -202,7 +208,7 @@ def launch(
         UserError: the teacher, the manifest, the ledger or an older checkpoint do not fit the job.
         Terminated: after SIGTERM, when `workers` is 0 and the state is saved.
     """
-    from training import tracking
+    from training import distill_texts, tracking
 
     prepared = prepared or prepare(job)
     folder = storage.absolute(prepared.folder)
@@ -218,8 +224,13 @@ def launch(
     run = _start_run(job, prepared, folder)
     run.dependencies(rosters)
     follower = Follower(run, job.budget, on_progress)
-    task = Task(job, folder, storage.absolute(prepared.manifest.uri), prepared.teacher_sha256, prepared.guidance_scale)
+    manifest, bundle = prepared.manifest, Path(prepared.version.bundle)
     try:
+        states = distill_texts.make(
+            job, prepared.teacher, manifest, prepared.roster, folder=folder, bundle=bundle, on_stage=on_stage
+        )
+        where = storage.absolute(manifest.uri)
+        task = Task(job, folder, where, prepared.teacher_sha256, prepared.guidance_scale, states)
         if job.workers == 0:
             outcome = _distill_here(task, follower)
         else:
@@ -264,13 +275,18 @@ def _start_run(job: DistillJob, prepared: Prepared, folder: str) -> Run:
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is told of a distillation; its places are absolute, as a worker's directory is not the driver's."""
+    """What a worker is told of a distillation; its places are absolute, as a worker's directory is not the driver's.
+
+    Attributes:
+        states: where the captions' lie that do not fit into memory.
+    """
 
     job: DistillJob
     folder: str
     manifest: str
     teacher_sha256: str
     guidance_scale: float
+    states: str | None = None
 
 
 def _distill_here(task: Task, follower: Follower) -> dict[str, Any]:
@@ -286,6 +302,7 @@ def _distill_here(task: Task, follower: Follower) -> dict[str, Any]:
 
 def distill_at(task: Task, place: Place, report: Report, notice: Notice) -> dict[str, Any]:
     """Distils as one worker; a `distill_loop.Outcome` as a dict."""
+    from training import distill_texts
     from training.bundle import load_bundle
     from training.conditioning import ConditioningConfig
     from training.data import load
@@ -294,19 +311,21 @@ def distill_at(task: Task, place: Place, report: Report, notice: Notice) -> dict
     model = load_bundle(storage.join(task.folder, "teacher"), str(place.device))
     where = storage.join(task.folder, ROSTER_FILE)
     roster = Roster.from_parquet(storage.read_bytes(where), where)
-    outcome = distill(
-        task.job,
-        folder=task.folder,
-        teacher=Teacher(model, task.teacher_sha256, task.guidance_scale),
-        data=load(
-            Manifest.open(task.manifest),
-            model.image_size,
-            model.info.job.get("caption_mix"),
-            roster,
-            ConditioningConfig.model_validate(model.info.job.get("conditioning", {})),
-        ),
-        place=place,
-        report=report,
-        notice=notice,
-    )
+    with distill_texts.opened(task.states, task.job, model.info, task.manifest, roster) as states:
+        outcome = distill(
+            task.job,
+            folder=task.folder,
+            teacher=Teacher(model, task.teacher_sha256, task.guidance_scale),
+            data=load(
+                Manifest.open(task.manifest),
+                model.image_size,
+                model.info.job.get("caption_mix"),
+                roster,
+                ConditioningConfig.model_validate(model.info.job.get("conditioning", {})),
+                states=states,
+            ),
+            place=place,
+            report=report,
+            notice=notice,
+        )
     return dataclasses.asdict(outcome)

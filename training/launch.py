@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
-from curation.errors import UserError
 from curation.manifest import Manifest
 from training import dependencies, latents, ray_workers
 from training.data_config import ShardsData
@@ -148,24 +147,12 @@ def _make_text_states(prepared: Prepared, folder: str, tower: str | None, on_sta
     job = prepared.job
     with _local(tower) as here:
         planned = None if here is None else text_shards.plan_of(job, prepared.manifest, prepared.roster, here)
-    if tower is None or planned is None or _encodes_batch_by_batch(job, folder):
+    if tower is None or planned is None or text_shards.encodes_batch_by_batch(folder, job.resume_from):
         return None
     manifest, workers, gpus = prepared.manifest, job.fewest_workers, job.gpus_per_worker
     info = text_shards.make(planned, manifest, prepared.roster, tower, workers=workers, gpus=gpus, on_stage=on_stage)
     text_shards.refuse_small_cache(job, info)
     return planned.uri
-
-
-def _encodes_batch_by_batch(job: TrainJob, folder: str) -> bool:
-    """Whether a run goes on from a checkpoint of the time when captions that do not fit were encoded by each batch,
-    which gives them other last bits."""
-    from training import checkpoint
-
-    for path in (*reversed(checkpoint.paths(storage.join(folder, "checkpoints"))), job.resume_from):
-        with contextlib.suppress(UserError):  # a damaged one is passed over, as the loop does
-            if path is not None:
-                return checkpoint.read_info(path).topology.get("resident_captions") == 0
-    return False
 
 
 def _start_run(job: TrainJob, prepared: Prepared, folder: str) -> Run:

@@ -57,7 +57,7 @@ class Student:
         self._data = data
         self._device = model.device
         self._guidance = guidance_scale
-        self._captions = CaptionStates(model.text, CaptionChoice(data.options))
+        self._captions = CaptionStates(model.text, CaptionChoice(data.options), stored=data.states)
         self._flip = bool(model.info.job.get("flip", False))
         self.keeps_latents = data.keep_latents(model.space, flip=self._flip)
         self.unet = copy.deepcopy(model.unet).to(self._device, memory_format=layout.memory_format(self._device))

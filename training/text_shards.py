@@ -11,6 +11,7 @@ are, to the bit, those that would be kept in memory, whatever else is in the set
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +119,18 @@ def make(
     columns = ("caption", "captions") if "captions" in manifest.schema.names else ("caption",)
     how = How("texts", columns, {"text_encoder": storage.absolute(tower)}, gpus)
     return make_with(how, plan, manifest, roster, workers=workers, on_stage=on_stage)
+
+
+def encodes_batch_by_batch(folder: str, resume_from: str | None = None) -> bool:
+    """Whether a run goes on from a checkpoint of the time when captions that do not fit were encoded by each batch,
+    which gives them other last bits."""
+    from training import checkpoint
+
+    for path in (*reversed(checkpoint.paths(storage.join(folder, "checkpoints"))), resume_from):
+        with contextlib.suppress(UserError):  # a damaged one is passed over, as the loop does
+            if path is not None:
+                return checkpoint.read_info(path).topology.get("resident_captions") == 0
+    return False
 
 
 def refuse_small_cache(job: TrainJob, info: TextsInfo) -> None:

@@ -12,10 +12,11 @@ import torch
 from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.training.conftest import derive, many, row_id, write_manifest
-from training import conditioning, prepare, text_shards
+from training import conditioning, distillation, prepare, text_shards
 from training.captions import CaptionChoice, CaptionStates, first_captions
 from training.data import TrainingSet, load
 from training.data_shards import INFO_FILE
+from training.distill_job import DistillJob
 from training.job import TrainJob
 from training.launch import launch
 from training.learner import Place
@@ -209,3 +210,33 @@ def test_a_run_ends_in_the_bits_of_one_with_all_in_memory(
     assert (again.resumed_from, again.state_sha256) == (point.images_seen, scratch)
     assert scratch != resident
     assert len(list(Path(job.output, "shards").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "both"])
+def test_a_student_is_that_of_all_in_memory(
+    job_of: MakeJob, tower: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    job = job_of(images=16, conditioning={"kind": kind}, data={"kind": "memory"})
+    prepared = prepare.prepare(job)
+    data = load(prepared.manifest, None, MIX, prepared.roster, job.conditioning)
+    text = conditioning.encoder(job.conditioning, tower, data.classes)
+    teacher = train(job, folder=str(tmp_path / "teacher"), data=data, text=text, place=Place()).bundle
+    assert teacher is not None
+
+    def distilled(output: str, images: int) -> distillation.DistillResult:
+        asked = {
+            "teacher": teacher, "output": str(tmp_path / output), "batch_size": 8, "steps": 2, "precision": "fp32",
+            "method": {"kind": "progressive", "teacher_steps": 4, "images_per_stage": images},
+            "tracking": {"uri": tracking_uri, "experiment": "students"},
+        }  # fmt: skip
+        return distillation.launch(DistillJob.model_validate(asked))
+
+    stored = distilled("stored", 32)
+    (shards,) = (tmp_path / "stored" / "shards").iterdir()
+    assert shards.name.startswith("text-")
+    assert [leg.topology["resident_captions"] for leg in stored.legs] == [1]
+    monkeypatch.setattr("training.captions.STATES_CAP_BYTES", 2**30)
+    kept = distilled("kept", 32)
+    assert not (tmp_path / "kept" / "shards").exists()
+    assert stored.state_sha256 == kept.state_sha256 != distilled("kept", 24).state_sha256
