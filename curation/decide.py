@@ -127,6 +127,16 @@ class Facts(NamedTuple):
     def join(cls, parts: Sequence[Facts]) -> Facts:
         return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
+    @classmethod
+    def zeros(cls, n: int, like: Facts) -> Facts:
+        """Room for n rows that are to be `put`: what is joined instead is held twice."""
+        return cls(*(np.zeros((n, *array.shape[1:]), array.dtype) for array in like))
+
+    def put(self, start: int, part: Facts) -> None:
+        """Writes the facts of rows from `start` on into their place."""
+        for here, array in zip(self, part, strict=True):
+            here[start : start + len(array)] = array
+
 
 _SIZE = ("width", "height")
 _FRAMES = ("frame_phashes", "frame_layouts")
@@ -185,8 +195,9 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     """
     others = [found for found in (parent, _requested(policy, facts)) if found is not None]
     everything, first = _with_parent(facts, Facts.join(others) if others else None)
-    pictured = np.flatnonzero(everything.pictured)
-    rows = Facts(*(array[pictured] for array in everything))
+    pictured, ids = np.flatnonzero(everything.pictured), everything.ids
+    rows = everything if len(pictured) == len(ids) else Facts(*(array[pictured] for array in everything))
+    del facts, everything  # 200 bytes a row, which the search has use for
     config = policy.job.copies
     # Whether the job wants duplicates dropped is its own affair; an opt-out reaches its copies all the same.
     edges = _edges(rows.copy_inputs(), config.binding(), work)
@@ -198,9 +209,9 @@ def settle(policy: Policy, facts: Facts, parent: Facts | None = None, work: str 
     order = preference(config.prefer, ranks, first=first[pictured])
     duplicates = Copies(*measures, config, edges=edges, motion=rows.motion).elect(rows.kept & (denied.of < 0), order)
     nearest, similarity = edges.nearest()
-    total = len(everything.ids)
+    total = len(ids)
     return Settled(
-        everything.ids,
+        ids,
         _among_all(denied, pictured, total),
         _among_all(duplicates, pictured, total),
         *_neighbours(nearest, similarity, pictured, total),

@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from curation import storage, workers
-from curation.decide import Facts, Settled, embeddings_of, manifest_rows, parent_facts, rule_all, settle
+from curation.decide import Facts, Settled, manifest_rows, parent_facts, settle
 from curation.errors import UserError, cause_of
 from curation.listing import Listing, Todo, forget_downstream
 from curation.manifest import (
@@ -38,9 +38,9 @@ from curation.manifest import (
     publish,
     write_part,
 )
-from curation.measure import forget
 from curation.policy import Policy
 from curation.record import Record, recording
+from curation.ruling import rule, stored_unit
 from curation.site_desk import desks
 from curation.standing import Spent
 from curation.units import Stage, Unit
@@ -183,45 +183,26 @@ def _note(what: str, removed: Counter[str]) -> str:
 
 
 def _decide(found: Listing, on_progress: OnProgress) -> Settled:
-    """Rules on every row, a unit at a time, and settles what only the whole set can tell."""
-    policy, parts, done, removed = found.policy, [], 0, Counter[str]()
-    columns = [*policy.columns, *(["embedding"] if policy.job.duplicates.semantic else [])]
-    for unit in found.units:
-        measured, heads, captions = _stored(found.stages, unit, columns)
-        rulings = [ruling for ruling, _ in rule_all(policy, measured, heads, captions)]
-        removed.update(str(ruling.reason) for ruling in rulings if ruling.decision != Decision.KEPT)
-        parts.append(Facts.of(policy, measured, rulings, embeddings_of(policy, measured)))
-        done += measured.num_rows
-        on_progress("decide", done, found.rows, _note("out", removed))
+    """Rules on every row, and settles what only the whole set can tell."""
+    policy = found.policy
     parents = [parent_facts(policy, parent) for parent in found.parents]
+    known = Facts.join(parents) if parents else None
     work = storage.join(storage.absolute(policy.job.output), ".work")
-    return settle(policy, Facts.join(parts), Facts.join(parents) if parents else None, work)
+    return settle(policy, _facts(found, on_progress), known, work)
 
 
-def _stored(
-    stages: dict[str, Stage], unit: Unit, columns: Sequence[str] | None = None
-) -> tuple[pa.Table, pa.Table | None, pa.Table | None]:
-    """What is stored of a unit, as if its unwanted rows had never been asked for.
-
-    Raises:
-        UserError: when what a later stage made is of another measurement, as two runs at a time can leave it.
-    """
-    measured = stages["measure"].read(unit.key, columns)
-    others: list[pa.Table | None] = []
-    for name in ("heads", "captions"):
-        if name not in stages:
-            others.append(None)
-            continue
-        found = stages[name].read(unit.key)
-        if found.schema.metadata.get(workers.OF) != workers.measurement(measured):
-            stages[name].remove(unit.key)
-            raise UserError(
-                f"another run of the job is changing unit {unit.key}",
-                field="output",
-                remedy="wait until it has ended, and run the same command again",
-            )
-        others.append(forget(found, unit.unwanted))
-    return forget(measured, unit.unwanted), others[0], others[1]
+def _facts(found: Listing, on_progress: OnProgress) -> Facts:
+    """Of all rows, in manifest order."""
+    facts, done, removed = None, 0, Counter[str]()
+    for ruled in rule(found):
+        facts = Facts.zeros(found.rows, ruled.facts) if facts is None else facts
+        facts.put(ruled.start, ruled.facts)
+        done += len(ruled.facts.ids)
+        removed.update(ruled.removed)
+        on_progress("decide", done, found.rows, _note("out", removed))
+    if facts is None or done != found.rows:
+        raise AssertionError(f"{done} of {found.rows} rows were ruled on: this is a defect of cleanplate")
+    return facts
 
 
 def _publish(
@@ -281,7 +262,7 @@ class _PartWriter:
 
     def _write(self, index: int, unit: str, settled: bytes) -> dict[str, Any]:
         told = json.loads(unit)
-        stored = _stored(self._stages, Unit(told["key"], pa.table({}), told["unwanted"]))
+        stored = stored_unit(self._stages, Unit(told["key"], pa.table({}), told["unwanted"]))
         rows = manifest_rows(self._policy, *stored, pa.ipc.open_stream(settled).read_all())
         part, digest = write_part(storage.join(self._staging, told["name"]), rows)
         counted = Counter(zip(*(rows[name].to_pylist() for name in ("decision", "stage", "reason")), strict=True))

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import storage
@@ -117,10 +119,11 @@ class Listing:
     def _passing(self, unit: Unit) -> dict[int, str]:
         """Rows of a stored unit that may fare better now, and what they failed with."""
         stored = self.stages["measure"].read(unit.key, ["failed_reason", "sightings"])
+        again = pc.is_in(stored["failed_reason"], pa.array([str(reason) for reason in _AGAIN]))
+        places = np.flatnonzero(again.to_numpy() | _unheard(stored["sightings"]))
         unwanted = set(unit.unwanted)
-        rows = zip(stored["failed_reason"].to_pylist(), stored["sightings"].to_pylist(), strict=True)
-        wanted = ((i, row) for i, row in enumerate(rows) if i not in unwanted)
-        return {i: row[0] or "not_heard" for i, row in wanted if row[0] in _AGAIN or _unheard(row[1])}
+        rows = ((i, stored["failed_reason"][i].as_py()) for i in places.tolist() if i not in unwanted)
+        return {i: reason or "not_heard" for i, reason in rows}
 
 
 def may_pass(reason: str) -> bool:
@@ -128,9 +131,15 @@ def may_pass(reason: str) -> bool:
     return reason in _AGAIN and reason != Reason.NOT_ASKED
 
 
-def _unheard(sightings: Sequence[Mapping[str, Any]] | None) -> bool:
-    """Whether a site, a page or a registry could not be asked, which may go better another time."""
-    return any(seen["verdict"] == Verdict.ERROR and seen["where"] != IN_FILE for seen in sightings or ())
+def _unheard(sightings: pa.ChunkedArray) -> np.ndarray:
+    """(N,) bool: of which rows a site, a page or a registry could not be asked, which may go better another time."""
+    lists = pa.concat_arrays([*sightings.chunks, pa.array([], sightings.type)])
+    seen = lists.flatten()
+    failed = pc.equal(pc.struct_field(seen, "verdict"), Verdict.ERROR.value)
+    elsewhere = pc.fill_null(pc.not_equal(pc.struct_field(seen, "where"), IN_FILE), fill_value=True)
+    found = np.zeros(len(lists), bool)
+    found[pc.list_parent_indices(lists).filter(pc.and_(failed, elsewhere)).to_numpy()] = True
+    return found
 
 
 def listing(job: CurateJob) -> Listing:
@@ -158,14 +167,7 @@ def listing(job: CurateJob) -> Listing:
             field="frames",
             remedy="set it to how many frames to sample, or set source.sequences to false",
         )
-    units = []
-    for rows in cut(inputs, job.unit_size):
-        unwanted = [
-            i
-            for i, uri in enumerate(rows["uri"].to_pylist())
-            if (host := host_and_domain(uri)[0]) is not None and optouts.denies_location(uri, host)
-        ]
-        units.append(Unit(unit_key(rows), rows, unwanted))
+    units = [Unit(unit_key(rows), rows, _unwanted(optouts, rows)) for rows in cut(inputs, job.unit_size)]
     measure, heads, captions = _configs(job)
     policy = Policy(job, optouts, job.safety.limits(job.clip))
     return Listing(
@@ -179,6 +181,17 @@ def listing(job: CurateJob) -> Listing:
         requests.info(ledger.uri),
         parents,
     )
+
+
+def _unwanted(optouts: OptOuts, inputs: pa.Table) -> list[int]:
+    """The inputs whose place on the web is opted out."""
+    if not optouts:
+        return []
+    return [
+        i
+        for i, uri in enumerate(inputs["uri"].to_pylist())
+        if (host := host_and_domain(uri)[0]) is not None and optouts.denies_location(uri, host)
+    ]
 
 
 def _check(job: CurateJob) -> None:

@@ -102,6 +102,8 @@ class Selectors:
             row: `id`, `uri`, `final_uri`, `redirects`, `source_url`, `host`, `creator`, `embedded`, `phash`, and of
                 moving pictures `frame_files`, `frame_phashes`; whatever is absent or null selects nothing.
         """
+        if not self:
+            return []
         found: dict[Match, None] = {}
         for kind, value in candidates(row):
             number = self._number(kind, value)

@@ -17,6 +17,7 @@ import re
 import stat
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar, cast
@@ -28,6 +29,8 @@ from curation.errors import UserError
 
 _BY_FSSPEC = {"gs": "gcsfs"}
 """The schemes left to fsspec, and the package that each wants."""
+
+_COPIES = 16  # objects that are copied at a time
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -296,8 +299,12 @@ def move_tree(source: str, target: str) -> None:
                 raise FileExistsError(target) from error
             raise
         return
-    for info in list_files(source, recursive=True):
-        system.copy_file(info.path, filesystem(join(target, info.path.removeprefix(path + "/")))[1])
+
+    def copy(found: pafs.FileInfo) -> None:
+        system.copy_file(found.path, filesystem(join(target, found.path.removeprefix(path + "/")))[1])
+
+    with ThreadPoolExecutor(_COPIES) as pool:  # each is a round trip, in which nothing is done here
+        list(pool.map(copy, list_files(source, recursive=True)))
     system.delete_dir(path)
 
 

@@ -101,6 +101,10 @@ class OptOuts:
             )
         return cls(selectors, sources, requests)
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to ask a row about."""
+        return bool(self._selectors)
+
     def observe(self, row: Mapping[str, Any]) -> list[Observation]:
         """What the lists say about a row with the columns of `Selectors.matches`; an empty list when nothing."""
         found = [(match, *self._given[match.number]) for match in self._selectors.matches(row)]

@@ -1,0 +1,202 @@
+"""Curation on one and on two workers, and whether the simulator foresees it: `python -m tests.bench.scaling`.
+
+The same photographs are curated with the embedded CLIP, as `cleanplate curate` does, on one Ray cluster of two cores,
+in turns with one worker and with two, of one core and one thread each. Counted is from the moment that the first unit
+is begun to the published manifest: what an actor takes to import and to load CLIP is a cost of a job and is printed by
+itself, and Ray's own start is no part of it. The simulator is given what was measured on one worker and asked for two.
+
+Then units of one small picture without models, through Ray and in a bare loop: the difference is what a unit costs
+beside its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from curation import engine, workers
+from curation.job import CurateJob
+from curation.listing import listing
+from pipelines.cluster import connect
+from tests.bench.curation import pictures
+from tests.bench.simulator import Rates, simulate
+
+PICTURES, UNIT_SIZE, ROUNDS, CORES = 1_200, 32, 3, 2
+SMALL_UNITS = 200
+
+os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one CPU; read when torch is imported
+
+
+@dataclass
+class Course:
+    """One run: when what was done, and who had spent how much CPU by then."""
+
+    begun: float
+    marks: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))  # stage: (s, rows)
+    cpu: list[dict[str, float]] = field(default_factory=list)  # by role: at the first unit stored, and at the last
+    ended: float = 0.0
+    result: engine.CurateResult | None = None
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self.marks[stage].append((time.perf_counter() - self.begun, done))
+        first, last = len(self.marks[stage]) == 2, done == total
+        if stage == "measure" and (first or last):
+            self.cpu.append(_cpu())
+
+    def span(self, stage: str) -> tuple[float, int]:
+        """Seconds and rows from a stage's first unit to its last; the mark before the first is of its announcement."""
+        (first, before), (last, after) = self.marks[stage][1], self.marks[stage][-1]
+        return last - first, after - before
+
+    def spent(self, role: str) -> float:
+        """CPU seconds of a role between the first and the last unit."""
+        return self.cpu[-1][role] - self.cpu[0][role]
+
+    def start(self, units: int) -> float:
+        """Seconds until the first unit was begun, by the time that one took at the rate of all that came after."""
+        seconds, rows = self.span("measure")
+        (at, done) = self.marks["measure"][1]
+        return at - done * seconds * units / rows
+
+    def units(self) -> list[int]:
+        """Rows of each unit, as they were stored."""
+        done = [rows for _, rows in self.marks["measure"]]
+        return [b - a for a, b in pairwise(done)]
+
+
+def course(fields: dict[str, Any], count: int) -> Course:
+    """Curates on so many workers, as `cleanplate curate` does, on the cluster that is there."""
+    job = CurateJob.model_validate(fields | {"workers": count})
+    found = Course(time.perf_counter())
+    found.result = engine.curate(listing(job), found)
+    found.ended = time.perf_counter() - found.begun
+    return found
+
+
+def _cpu() -> dict[str, float]:
+    """CPU seconds so far of the living actors that measure, and of this process with all of Ray's below it."""
+    parents, names, seconds = {}, {}, {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            state = (entry / "stat").read_text().rpartition(")")[2].split()
+            names[int(entry.name)] = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+        parents[int(entry.name)] = int(state[1])
+        seconds[int(entry.name)] = (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")
+    found = {"workers": 0.0, "others": 0.0}
+    for pid, spent in seconds.items():
+        above = pid
+        while above not in (0, 1, os.getpid()):
+            above = parents.get(above, 0)
+        if above == os.getpid():
+            found["workers" if re.match(r"ray::MapWorker", names.get(pid, "")) else "others"] += spent
+    return found
+
+
+def rates(found: Course, unit_s: float) -> Rates:
+    """What the simulator is told of a run on one worker."""
+    assert found.result is not None
+    seconds, rows = found.span("measure")
+    units = len(found.marks["measure"]) - 2  # without the first: it began before our clock did
+    wrote, written = found.span("publish")
+    publish_s = wrote / written
+    return Rates(
+        row_s=(seconds - units * unit_s) / rows,
+        unit_s=unit_s,
+        others_s=found.spent("others") / units,
+        decide_s=found.result.seconds["decide"] / found.result.rows,
+        publish_start_s=found.result.seconds["publish"] - publish_s * found.result.rows,
+        publish_s=publish_s,
+    )
+
+
+def overhead(folder: Path) -> float:
+    """Seconds that a unit costs through Ray beside its work: units of one picture without models, and a bare loop."""
+    from tests.bench.curation import FrontEnd
+
+    pictures(folder / "few", SMALL_UNITS)
+    fields: dict[str, Any] = {"source": {"kind": "folder", "path": str(folder / "few")}, "unit_size": 1}
+    fields |= {"image_size": 64, "clip": None, "captions": []}
+    job = {name: CurateJob.model_validate(fields | {"output": str(folder / name)}) for name in ("ray", "bare")}
+    found = listing(job["bare"])
+    worker = FrontEnd(workers.config_of(found))
+    todo = found.todo()
+    worker.run(workers.item_of(todo[0]))
+    begun = time.perf_counter()
+    for one in todo[1:]:
+        worker.run(workers.item_of(one))
+    bare = (time.perf_counter() - begun) / (len(todo) - 1)
+    found = listing(job["ray"])
+    times = []
+    for _ in workers.run(found, found.todo(), FrontEnd):
+        times.append(time.perf_counter())
+    return (times[-1] - times[0]) / (len(times) - 1) - bare
+
+
+def measure(count: int = PICTURES, rounds: int = ROUNDS) -> dict[str, float]:
+    """Both sides in turns; prints what was found.
+
+    Returns:
+        `curation_scaling_2_workers` and `simulator_relative_error`, medians of the rounds.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pictures(folder / "pictures", count)
+        fields = {"source": {"kind": "folder", "path": str(folder / "pictures")}, "unit_size": UNIT_SIZE}
+        courses: dict[int, list[Course]] = {1: [], 2: []}
+        with connect(cpus=CORES):
+            unit_s = overhead(folder)
+            for number in range(rounds):
+                for side in (1, 2) if number % 2 == 0 else (2, 1):
+                    output = str(folder / f"{number}-{side}")
+                    courses[side].append(course(fields | {"output": output}, side))
+    return _judged(courses, unit_s)
+
+
+def _judged(courses: dict[int, list[Course]], unit_s: float) -> dict[str, float]:
+    told = {side: [c.ended - c.start(side) for c in found] for side, found in courses.items()}
+    foreseen = [simulate(c.units(), 2, CORES, rates(c, unit_s)) for c in courses[1]]
+    scaling = [a / b for a, b in zip(told[1], told[2], strict=True)]
+    whole = [a.ended / b.ended for a, b in zip(courses[1], courses[2], strict=True)]
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {len(courses[1][0].units())} units")
+    print(f"{'workers':<9}{'seconds':>9}{'start':>7}{'decide':>8}{'publish':>9}{'CPU s: workers':>16}{'others':>8}")
+    for side, found in courses.items():
+        for c, seconds in zip(found, told[side], strict=True):
+            assert c.result is not None
+            parts = (c.result.seconds["decide"], c.result.seconds["publish"], c.spent("workers"), c.spent("others"))
+            print(
+                f"{side:<9}{seconds:>9.1f}{c.start(side):>7.1f}"
+                + "".join(f"{p:>{w}.1f}" for p, w in zip(parts, (8, 9, 16, 8), strict=True))
+            )
+    print(f"foreseen for two workers: {', '.join(f'{s:.1f}' for s in foreseen)} s; scaling with the start of actors: ")
+    print(f"{statistics.median(whole):.2f}; orchestration: {1e3 * unit_s:.1f} ms a unit")
+    error = abs(statistics.median(foreseen) / statistics.median(told[2]) - 1)
+    return {
+        "curation_scaling_2_workers": round(statistics.median(scaling), 3),
+        "simulator_relative_error": round(error, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    print(json.dumps({"ratios": measure(options.pictures, options.rounds)}))
+
+
+if __name__ == "__main__":
+    main()
