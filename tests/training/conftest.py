@@ -172,6 +172,22 @@ def data(manifest: Manifest) -> TrainingSet:
 
 
 @pytest.fixture(scope="session")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of two levels, as it is before training."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae")
+    levels: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (16, 16),
+    }
+    torch.manual_seed(0)
+    AutoencoderKL(**levels, latent_channels=4, norm_num_groups=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One SQLite store for the session: creating one takes seven seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,22 +35,6 @@ ROWS = many(37)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return write_manifest(tmp_path_factory.mktemp("base"), ROWS)
-
-
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of two levels, as it is before training."""
-    from diffusers import AutoencoderKL
-
-    folder = tmp_path_factory.mktemp("vae")
-    levels: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (16, 16),
-    }
-    torch.manual_seed(0)
-    AutoencoderKL(**levels, latent_channels=4, norm_num_groups=8).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

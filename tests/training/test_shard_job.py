@@ -132,6 +132,35 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     storage._s3.cache_clear()
 
 
+def on(server: S3, worker: type[Any]) -> type[Any]:
+    """A worker that is told of the storage by its environment, as one on another machine is."""
+    environment = server.environment
+
+    class Told(worker):  # type: ignore[misc]
+        def __init__(self, told: dict[str, Any]) -> None:
+            os.environ.update(environment)
+            super().__init__(told)
+
+    return Told
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_data_makes_them_on_s3(
+    make_job: MakeJob, base: Manifest, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    monkeypatch.setattr(shard_job, "_BINS", 2)
+    here, info = make(make_job(manifest=base.uri, data={**DATA, "folder": str(tmp_path / "disk")}))
+    for name in ("Splitter", "Maker"):
+        monkeypatch.setattr(shard_job, name, on(s3, getattr(shard_maker, name)))
+    job = make_job(manifest=base.uri, data={**DATA, "folder": "s3://runs/by-ray"}, workers=2)
+    plan, found = make(job, workers=2)
+    assert found == info
+    below = plan.uri.removeprefix("s3://runs/")
+    files = [key for key in s3.keys("runs") if key.startswith(below) and not key.endswith("/")]
+    assert {Path(key).name: s3.get("runs", key) for key in files} == bytes_of(here.uri)
+
+
 @pytest.mark.slow
 def test_shards_on_s3_are_those_on_disk_and_read_through_the_cache(
     make_job: MakeJob, base: Manifest, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,19 +15,24 @@ from curation import storage
 from curation.errors import UserError
 from curation.manifest import Manifest
 from tests.curation.seaweed import seaweed
+from tests.training.evaluators import JUDGES
 from tests.training.test_checkpoint import info
 from tests.training.test_loop import Killed
 from tests.training.workers import Workers, workers
-from training import averages, checkpoint
+from training import averages, checkpoint, prepare, space
+from training import checkpoint_evaluation as evaluations
 from training.bundle import load_bundle
 from training.checkpoint import state_sha256
+from training.checkpoint_evaluation import EvaluationTask
 from training.data import load
+from training.evaluate import Pictures, losses
 from training.job import TrainJob
 from training.launch import launch
 from training.learner import Learner, Place
 from training.loop import Outcome, train
 from training.notice import Notice, Terminated
 from training.progress import Point
+from training.roster import FILE as ROSTER_FILE
 from training.shards import ShardFiles
 from training.text import TextEncoder
 from training.writer import Writer
@@ -43,7 +48,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 def losses_of(place: Place, job: TrainJob, tower: str, steps: int) -> tuple[list[float], list[float], str]:
     """Losses and norms of the first steps, and the hash of the state after them."""
-    learner = Learner(job, load(Manifest.open(job.manifest)), TextEncoder(tower), place)
+    vae = None if job.autoencoder is None else Path(job.autoencoder.path)
+    of = space.build(job.patch_size, vae, place.device)
+    learner = Learner(job, load(Manifest.open(job.manifest)), TextEncoder(tower), place, of)
     told = [learner.step(seen * job.batch_size) for seen in range(steps)]
     assert learner.sharded == (job.strategy == "fsdp")
     return [float(loss.detach()) for loss, _ in told], [float(n) for _, n in told], state_sha256(learner.state())
@@ -62,10 +69,21 @@ def losses_of(place: Place, job: TrainJob, tower: str, steps: int) -> tuple[list
 def test_it_learns_what_a_whole_network_learns(
     make_job: MakeJob, tower: Path, pool: Workers, changes: dict[str, Any]
 ) -> None:
+    as_whole(make_job, tower, pool, changes, steps=6)
+
+
+@pytest.mark.slow
+def test_it_learns_latents_as_a_whole_network_does(
+    make_job: MakeJob, tower: Path, pool: Workers, autoencoder: Path
+) -> None:
+    as_whole(make_job, tower, pool, {"autoencoder": {"path": str(autoencoder)}, "patch_size": 1, **SMALL}, steps=2)
+
+
+def as_whole(make_job: MakeJob, tower: Path, pool: Workers, changes: dict[str, Any], steps: int) -> None:
     found = {}
     for strategy in ("ddp", "fsdp"):
         job = make_job(workers=2, strategy=strategy, **changes)
-        ranks = pool.run(2, losses_of, job, str(tower), 6)
+        ranks = pool.run(2, losses_of, job, str(tower), steps)
         assert ranks[0][2] == ranks[1][2]
         assert ranks[0][1] == ranks[1][1]
         found[strategy] = [sum(both) / 2 for both in zip(*(rank[0] for rank in ranks), strict=True)], ranks[0][1]
@@ -167,6 +185,22 @@ def test_a_run_goes_on_whole_and_split_again(make_job: MakeJob, tower: Path, poo
     # the other way round: what was split is taken up whole, and of any number of copies
     (ddp, _), _ = pool.run(2, trained, job.model_copy(update={"strategy": "ddp"}), f"{tmp_path}/changing", str(tower))
     assert (ddp.resumed_from, ddp.state_sha256) == (64, last.state_sha256)
+
+
+@pytest.mark.slow
+def test_its_checkpoints_are_evaluated_whole(make_job: MakeJob, tower: Path, pool: Workers, tmp_path: Path) -> None:
+    asked = {"every": 64, "samples": 8, "loss_buckets": 2, "loss_pictures": 8}
+    job = make_job(workers=2, strategy="fsdp", evaluation=asked, **SMALL)
+    (outcome, _), _ = pool.run(2, trained, job, str(tmp_path), str(tower))
+    prepared = prepare.prepare(job)
+    (tmp_path / ROSTER_FILE).write_bytes(prepared.roster.to_parquet())
+    found = evaluations.evaluate(EvaluationTask(job=job, folder=str(tmp_path)), JUDGES)
+    assert found is not None
+    assert found.images_seen == 64
+    assert outcome.bundle is not None
+    pictures = Pictures.of_set(load(prepared.manifest))
+    whole = losses(load_bundle(outcome.bundle), pictures, None, buckets=2, seed=found.seed)
+    assert [of.trained.value for of in found.loss] == pytest.approx([of.trained.value for of in whole], rel=1e-6)
 
 
 @pytest.mark.slow
