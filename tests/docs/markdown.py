@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("curating.md", "rights.md")
+GUIDES = ("curating.md", "serving.md", "rights.md", "multi-node.md")
 """In the order in which a reader goes through them: each begins where the one before it ended."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
 from pipelines import config
+from pipelines.pipeline import PipelineJob, inlined, plan
 from tests.curation.pictures import drawing, encoded
 from tests.docs.commands import Desk, read
 from tests.docs.markdown import GUIDES, ROOT, Block, blocks, links
@@ -52,12 +54,14 @@ def test_every_block_says_what_is_done_with_it(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *ALSO])
-def test_every_command_is_one_that_the_command_line_takes(page: str) -> None:
+def test_every_command_is_one_that_the_command_line_takes(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks(page):
         if block.language not in COMMANDS or block.mark == "shown":
             continue
         assert block.commands, block.where
         for command in block.commands:
+            for word in command.split()[1:] if command.startswith("export ") else []:
+                monkeypatch.setenv(*word.split("=", 1))
             try:
                 read(command)
             except Exception as error:
@@ -65,8 +69,10 @@ def test_every_command_is_one_that_the_command_line_takes(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *ALSO])
-def test_every_job_and_every_part_of_one_is_what_its_model_takes(page: str) -> None:
+def test_every_job_and_every_part_of_one_is_what_its_model_takes(page: str, tmp_path: Path) -> None:
     for block in blocks(page):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
         if block.language != "yaml" or block.mark == "shown":
             continue
         raw = yaml.safe_load(block.text)
@@ -76,6 +82,9 @@ def test_every_job_and_every_part_of_one_is_what_its_model_takes(page: str) -> N
         elif page in PAGES and "kind" not in raw:
             continue  # a file of another program, which says so by its name
         try:
+            if raw["kind"] == "pipeline":
+                raw = inlined(raw, tmp_path)
+                plan(PipelineJob.model_validate(raw))
             config.check(raw, raw["kind"])
         except UserError as error:
             raise AssertionError(f"{block.where}: {error}") from error
@@ -137,8 +146,11 @@ def test_a_reader_who_follows_the_guides_gets_what_they_promise(ray_cluster: Non
     assert (desk.folder / "report.html").read_text().startswith("<!doctype html>")
     grown = json.loads((Path(desk.names["MANIFEST"]) / "manifest.json").read_text())
     assert grown["parent_id"], "the set grew"
-
+    _follow(desk, "docs/serving.md")
+    with Image.open(desk.folder / "circle.png") as picture:
+        assert picture.size == (32, 32)
     _follow(desk, "docs/rights.md")
     assert "Jane Doe" in (desk.folder / "plan" / "plan.md").read_text()
     left = Manifest.open(desk.names["CHILD"]).table(["creator"], decision=Decision.KEPT)["creator"].to_pylist()
     assert set(left) == {"John Roe"}
+    _follow(desk, "docs/multi-node.md")
