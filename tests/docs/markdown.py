@@ -8,6 +8,8 @@ In `docs/` every block of commands, job files or code stands below a comment tha
     <!-- read -->                       they want a cluster or a GPU: they are only read so
     <!-- file NAME -->                  what a reader writes to that file; job files are checked by their models
     <!-- part of KIND -->               some fields of a job of that kind
+    <!-- change FILE -->                a change of one of our files, its first and last lines as they are there
+    <!-- check -->                      Python that is run where files and changes were made
     <!-- shown -->                      what something prints, or another program's file: nothing is done with it
 """
 
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("curating.md", "serving.md", "rights.md", "multi-node.md")
+GUIDES = ("curating.md", "serving.md", "rights.md", "multi-node.md", "plug-ins.md")
 """In the order in which a reader goes through them: each begins where the one before it ended."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,6 +62,11 @@ class Block:
     def file(self) -> str | None:
         """The file that it is to be written to."""
         return self.mark.removeprefix("file ") if self.mark.startswith("file ") else None
+
+    @property
+    def changes(self) -> str | None:
+        """The file of ours that it is a change of."""
+        return self.mark.removeprefix("change ") if self.mark.startswith("change ") else None
 
     @property
     def part_of(self) -> str | None:
