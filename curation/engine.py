@@ -90,7 +90,7 @@ def curate(found: Listing, on_progress: OnProgress = lambda stage, done, total, 
         todo = found.todo()
     with recording(found, todo) as record, _storage_errors():
         result = _curate(found, todo, record, on_progress)
-    return result.model_copy(update={"spent": record.recorder.spent})
+    return result.model_copy(update={"spent": record.recorder.spent()})
 
 
 def _curate(found: Listing, todo: Sequence[Todo], record: Record, on_progress: OnProgress) -> CurateResult:

@@ -79,7 +79,6 @@ class Recorder:
         self._note = ""
         self._written = 0.0
         self._warned = False
-        self.spent: Spent | None = None
 
     @contextlib.contextmanager
     def running(self, begun: Begun) -> Iterator[Recorder]:
@@ -160,6 +159,17 @@ class Recorder:
         with self._lock:
             return [node for node in self._kinds if node not in (self._nodes or {})]
 
+    def spent(self) -> Spent:
+        """What it took so far."""
+        with self._lock:
+            return Spent(
+                wall_s=round(time.monotonic() - self._began, 2),
+                node_s=_rounded(self._node_s),
+                worker_s=_rounded(self._worker_s),
+                cpu_s=round(time.process_time() - self._cpu_began + self._worker_cpu_s, 2),
+                price=priced(self._node_s, self._prices),
+            )
+
     # --- what is done with it ---
 
     def look(self) -> None:
@@ -231,17 +241,9 @@ class Recorder:
     def _end(self, how: str, why: str) -> None:
         self._tick(write=False)
         with self._lock:
-            wall = time.monotonic() - self._began
             done = {name: stage.done - self._first[name] for name, stage in self._stages.items()}
-            self.spent = Spent(
-                wall_s=round(wall, 2),
-                node_s=_rounded(self._node_s),
-                worker_s=_rounded(self._worker_s),
-                cpu_s=round(time.process_time() - self._cpu_began + self._worker_cpu_s, 2),
-                price=priced(self._node_s, self._prices),
-            )
         self._write(now=True)
-        self.tell(Ended(how, why, done, self._log.left_out, dataclasses.asdict(self.spent)))
+        self.tell(Ended(how, why, done, self._log.left_out, dataclasses.asdict(self.spent())))
 
 
 def begun(folder: str, verb: str, name: str, *, of: str, total: int, done: int, workers: int, **more: Any) -> Begun:

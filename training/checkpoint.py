@@ -220,13 +220,18 @@ def sweep(folder: str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def latest(folder: str) -> str | None:
-    """The newest whole checkpoint, or None. A damaged one is passed over, and what came after the one before redone."""
+def latest(folder: str, refused: Callable[[str, str], None] = lambda path, why: None) -> str | None:
+    """The newest whole checkpoint, or None. A damaged one is passed over, and what came after the one before redone.
+
+    Args:
+        refused: is told of a damaged one and of what is wrong with it.
+    """
     for path in reversed(paths(folder)):
         found = problem(path)
         if found is None:
             return path
         logger.warning("checkpoint %s is passed over: %s", path, found)
+        refused(path, found)
     return None
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
+from curation.events import Event
 from curation.manifest import Manifest
-from training.progress import Point, Progress, progress_of
+from training.progress import Point, Progress, Timing, progress_of
 from training.roster import Roster
 from training.run_record import RUN_FILE, known_run
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
+Told = Point | Timing | Event
 _POLL_SECONDS = 1.0
 
 
@@ -68,19 +70,19 @@ class Mailbox:
     """What loop and driver leave for each other. Lives in the driver, or as an actor when the loop is elsewhere."""
 
     def __init__(self) -> None:
-        self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._outcome: dict[str, Any] | None = None
         self._ending = False
         self._saved: int | None = None
 
-    def put(self, point: Point) -> None:
-        self._points.put(point)
+    def put(self, told: Told) -> None:
+        self._told.put(told)
 
-    def drain(self) -> list[Point]:
-        points = []
-        while not self._points.empty():
-            points.append(self._points.get())
-        return points
+    def drain(self) -> list[Told]:
+        told = []
+        while not self._told.empty():
+            told.append(self._told.get())
+        return told
 
     def finish(self, outcome: dict[str, Any]) -> None:
         self._outcome = outcome
@@ -108,6 +110,7 @@ class Follower:
 
     Args:
         beside: what else is done in that thread, every second.
+        record: hears of all that comes.
     """
 
     def __init__(
@@ -116,15 +119,21 @@ class Follower:
         images_total: int,
         on_progress: OnProgress | None,
         beside: Callable[[], None] | None = None,
+        record: Callable[[Told], None] | None = None,
     ) -> None:
         self._run = run
         self._total = images_total
         self._on_progress = on_progress
         self._beside = beside or (lambda: None)
+        self._record = record or (lambda told: None)
         self._pending: list[Point] = []
 
+    def hear(self, told: Told) -> None:
+        """Something that the driver itself has to tell."""
+        self._record(told)
+
     @contextlib.contextmanager
-    def following(self, drain: Callable[[], list[Point]]) -> Iterator[None]:
+    def following(self, drain: Callable[[], list[Told]]) -> Iterator[None]:
         """Polls `drain` until the block ends, then once more."""
         done = threading.Event()
 
@@ -149,8 +158,10 @@ class Follower:
         except Exception:
             logger.warning("the last points could not be logged; the run's folder has them", exc_info=True)
 
-    def _take(self, points: list[Point]) -> None:
-        self._pending += points
+    def _take(self, told: list[Told]) -> None:
+        for each in told:
+            self._record(each)
+        self._pending += [each for each in told if isinstance(each, Point)]
         self._run.log(self._pending)
         for point in self._pending:
             if point.grid is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from curation.manifest import Name
+from curation.observability import RunObservability
 from training import pairs
 from training.conditioning import ConditioningConfig
 from training.data_config import DataConfig, MemoryData
@@ -220,6 +221,7 @@ class TrainJob(_Config):
         None, description="checkpoints are evaluated while training goes on; null: none is"
     )
     tracking: TrackingConfig = Field(TrackingConfig(), description="MLflow")
+    observability: RunObservability = Field(RunObservability(), description="how the run is watched")
     seed: int = Field(0, ge=0, lt=2**63, description="of initial weights, order, timesteps, noise, dropout and flips")
 
     @field_validator("caption_mix")
@@ -324,7 +326,7 @@ class TrainJob(_Config):
 
     def public(self) -> dict[str, Any]:
         """The job as it is put on record: without places, which say nothing elsewhere and can hold a password."""
-        told = self.model_dump(mode="json", exclude=_PLACES)
+        told = self.model_dump(mode="json", exclude=_PLACES | {"observability"})
         told["data"] = self.data.identity()
         if self.evaluation is not None and isinstance(self.evaluation.holdout, str):
             del told["evaluation"]["holdout"]
@@ -377,6 +379,6 @@ _PLACES = {"manifest", "output", "tracking", "ledger", "resume_from"}
 _NOT_IDENTITY = _PLACES | {
     "kind", "name", "consent_max_age_days", "accumulation", "compile", "gradient_checkpointing", "checkpoint_every",
     "keep_checkpoints", "keep_best_checkpoints", "best_by", "bundle", "evaluation", "milestones",
-    "workers", "strategy", "gpus_per_worker", "labels", "max_failures",
+    "workers", "strategy", "gpus_per_worker", "labels", "max_failures", "observability",
     "sample",
 }  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curation import storage
+from curation.events import Published
 from curation.manifest import Manifest
 from training import dependencies, latents, ray_workers
 from training.data_config import ShardsData
@@ -23,7 +24,8 @@ from training.job import ElasticWorkers, TrainJob
 from training.latents import AutoencoderConfig
 from training.notice import Notice, on_sigterm
 from training.prepare import Prepared, TrainResult, finished, plan, prepare, shards
-from training.progress import Report
+from training.progress import Report, Tell
+from training.record import Record, recording
 from training.roster import FILE as ROSTER_FILE
 from training.roster import Roster
 from training.run_record import RESULT_FILE
@@ -60,9 +62,6 @@ def launch(
         UserError: the manifest, the ledger, the tower, the sizes or an older checkpoint do not fit the job.
         Terminated: after SIGTERM, when the state is saved.
     """
-    from training import kept
-    from training.watch import watch_of, watching
-
     prepared = prepared or prepare(job)
     job = prepared.job
     folder = storage.absolute(prepared.folder)
@@ -78,17 +77,36 @@ def launch(
     if job.resume_from is not None:
         places["resume_from"] = storage.absolute(job.resume_from)
     job = job.model_copy(update=places)
+    placed = dataclasses.replace(prepared, job=job)
+    with recording(job, folder, images) as record:
+        return _launch(placed, folder, text_encoder, evaluator, on_progress, on_stage, images, record)
+
+
+def _launch(
+    prepared: Prepared,
+    folder: str,
+    text_encoder: str | None,
+    evaluator: Evaluator | None,
+    on_progress: OnProgress | None,
+    on_stage: OnStage | None,
+    images: int,
+    record: Record,
+) -> TrainResult:
+    """The same, of a job whose places are absolute."""
+    from training import kept
+    from training.watch import watch_of, watching
+
+    job, on_stage = prepared.job, record.stage(on_stage)
     storage.write_bytes(storage.join(folder, ROSTER_FILE), prepared.roster.to_parquet())  # what the workers load
     run = _start_run(job, prepared, folder)
     if job.autoencoder is not None:
         run.dependencies(_keep_autoencoder(job.autoencoder, folder))
     watch = watch_of(job, folder, run, prepared.held_out, evaluator)
-    follower = Follower(run, images, on_progress, None if watch is None else watch.step)
+    follower = Follower(run, images, on_progress, None if watch is None else watch.step, record.take)
     try:
-        placed = dataclasses.replace(prepared, job=job)
-        _make_shards(placed, folder, on_stage)
+        _make_shards(prepared, folder, on_stage)
         tower = None if text_encoder is None else storage.absolute(text_encoder)
-        told = {"folder": folder, "text_encoder": tower, "states": _make_text_states(placed, folder, tower, on_stage)}
+        told = {"folder": folder, "text_encoder": tower, "states": _make_text_states(prepared, folder, tower, on_stage)}
         with watching(watch):
             outcome = (_train_on_ray if job.workers else _train_here)(job, told, follower)
             if watch is not None:
@@ -105,8 +123,10 @@ def launch(
         excluded=prepared.consent.by_entry,
         held_out_rows=prepared.roster.info.held_out_rows,
         best=best,
+        spent=record.recorder.spent(),
         **outcome,
     )
+    record.recorder.tell(Published(result.bundle, result.state_sha256, {}))
     storage.write_bytes(storage.join(folder, RESULT_FILE), result.model_dump_json(indent=1).encode())
     return result
 
@@ -191,10 +211,12 @@ def _train_here(job: TrainJob, told: dict[str, Any], follower: Follower) -> dict
 
     mailbox = Mailbox()
     with follower.following(mailbox.drain), on_sigterm() as notice:
-        return _train_at(job, told, Place(), mailbox.put, notice)
+        return _train_at(job, told, Place(), mailbox.put, notice, mailbox.put)
 
 
-def _train_at(job: TrainJob, told: dict[str, Any], place: Place, report: Report, notice: Notice) -> dict[str, Any]:
+def _train_at(
+    job: TrainJob, told: dict[str, Any], place: Place, report: Report, notice: Notice, tell: Tell
+) -> dict[str, Any]:
     """Trains as one worker.
 
     Args:
@@ -228,6 +250,7 @@ def _train_at(job: TrainJob, told: dict[str, Any], place: Place, report: Report,
             space=space.build(job.patch_size, vae, place.device, frames=data.frames),
             report=report,
             notice=notice,
+            tell=tell,
         )
     return dataclasses.asdict(outcome)
 
@@ -269,8 +292,8 @@ def _scaling(job: TrainJob) -> dict[str, Any]:
 
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker. Must stay importable by name: it is shipped by reference."""
-    job = TrainJob.model_validate(config["job"])
+    job, mailbox = TrainJob.model_validate(config["job"]), config["mailbox"]
     ray_workers.work(
-        config["mailbox"],
-        lambda place, report, notice: _train_at(job, config, place, report, notice),
+        mailbox,
+        lambda place, report, notice: _train_at(job, config, place, report, notice, mailbox.put.remote),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,7 @@ class Learner:
         sharded: whether the workers hold a share each of both; then all of them have to take part in `state_sha256` of
             the state, `gather` and `averaged`.
         keeps_latents: whether latents of pictures in memory are encoded once (`training.kept_latents`).
+        data_seconds: that batches took to make, so far.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Learner:
         self._space = space or spaces.build(job.patch_size, frames=data.frames)
         self.keeps_latents = data.keep_latents(self._space, flip=job.flip)
         self._width = text.width
+        self.data_seconds = 0.0
         self.sharded = job.strategy == "fsdp" and place.world_size > 1
         self.unet = self._build().train()
         if job.gradient_checkpointing:
@@ -201,7 +204,9 @@ class Learner:
     def _loss(self, index: Tensor) -> Tensor:
         """The loss of the samples with these global indices (N,)."""
         job, device = self._job, self._place.device
+        began = time.monotonic()
         x0, told = self.batch(index)
+        self.data_seconds += time.monotonic() - began
         index = index.to(device)
         noise = randomness.normal(job.seed, Purpose.NOISE, index, tuple(x0.shape[1:]))
         t, level = self._levels(index)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from curation import storage
+from curation.events import CheckpointRefused, CheckpointWritten, Resumed
 from training import averages, checkpoint, checkpoint_evaluation, finish, kept, retraining, sharding
 from training import space as spaces
 from training.bundle import INFO_FILE, DiffusionModel
@@ -28,7 +29,7 @@ from training.grid import grid
 from training.job import TrainJob
 from training.learner import Learner, Place, learning_rate
 from training.notice import Notice, SharedNotice, Takes, Terminated
-from training.progress import Leg, Point, Report
+from training.progress import Leg, Point, Report, Tell, Timing
 from training.space import Space
 from training.writer import Writer
 
@@ -66,6 +67,7 @@ def train(
     space: Space | None = None,
     report: Report | None = None,
     notice: Notice | None = None,
+    tell: Tell | None = None,
 ) -> Outcome:
     """Trains to the end of the job's budget and writes `<folder>/bundle`.
 
@@ -74,6 +76,8 @@ def train(
         space: what the network's clean pictures are; None: patches of pixels.
         report: called on the first worker with every point; a resumed run first tells those of its checkpoint again.
         notice: of an interruption; the first worker's is looked at after each step.
+        tell: called on the first worker with what happens and how long it takes, also from the thread that writes
+            checkpoints.
 
     Raises:
         UserError: a checkpoint in the folder belongs to another manifest, text encoder or configuration, or the one of
@@ -91,6 +95,7 @@ def train(
         space or spaces.build(job.patch_size, frames=data.frames),
         report or (lambda point: None),
         notice or Notice(ends=True),
+        tell or (lambda told: None),
     )
     try:
         return loop.run()
@@ -110,6 +115,7 @@ class _Loop:
         space: Space,
         report: Report,
         notice: Notice,
+        tell: Tell,
     ) -> None:
         self._job = job
         self._folder = folder
@@ -117,6 +123,7 @@ class _Loop:
         self._text = text
         self._place = place
         self._report = report
+        self._tell_of: Tell = tell if place.rank == 0 else lambda told: None
         self._space = space
         self._notice: Takes = notice
         self._learner = Learner(job, data, text, place, space)
@@ -150,6 +157,7 @@ class _Loop:
             keep_best=job.keep_best_checkpoints,
             standing=kept.standing(folder, job.best_by),
             write=checkpoint.save if self._shards is None else self._shards.write_like(self._learner.state()),
+            written=self._written,
             after=self.snapshots,  # a run that goes on from a checkpoint never comes by the snapshots before it again
         )
         self._saved = 0  # images seen at the newest checkpoint
@@ -157,6 +165,7 @@ class _Loop:
         self._point_every = max(1, job.steps // _POINTS) * job.batch_size
         self._points: list[Point] = []  # of the whole run; they travel in checkpoints, for a driver that was killed
         self._metrics: dict[str, float] = {}
+        self._cpu_began = time.process_time()
 
     def run(self) -> Outcome:
         job, learner = self._job, self._learner
@@ -165,7 +174,7 @@ class _Loop:
             self._prepare_evaluations(seen)
             learner.settle(seen)
         loss_sum = norm_sum = torch.zeros((), device=self._place.device)
-        window, began = seen, time.monotonic()
+        window, began, data = seen, time.monotonic(), learner.data_seconds
         while seen < self._budget:
             loss, norm = learner.step(seen, before_change=self._taken)
             loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
@@ -176,14 +185,16 @@ class _Loop:
             draws = self._due(job.sample.every, before, seen)
             if saves or draws or self._due(self._point_every, before, seen):
                 steps = (seen - window) // job.batch_size
-                rate = (seen - window) / max(time.monotonic() - began, 1e-9)
+                took = max(time.monotonic() - began, 1e-9)
+                rate = (seen - window) / took
+                self._tell_of(self._timing(took / steps, (learner.data_seconds - data) / took))
                 self._measure(seen, float(self._place.mean(loss_sum)) / steps, float(norm_sum) / steps, rate)
                 if draws:
                     self._draw_grid(seen)
                 if saves:
                     self._save(seen, milestone)
                 loss_sum = norm_sum = torch.zeros((), device=self._place.device)
-                window, began = seen, time.monotonic()
+                window, began, data = seen, time.monotonic(), learner.data_seconds
             if self._notice.take():
                 self._save_in_time(seen)
         self.writer.flush()
@@ -230,6 +241,13 @@ class _Loop:
         if self._place.rank == 0:
             self._report(point)
 
+    def _timing(self, step_seconds: float, data_share: float) -> Timing:
+        cpu, workers = time.process_time() - self._cpu_began, self._place.world_size
+        return Timing(step_seconds=step_seconds, data_share=min(data_share, 1.0), cpu_seconds=cpu, workers=workers)
+
+    def _written(self, path: str, seconds: float, stalled: float) -> None:
+        self._tell_of(CheckpointWritten(checkpoint.images_of(path), path, round(seconds, 3), round(stalled, 3)))
+
     # --- checkpoints ---
 
     @property
@@ -241,7 +259,7 @@ class _Loop:
         if self._place.rank == 0:
             checkpoint.sweep(self._checkpoints)
             checkpoint.sweep(averages.folder_of(self._folder))
-        path = self._place.agree(checkpoint.latest(self._checkpoints) if self._place.rank == 0 else None)
+        path = self._place.agree(self._latest() if self._place.rank == 0 else None)
         read: checkpoint.Read = checkpoint.read_state
         if self._shards is not None:
             read = functools.partial(self._shards.read, into=self._learner.state())
@@ -255,7 +273,9 @@ class _Loop:
             if self._place.rank == 0 and self._job.ema.profiles:
                 averages.take_over(path, self._folder, self._identity, retraining.Seen(self._job, self._data))
         else:
+            self._tell_of(Resumed(0, self._place.world_size))
             return 0
+        self._tell_of(Resumed(info.images_seen, self._place.world_size, path))
         if self._shards is None:
             self._learner.restore(state)
         self._legs = info.legs_of(self._topology)
@@ -266,6 +286,9 @@ class _Loop:
         self._saved = info.images_seen
         logger.info("resumed at %d images from %s", info.images_seen, path)
         return info.images_seen
+
+    def _latest(self) -> str | None:
+        return checkpoint.latest(self._checkpoints, lambda path, why: self._tell_of(CheckpointRefused(path, why)))
 
     def _snapshot(self, before: int, seen: int) -> None:
         """Stores the averages by profile if they are due; they are milestones, which are never removed."""

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from curation import storage
 from curation.errors import UserError
 from curation.manifest import Decision, Manifest
+from curation.standing import Spent
 from training.data_config import ShardsData
 from training.job import TrainJob
 from training.latents import local_autoencoder, settled
@@ -44,6 +45,7 @@ class TrainResult(BaseModel):
     excluded: dict[str, int] = {}  # rows that were left out, by the takedown entry that revokes them
     held_out_rows: int = 0  # rows of the manifest that were not trained on, to measure by
     best: Best | None = None  # of the checkpoints, where the best are kept
+    spent: Spent | None = None  # by the attempt that ended it
 
 
 @dataclass(frozen=True)

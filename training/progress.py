@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
+from curation.events import Event
+
 
 class Point(BaseModel):
     """What was measured up to a number of images seen, which is MLflow's step."""
@@ -25,7 +27,24 @@ class Leg(BaseModel):
     topology: dict[str, int]
 
 
+class Timing(BaseModel):
+    """Where the first worker's time went since the point before.
+
+    Attributes:
+        data_share: of a step's time, in which its batch was made.
+        cpu_seconds: of its process, since it began.
+        workers: that train.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    step_seconds: float
+    data_share: float
+    cpu_seconds: float
+    workers: int
+
+
 Report = Callable[[Point], None]
+Tell = Callable[[Timing | Event], None]
 
 
 class Progress(BaseModel):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
 
+from curation.events import WorkerLost
 from training.notice import Notice, Terminated, on_sigterm
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,27 @@ def on_notices(mailbox: Any, rank: int) -> Iterator[Notice]:
         yield notice
     finally:
         done.set()
+
+
+def losses(mailbox: Any) -> Any:
+    """A callback of Ray Train that puts into the mailbox which workers failed and why."""
+    from ray.train import UserCallback
+
+    class Losses(UserCallback):  # in here, as Ray is not imported before it is wanted
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for rank, error in worker_exceptions.items():
+                mailbox.put.remote(WorkerLost(rank, _why(error)))
+
+    return Losses()
+
+
+def _why(error: Exception) -> str:
+    """An exception in a line: what a worker raised, of what Ray made of it."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or getattr(cause, "_base_exc", None)) is not None:
+        cause = inner
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
 
 
 def wait_for_the_end(rank: int, images: int, mailbox: Any) -> None:

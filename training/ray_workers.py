@@ -61,6 +61,7 @@ def fit(
             storage_path=path,
             storage_filesystem=system if storage.is_remote(folder) else None,
             failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[ray_notice.losses(mailbox)],
         ),
     )
     with follower.following(lambda: ray.get(mailbox.drain.remote())):

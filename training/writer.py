@@ -9,6 +9,7 @@ so what is kept is what writing in place would have kept. At most one is under w
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -51,15 +52,20 @@ class Writer:
         standing: Callable[[], Standing] | None = None,
         write: Write = checkpoint.save,
         after: Writer | None = None,
+        written: Callable[[str, float, float], None] | None = None,
     ) -> None:
         """
         Args:
+            written: called by the thread that writes with the path of what is there, the seconds since it was given,
+                and those that the caller waited for.
             after: one whose thread this one shares: what it was given before is written before, or nothing is.
         """
         self._folder = folder
         self._write = write
         self._keep: dict[str, Any] = {"keep": keep, "keep_best": keep_best, "standing": standing}
         self._after = after
+        self._written = written
+        self._waited = 0.0
         self._thread: ThreadPoolExecutor = (
             ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer") if after is None else after._thread
         )
@@ -80,6 +86,8 @@ class Writer:
         Raises:
             Exception: what the one before failed with.
         """
+        began = time.monotonic()
+        self._waited = 0.0
         self.flush()
         on_gpu = next((local(t).device for part in state.values() for t in part.values() if t.is_cuda), None)
         stream = None if on_gpu is None else torch.cuda.Stream(on_gpu)
@@ -87,7 +95,8 @@ class Writer:
             stream.wait_stream(torch.cuda.current_stream(on_gpu))  # what is still being computed belongs to it
         before = None if self._after is None else self._after._under_way
         self._taken = Future()
-        self._under_way = self._thread.submit(self._run, state, info, stream, before, self._taken)
+        self._waited += time.monotonic() - began
+        self._under_way = self._thread.submit(self._run, state, info, stream, before, self._taken, began)
         if not copies_beside:
             self.taken()
 
@@ -95,7 +104,9 @@ class Writer:
         """Waits until the state that was given last may be changed. Raises what copying it failed with."""
         taken, self._taken = self._taken, None
         if taken is not None:
+            began = time.monotonic()
             taken.result()
+            self._waited += time.monotonic() - began
 
     def flush(self) -> None:
         """Waits until all is written. Raises what writing failed with."""
@@ -119,6 +130,7 @@ class Writer:
         stream: torch.cuda.Stream | None,
         before: Future[str] | None,
         taken: Future[None],
+        began: float,
     ) -> str:
         try:
             self._take(state, stream)
@@ -128,7 +140,10 @@ class Writer:
         taken.set_result(None)
         if before is not None:
             before.result()
-        return self._write(self._folder, self._copy, info() if callable(info) else info, **self._keep)
+        path = self._write(self._folder, self._copy, info() if callable(info) else info, **self._keep)
+        if self._written is not None:
+            self._written(path, time.monotonic() - began, self._waited)
+        return path
 
     @torch.no_grad()
     def _take(self, state: State, stream: torch.cuda.Stream | None) -> None:

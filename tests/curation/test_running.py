@@ -35,9 +35,8 @@ def test_how_it_stands_is_there_when_it_has_ended(tmp_path: Path) -> None:
     ended = told(tmp_path)[-1]
     assert isinstance(ended, Ended)
     assert (ended.how, ended.why, ended.done) == ("finished", "", {"measure": 4})
-    assert recorder.spent is not None
-    assert recorder.spent.worker_s == {"cpu_node": 3.0}
-    assert recorder.spent.cpu_s >= 2.0
+    assert recorder.spent().worker_s == {"cpu_node": 3.0}
+    assert recorder.spent().cpu_s >= 2.0
     assert ended.spent["node_s"].keys() == ended.spent["price"].keys() == {"cpu_node"}
 
 
@@ -80,9 +79,8 @@ def test_nodes_that_come_and_go_are_told_of(tmp_path: Path) -> None:
     recorder.worked("b" * 20, 5.0, 1.0)
     with recorder.running(begun(tmp_path)):
         pass
-    assert recorder.spent is not None
-    assert recorder.spent.worker_s == {"gpu_node": 5.0}, "a lost node's kind is not forgotten"
-    assert set(recorder.spent.node_s) == {"cpu_node", "gpu_node"}
+    assert recorder.spent().worker_s == {"gpu_node": 5.0}, "a lost node's kind is not forgotten"
+    assert set(recorder.spent().node_s) == {"cpu_node", "gpu_node"}
 
 
 def test_a_cluster_that_does_not_answer_and_an_observer_that_fails_stop_nobody(tmp_path: Path) -> None:
