@@ -243,6 +243,20 @@ def list_files(uri: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
 
 
 @_faults_are_os_errors
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders in a folder, in order; an absent one has none."""
+    system, path = filesystem(uri)
+    if _is_fsspec(system):
+        try:
+            found = system.handler.fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(i["name"].rstrip("/").rsplit("/", 1)[-1] for i in found if i["type"] == "directory")
+    infos = system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+
+
+@_faults_are_os_errors
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError or OSError."""
     system, path = filesystem(uri)

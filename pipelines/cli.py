@@ -10,7 +10,7 @@ import sys
 import typer
 
 from curation.errors import UserError, cause_of
-from pipelines.commands import building, cluster, endpoint, manifests, rights
+from pipelines.commands import building, cluster, endpoint, manifests, rights, watching
 
 app = typer.Typer(
     name="cleanplate",
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (building, manifests, rights, endpoint, cluster):
+for subject in (building, manifests, rights, endpoint, cluster, watching):
     app.add_typer(subject.app)
 
 

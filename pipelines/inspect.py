@@ -7,8 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from curation import events
 from curation.errors import UserError
+from curation.events import Published
 from curation.manifest import InputsInfo, Manifest
+from pipelines.happenings import explained
 
 
 class Inspection(BaseModel):
@@ -24,6 +27,7 @@ class Inspection(BaseModel):
     captions: dict[str, int]  # of kept rows, by captioner
     clip: str | None
     reconciled: bool
+    happened: list[str] = []  # while it was made: retries, losses, rows that the next run asks again
 
 
 def run(path: str) -> Inspection:
@@ -67,7 +71,18 @@ def run(path: str) -> Inspection:
         captions=dict(captions.most_common()),
         clip=info.clip.name if info.clip else None,
         reconciled=True,
+        happened=_happened(manifest),
     )
+
+
+def _happened(manifest: Manifest) -> list[str]:
+    """What the log of the attempt that published a manifest explains, where it is still there."""
+    work = manifest.info.work
+    if work is None:
+        return []
+    entries = events.read(work.folder.rpartition("/")[0])
+    published = [e.attempt for e in entries if isinstance(e.event, Published) and e.event.id == manifest.id]
+    return explained(entry for entry in entries if published and entry.attempt == published[-1])
 
 
 def show(found: Inspection) -> None:
@@ -88,6 +103,8 @@ def show(found: Inspection) -> None:
     console.print(table)
     sums = " + ".join(f"{found.counts[d]:,} {d}" for d in ("kept", "dropped", "held", "failed"))
     console.print(f"{found.rows:,} inputs = {sums}: reconciled, every file's hash agrees", highlight=False)
+    for line in found.happened:
+        console.print(line, highlight=False, markup=False)
     for title, counted in (("licences", found.licences), ("captions", found.captions)):
         parts: dict[str, Any] = counted
         text = ", ".join(f"{name} {n:,}" for name, n in parts.items()) or "none"

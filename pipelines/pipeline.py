@@ -149,16 +149,16 @@ def run(job: PipelineJob, *, execute: Execute | None = None) -> PipelineResult:
     plan(job)
     place = _place(job)
     known = _read(place)
-    ended: dict[str, Ended] = {}
+    done: dict[str, Ended] = {}
     for number, step in enumerate(job.steps, start=1):
         where = f"[{number}/{len(job.steps)}] {step.name}"
-        results = {name: found.result for name, found in ended.items()}
+        results = {name: found.result for name, found in done.items()}
         fields = _filled(step.model_dump(exclude={"name"}), results, step.name)
         resolved = config.to_yaml(_check(step, fields["job"], fields["set"]))
         promotes = fields["promotes"] and {key: str(value) for key, value in fields["promotes"].items()}
         sha256 = hashlib.sha256(json.dumps([resolved, promotes]).encode()).hexdigest()
         if step.name in known and known[step.name].job_sha256 == sha256:
-            ended[step.name] = known[step.name]
+            done[step.name] = known[step.name]
             print(f"{where}: ended before", file=sys.stderr, flush=True)
             continue
         known = {}  # what comes after it is made from something else by now
@@ -166,10 +166,15 @@ def run(job: PipelineJob, *, execute: Execute | None = None) -> PipelineResult:
         code, result = (execute or _run_step)(step.verb, resolved, promotes)
         if code or result is None:
             return PipelineResult(steps=results, failed=step.name, exit_code=code or 1)
-        ended[step.name] = Ended(job_sha256=sha256, result=result)
-        _write(place, ended)
+        done[step.name] = Ended(job_sha256=sha256, result=result)
+        _write(place, done)
     storage.remove_tree(place)
-    return PipelineResult(steps={name: found.result for name, found in ended.items()})
+    return PipelineResult(steps={name: found.result for name, found in done.items()})
+
+
+def ended(job: PipelineJob) -> dict[str, Ended]:
+    """The steps of a pipeline that have ended, while not all of them have."""
+    return _read(_place(job))
 
 
 def summary(result: PipelineResult) -> list[str]:

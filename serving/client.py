@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from curation.errors import UserError
 from serving.api import ErrorBody, GenerationResponse
+from serving.standing import ModelEntry, ModelList
 
 KEY_VARIABLE = "CLEANPLATE_API_KEY"
 
@@ -52,6 +53,29 @@ def generate(url: str, prompt: str, *, timeout_s: float = 300.0, **fields: Any) 
             remedy="start one with `cleanplate serve JOB.yaml`, or leave the server out to generate from the registry",
         ) from None
     return _read(base, answer)
+
+
+def models(url: str, *, timeout_s: float = 10.0) -> list[ModelEntry]:
+    """What a server serves: the body of its `/v1/models`.
+
+    Raises:
+        UserError: nothing listens there, what listens is no cleanplate server, or it refused.
+    """
+    base = url.rstrip("/").removesuffix("/v1")
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    remote = urlsplit(base).hostname not in ("127.0.0.1", "localhost", "::1")
+    try:
+        answer = httpx.get(f"{base}/v1/models", headers=headers, timeout=timeout_s, trust_env=remote)
+        answer.raise_for_status()
+        return ModelList.model_validate_json(answer.content).data
+    except (httpx.HTTPError, ValidationError) as error:
+        told = f"{answer.status_code}" if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        raise UserError(
+            f"{base} does not say what it serves ({told})",
+            field="server",
+            remedy=f"check the address, and the key in ${KEY_VARIABLE}",
+        ) from None
 
 
 def _read(base: str, answer: httpx.Response) -> GenerationResponse:

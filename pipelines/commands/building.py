@@ -13,11 +13,25 @@ from pipelines.commands.options import AsJson, DryRun, JobFile, Overrides
 
 app = typer.Typer()
 
+MetricsPort = Annotated[
+    int | None, typer.Option(help="offer Prometheus metrics at this port of 127.0.0.1 while it runs")
+]
+
+
+def _watched(metrics_port: int | None) -> list[str]:
+    return [] if metrics_port is None else [f"observability.metrics_port={metrics_port}"]
+
 
 @app.command()
-def curate(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+def curate(
+    job: JobFile,
+    sets: Overrides = [],  # noqa: B006
+    metrics_port: MetricsPort = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Turn images into a manifest, one row for every input."""
-    run_job("curate", job, sets, dry_run, as_json)
+    run_job("curate", job, [*sets, *_watched(metrics_port)], dry_run, as_json)
 
 
 @app.command()
@@ -27,9 +41,15 @@ def autoencoder(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_
 
 
 @app.command()
-def train(job: JobFile, sets: Overrides = [], dry_run: DryRun = False, as_json: AsJson = False) -> None:  # noqa: B006
+def train(
+    job: JobFile,
+    sets: Overrides = [],  # noqa: B006
+    metrics_port: MetricsPort = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
     """Train a diffusion model on a manifest; rerun to resume."""
-    run_job("train", job, sets, dry_run, as_json)
+    run_job("train", job, [*sets, *_watched(metrics_port)], dry_run, as_json)
 
 
 @app.command()
