@@ -147,7 +147,7 @@ def test_a_reader_who_follows_the_guides_gets_what_they_promise(ray_cluster: Non
     grown = json.loads((Path(desk.names["MANIFEST"]) / "manifest.json").read_text())
     assert grown["parent_id"], "the set grew"
     _follow(desk, "docs/serving.md")
-    with Image.open(desk.folder / "circle.png") as picture:
+    with Image.open(desk.folder / "square.png") as picture:
         assert picture.size == (32, 32)
     _follow(desk, "docs/rights.md")
     assert "Jane Doe" in (desk.folder / "plan" / "plan.md").read_text()
