@@ -121,7 +121,8 @@ def keys_create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="whose key it is")],
     file: KeyFile,
     scope: Annotated[
-        list[str], typer.Option(help="generate, read, verify, metrics or admin; may be repeated; the first three when not given")
+        list[str],
+        typer.Option(help="generate, read, verify, metrics or admin; may be repeated; the first three when not given"),
     ] = [],  # noqa: B006
     row_steps_per_minute: Annotated[int | None, typer.Option(min=1, help="at most, also at once")] = None,
     row_steps_per_day: Annotated[int | None, typer.Option(min=1, help="at most, by UTC")] = None,
