@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from curation import engine, workers
 from curation.job import CurateJob
 from curation.listing import listing
 from pipelines.cluster import connect
-from tests.bench.curation import pictures
+from tests.bench.curation import FrontEnd, pictures
 from tests.bench.simulator import Rates, simulate
 
 PICTURES, UNIT_SIZE, ROUNDS, CORES = 1_200, 32, 3, 2
@@ -43,30 +44,36 @@ class Course:
 
     begun: float
     marks: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))  # stage: (s, rows)
-    cpu: list[dict[str, float]] = field(default_factory=list)  # by role: at the first unit stored, and at the last
+    cpu: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))  # by role, first and last
+    driver: dict[str, float] = field(default_factory=dict)  # this process' CPU seconds when a stage was last heard of
     ended: float = 0.0
     result: engine.CurateResult | None = None
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         self.marks[stage].append((time.perf_counter() - self.begun, done))
-        first, last = len(self.marks[stage]) == 2, done == total
-        if stage == "measure" and (first or last):
-            self.cpu.append(_cpu())
+        self.driver[stage] = time.process_time()
+        if stage in ("measure", "publish") and (len(self.marks[stage]) == 2 or done == total):
+            self.cpu[stage].append(_cpu())
 
     def span(self, stage: str) -> tuple[float, int]:
         """Seconds and rows from a stage's first unit to its last; the mark before the first is of its announcement."""
         (first, before), (last, after) = self.marks[stage][1], self.marks[stage][-1]
         return last - first, after - before
 
-    def spent(self, role: str) -> float:
-        """CPU seconds of a role between the first and the last unit."""
-        return self.cpu[-1][role] - self.cpu[0][role]
+    def spent(self, role: str, stage: str = "measure") -> float:
+        """CPU seconds of a role between a stage's first unit and its last."""
+        return self.cpu[stage][-1][role] - self.cpu[stage][0][role]
 
-    def start(self, units: int) -> float:
+    def start(self, workers: int) -> float:
         """Seconds until the first unit was begun, by the time that one took at the rate of all that came after."""
         seconds, rows = self.span("measure")
         (at, done) = self.marks["measure"][1]
-        return at - done * seconds * units / rows
+        return at - done * seconds * workers / rows
+
+    def by_cpu(self, workers: int) -> float:
+        """Seconds that the run would take if its workers shared their CPU seconds evenly and nobody waited."""
+        shared = self.spent("workers") + self.spent("workers", "publish")
+        return shared / workers + self.driver["publish"] - self.driver["measure"]
 
     def units(self) -> list[int]:
         """Rows of each unit, as they were stored."""
@@ -123,34 +130,44 @@ def rates(found: Course, unit_s: float) -> Rates:
     )
 
 
-def overhead(folder: Path) -> float:
-    """Seconds that a unit costs through Ray beside its work: units of one picture without models, and a bare loop."""
-    from tests.bench.curation import FrontEnd
+def overhead(folder: Path) -> dict[str, float]:
+    """What a unit costs through Ray beside its work: units of one picture without models, and a bare loop over them.
 
+    Returns:
+        CPU seconds of a unit: `ray_unit_s` of the worker, above the bare loop's, and `ray_head_s` of the driver and of
+        Ray's own processes; and `ray_clock_s`, by the clock above the bare loop's: noise where others are busy.
+    """
     pictures(folder / "few", SMALL_UNITS)
     fields: dict[str, Any] = {"source": {"kind": "folder", "path": str(folder / "few")}, "unit_size": 1}
     fields |= {"image_size": 64, "clip": None, "captions": []}
-    job = {name: CurateJob.model_validate(fields | {"output": str(folder / name)}) for name in ("ray", "bare")}
-    found = listing(job["bare"])
-    worker = FrontEnd(workers.config_of(found))
-    todo = found.todo()
+    jobs = {name: CurateJob.model_validate(fields | {"output": str(folder / name)}) for name in ("ray", "bare")}
+    found = listing(jobs["bare"])
+    worker, todo = FrontEnd(workers.config_of(found)), found.todo()
     worker.run(workers.item_of(todo[0]))
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     for one in todo[1:]:
         worker.run(workers.item_of(one))
-    bare = (time.perf_counter() - begun) / (len(todo) - 1)
-    found = listing(job["ray"])
-    times = []
+    clock, cpu = time.perf_counter() - begun, time.process_time() - spent
+    found = listing(jobs["ray"])
+    times, seen = [], []
     for _ in workers.run(found, found.todo(), FrontEnd):
         times.append(time.perf_counter())
-    return (times[-1] - times[0]) / (len(times) - 1) - bare
+        if len(times) in (1, len(todo)):
+            seen.append(_cpu())
+    units = len(todo) - 1
+    return {
+        "ray_unit_s": max(0.0, seen[-1]["workers"] - seen[0]["workers"] - cpu) / units,
+        "ray_head_s": (seen[-1]["others"] - seen[0]["others"]) / units,
+        "ray_clock_s": (times[-1] - times[0] - clock) / units,
+    }
 
 
 def measure(count: int = PICTURES, rounds: int = ROUNDS) -> dict[str, float]:
     """Both sides in turns; prints what was found.
 
     Returns:
-        `curation_scaling_2_workers` and `simulator_relative_error`, medians of the rounds.
+        `curation_scaling_2_workers` and `simulator_relative_error`, medians of the rounds; scaling by CPU seconds,
+        which a machine shared with others changes less, and what Ray adds to a unit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -158,35 +175,39 @@ def measure(count: int = PICTURES, rounds: int = ROUNDS) -> dict[str, float]:
         fields = {"source": {"kind": "folder", "path": str(folder / "pictures")}, "unit_size": UNIT_SIZE}
         courses: dict[int, list[Course]] = {1: [], 2: []}
         with connect(cpus=CORES):
-            unit_s = overhead(folder)
+            added = overhead(folder)
             for number in range(rounds):
                 for side in (1, 2) if number % 2 == 0 else (2, 1):
                     output = str(folder / f"{number}-{side}")
                     courses[side].append(course(fields | {"output": output}, side))
-    return _judged(courses, unit_s)
+    return _judged(courses, added)
 
 
-def _judged(courses: dict[int, list[Course]], unit_s: float) -> dict[str, float]:
+def _judged(courses: dict[int, list[Course]], added: Mapping[str, float]) -> dict[str, float]:
     told = {side: [c.ended - c.start(side) for c in found] for side, found in courses.items()}
-    foreseen = [simulate(c.units(), 2, CORES, rates(c, unit_s)) for c in courses[1]]
-    scaling = [a / b for a, b in zip(told[1], told[2], strict=True)]
-    whole = [a.ended / b.ended for a, b in zip(courses[1], courses[2], strict=True)]
+    foreseen = [simulate(c.units(), 2, CORES, rates(c, added["ray_unit_s"])) for c in courses[1]]
+    pairs = list(zip(courses[1], courses[2], strict=True))
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {len(courses[1][0].units())} units")
     print(f"{'workers':<9}{'seconds':>9}{'start':>7}{'decide':>8}{'publish':>9}{'CPU s: workers':>16}{'others':>8}")
     for side, found in courses.items():
         for c, seconds in zip(found, told[side], strict=True):
             assert c.result is not None
             parts = (c.result.seconds["decide"], c.result.seconds["publish"], c.spent("workers"), c.spent("others"))
-            print(
-                f"{side:<9}{seconds:>9.1f}{c.start(side):>7.1f}"
-                + "".join(f"{p:>{w}.1f}" for p, w in zip(parts, (8, 9, 16, 8), strict=True))
-            )
-    print(f"foreseen for two workers: {', '.join(f'{s:.1f}' for s in foreseen)} s; scaling with the start of actors: ")
-    print(f"{statistics.median(whole):.2f}; orchestration: {1e3 * unit_s:.1f} ms a unit")
-    error = abs(statistics.median(foreseen) / statistics.median(told[2]) - 1)
+            line = "".join(f"{part:>{width}.1f}" for part, width in zip(parts, (8, 9, 16, 8), strict=True))
+            print(f"{side:<9}{seconds:>9.1f}{c.start(side):>7.1f}{line}")
+    scaling = {
+        "by the clock": statistics.median(a / b for a, b in zip(told[1], told[2], strict=True)),
+        "with the start of actors": statistics.median(a.ended / b.ended for a, b in pairs),
+        "by CPU seconds": statistics.median(a.by_cpu(1) / b.by_cpu(2) for a, b in pairs),
+    }
+    print("scaling " + ", ".join(f"{value:.2f} {name}" for name, value in scaling.items()))
+    print(f"foreseen for two workers: {', '.join(f'{s:.1f}' for s in foreseen)} s")
+    print("Ray adds to a unit, ms: " + ", ".join(f"{1e3 * s:.1f} {name}" for name, s in added.items()))
     return {
-        "curation_scaling_2_workers": round(statistics.median(scaling), 3),
-        "simulator_relative_error": round(error, 3),
+        "curation_scaling_2_workers": round(scaling["by the clock"], 3),
+        "curation_scaling_by_cpu": round(scaling["by CPU seconds"], 3),
+        "simulator_relative_error": round(abs(statistics.median(foreseen) / statistics.median(told[2]) - 1), 3),
+        "orchestration_cpu_ms_per_unit": round(1e3 * (added["ray_unit_s"] + added["ray_head_s"]), 1),
     }
 
 
