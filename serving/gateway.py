@@ -18,7 +18,7 @@ from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication, OnlyHere
 from serving.http.body_limit import BodyLimit
 from serving.http.desk import Backend, Desk
-from serving.http.generations import VERSION_HEADER as VERSION
+from serving.http.events import VERSION_HEADER as VERSION
 from serving.http.job_runner import Runner
 from serving.http.request_id import HEADER as REQUEST_ID
 from serving.http.request_id import RequestId

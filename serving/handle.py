@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -95,6 +96,7 @@ class SamplerHandle:
                                 if (event.image, event.done) in told:
                                     continue  # drawn again, by another replica
                                 told.add((event.image, event.done))
+                                call = replace(call, version=event.version)  # of which the rest is to be, too
                             yield event
                     return
                 finally:

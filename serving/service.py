@@ -36,6 +36,8 @@ class Preview:
     done: int
     steps: int
     data: bytes | None
+    version: str
+    """Of the model that draws it."""
 
 
 async def last(events: AsyncGenerator[Preview | Generation, None]) -> Generation:
@@ -122,7 +124,7 @@ class Service:
                     elif event.clean is not None:
                         data = await self._aside(self.generator.preview, plan, event.clean, event.picture)
                         first_preview = first_preview or self._clock()
-                        yield Preview(event.picture, event.done, event.steps, data)
+                        yield Preview(event.picture, event.done, event.steps, data, self.generator.card.version)
                 started = submission.started or arrived
         sampled = self._clock() - started
         seen = await self._aside(self.generator.look, plan, [clean[k] for k in range(len(pictures))])

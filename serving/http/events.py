@@ -4,7 +4,8 @@ A stream has one `image_generation.completed` for each image, and before it at m
 `image_generation.partial_image`; with `n` above 1, `image_index` says whose. A preview that the guard withholds is not
 sent; a withheld picture's event has no `b64_json` and says why, as in an answer that comes whole. What goes wrong
 before the first event is an ordinary answer with its status, and later an `error` event, after which nothing comes.
-While nothing is to say, comments keep the connection alive.
+While nothing is to say, comments keep the connection alive. `X-Model-Version` says who draws, unless the connection
+wanted a sign of life before that was known; the last events say it always.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from serving.api import Drawn, ErrorDetail, GenerationResponse, ImageDatum, Imag
 from serving.http import errors
 from serving.service import Preview
 
+VERSION_HEADER = "X-Model-Version"
 KEEP_ALIVE_S = 10.0
 """Seconds of silence after which a comment is sent; proxies between here and the client often give up after 30."""
 
@@ -115,6 +117,7 @@ class EventStream(StreamingResponse):
         self._arrived: asyncio.Queue[Preview | GenerationResponse | Exception | None] = asyncio.Queue()
         self._begun = asyncio.Event()
         self._refusal: Exception | None = None
+        self._version: str | None = None
         self._sent: Counter[int] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,11 +137,14 @@ class EventStream(StreamingResponse):
         self._begun.set()
         if self._refusal is not None:
             raise self._refusal
+        if self._version is not None:
+            self.headers[VERSION_HEADER] = self._version
 
     async def _pump(self) -> None:
         try:
             async with aclosing(self._source()) as events:
                 async for event in events:
+                    self._version = event.version if isinstance(event, Preview) else event.model_version
                     self._arrived.put_nowait(event)
                     self._begun.set()
         except Exception as error:

@@ -10,10 +10,8 @@ from serving.api import GenerationRequest, GenerationResponse
 from serving.http import jobs
 from serving.http.asker import FromAsker
 from serving.http.desk import Desk
-from serving.http.events import OPENAPI, EventStream
+from serving.http.events import OPENAPI, VERSION_HEADER, EventStream
 from serving.http.job_runner import Runner
-
-VERSION_HEADER = "X-Model-Version"
 
 
 def routes(desk: Desk, runner: Runner | None) -> APIRouter:

@@ -25,6 +25,7 @@ class Replicas:
     def __init__(self, *scripts: Any) -> None:
         self._scripts = list(scripts)
         self.asked: list[GenerationRequest] = []
+        self.calls: list[Call] = []
         self.cancelled = 0
         self.describe = self.generate = self
         self.stream: Any = _Streams(self)
@@ -56,6 +57,7 @@ class _Streams:
         self._replicas = replicas
 
     def remote(self, request: GenerationRequest, call: Call) -> _Stream:
+        self._replicas.calls.append(call)
         return _Stream(self._replicas, self._replicas.events(request))
 
 
@@ -72,7 +74,7 @@ class _Stream:
 
 
 def preview(done: int) -> Preview:
-    return Preview(0, done, 4, b"")
+    return Preview(0, done, 4, b"", "7")
 
 
 def generated(replicas: Replicas) -> Any:
@@ -127,6 +129,7 @@ def test_a_stream_goes_on_where_it_was() -> None:
     assert streamed(replicas) == [preview(1), preview(2), preview(3), LAST]
     assert len({request.seed for request in replicas.asked}) == 1
     assert replicas.cancelled == 2
+    assert [call.version for call in replicas.calls] == [None, "7"]
 
 
 def test_a_stream_that_is_left_is_cancelled() -> None:

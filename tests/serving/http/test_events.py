@@ -21,6 +21,7 @@ from serving.gateway import create_app
 from serving.generator import Generator
 from serving.http.events import EventStream
 from serving.safety import OutputSafety
+from serving.service import Preview
 from tests.serving.local import JOB, LocalBackend, error_of, post
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
@@ -36,6 +37,7 @@ def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def test_a_stream_has_previews_and_then_the_picture_of_the_whole_answer(generator: Generator) -> None:
     answer = post(LocalBackend(generator), BODY | {"partial_images": 2, "n": 2})
+    assert answer.headers["x-model-version"] == "3"
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = events_of(answer.text)
     assert all(name == data["type"] for name, data in events)
@@ -50,7 +52,9 @@ def test_a_stream_has_previews_and_then_the_picture_of_the_whole_answer(generato
 
 
 def test_without_previews_there_is_one_event(generator: Generator) -> None:
-    assert [name for name, _ in events_of(post(LocalBackend(generator), BODY).text)] == ["image_generation.completed"]
+    answer = post(LocalBackend(generator), BODY)
+    assert [name for name, _ in events_of(answer.text)] == ["image_generation.completed"]
+    assert answer.headers["x-model-version"] == "3"
 
 
 def test_openais_client_reads_the_stream(generator: Generator) -> None:
@@ -123,9 +127,8 @@ def test_a_defect_on_the_way_tells_nothing_of_the_inside(generator: Generator) -
 def test_a_stream_that_takes_too_long_ends_with_an_error_event(generator: Generator) -> None:
     class Stuck(LocalBackend):
         async def stream(self, *asked: Any) -> Any:
-            async for event in super().stream(*asked):
-                yield event
-                await asyncio.Event().wait()
+            yield Preview(0, 1, 4, b"", "3")
+            await asyncio.Event().wait()
 
     short = JOB.model_copy(update={"request_timeout_s": 0.5})
     events = events_of(post(Stuck(generator), BODY | {"partial_images": 1}, short).text)
