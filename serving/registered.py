@@ -9,6 +9,7 @@ from curation.errors import UserError
 from serving import backends, selftest, takedowns
 from serving.generator import load
 from serving.job import ServeJob
+from serving.ledgers import Ledgers
 from serving.service import Service
 from serving.standing import TakedownStanding
 from serving.takedowns import RefusedVersion
@@ -30,6 +31,7 @@ class Registered:
     def __init__(self, job: ServeJob) -> None:
         self._job = job
         self._versions: dict[str, ModelVersion] = {}
+        self._ledgers = Ledgers()
         self.aliases: dict[str, str] = {}
         self._name: str | None = None
 
@@ -80,7 +82,7 @@ class Registered:
         if self._name is not None:
             tags = find(f"models:/{self._name}/{version}", tracking_uri=self._job.tracking_uri).tags
             known = known.model_copy(update={"tags": tags})
-        return takedowns.heed(self._job, known, before)
+        return takedowns.heed(self._job, known, before, self._ledgers)
 
     def went_live(self, role: str, version: str) -> None:
         if self._name is not None and role in self.aliases:

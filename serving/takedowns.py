@@ -22,6 +22,7 @@ from curation.errors import UserError
 from curation.takedowns import Ledger, LedgerState, of_place
 from curation.takedowns.ledger import VARIABLE
 from serving.job import ServeJob
+from serving.ledgers import Ledgers
 from serving.standing import TakedownStanding
 from training import dependencies
 from training.bundle import read_info
@@ -67,11 +68,14 @@ class RefusedVersion(UserError):  # noqa: N818 - what became of the version, not
     """The job's policy is not to serve a version that takedowns speak against."""
 
 
-def heed(job: ServeJob, version: ModelVersion, before: TakedownStanding | None = None) -> TakedownStanding | None:
+def heed(
+    job: ServeJob, version: ModelVersion, before: TakedownStanding | None = None, opened: Ledgers | None = None
+) -> TakedownStanding | None:
     """Acts by the job's policy on how a version stands; None where the policy is not to look.
 
     Args:
         before: how it stood when it was looked at last; what was said then is not said again.
+        opened: keeps the ledgers for who looks more than once.
 
     Raises:
         RefusedVersion: the policy is to refuse, and the version is affected, or it is not known that it is not.
@@ -84,7 +88,7 @@ def heed(job: ServeJob, version: ModelVersion, before: TakedownStanding | None =
     behind, problem = models_behind(version, dependencies.of_info(info), tracking_uri=job.tracking_uri)
     asked = [*_listed(info.ledger_uri), *(uri for model in behind for uri in model.ledgers), *now]
     ledgers = [job.ledger] if job.ledger else list(dict.fromkeys(asked))
-    found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version), behind, problem)
+    found = standing(version.tags, ledgers, _listed(info.takedown_ledger_version), behind, problem, opened)
     if found.clear:
         return found
     name = f"{version.name} version {version.version}"
@@ -125,6 +129,7 @@ def standing(
     trained_under: Sequence[str],
     behind: Sequence[Behind] = (),
     problem: str | None = None,
+    opened: Ledgers | None = None,
 ) -> TakedownStanding:
     """How a version stands to the takedowns in force.
 
@@ -134,8 +139,9 @@ def standing(
         trained_under: the ledgers' versions that its training heeded.
         behind: the models that it was made from.
         problem: why these may not be all.
+        opened: as of `heed`.
     """
-    states, problems = _read(ledgers)
+    states, problems = (opened or Ledgers()).read(ledgers)
     problems += [] if problem is None else [problem]
     examined = _examined(tags)
     own = _entries(states, examined, examined, trained_under, ledgers)
@@ -167,17 +173,6 @@ class _Entries(NamedTuple):
     affected: set[str]
     unexamined: set[str]
     problems: list[str]
-
-
-def _read(ledgers: Sequence[str]) -> tuple[dict[str, LedgerState], list[str]]:
-    states: dict[str, LedgerState] = {}
-    problems = []
-    for uri in ledgers:
-        try:
-            states[uri] = Ledger.open(of_place(uri)).read()
-        except UserError as error:
-            problems.append(error.message)
-    return states, problems
 
 
 def _entries(

@@ -131,6 +131,7 @@ class Ledger:
         self._singles = storage.join(uri, "events")
         self._packs = storage.join(uri, "events", "packs")
         self._held: dict[str, list[Event]] = {}
+        self._state: tuple[tuple[str, ...], LedgerState] | None = None
 
     @classmethod
     def open(cls, uri: str) -> Ledger:
@@ -218,12 +219,16 @@ class Ledger:
         return action
 
     def read(self) -> LedgerState:
-        """All that it holds now.
+        """All that it holds now; where its files are those of the last time, what was found then.
 
         Raises:
             UserError: when it cannot be read, whole: a ledger that cannot be read is never taken for an empty one.
         """
-        return LedgerState.of(event for events in self._files().values() for event in events)
+        files = self._files()
+        names = tuple(files)
+        if self._state is None or self._state[0] != names:
+            self._state = names, LedgerState.of(event for events in files.values() for event in events)
+        return self._state[1]
 
     def pack(self) -> int:
         """Folds all events into one file and removes those they were in; safe beside writers, readers and other packs.

@@ -18,7 +18,9 @@ from curation.errors import UserError
 from curation.takedowns import Entry, Ledger, LedgerState, Selector
 from serving.generator import load
 from serving.job import ServeJob
+from serving.ledgers import Ledgers
 from serving.safety import OutputSafety
+from serving.standing import TakedownStanding
 from serving.takedowns import Behind, check, heed, standing
 from tests.curation.pictures import encoded, noise
 from tests.curation.takedowns.manifests import published, row_of
@@ -297,6 +299,27 @@ def test_a_ledger_that_cannot_be_read_is_no_permission(versions: Versions, ledge
     found = heed(job("refuse", ledger=str(moved)), version)
     assert found is not None
     assert found.clear
+
+
+def test_who_looks_again_reads_what_is_new_alone(versions: Versions, ledger: Ledger) -> None:
+    ask(ledger, "a.example")
+    version, opened = versions(ledger), Ledgers()
+
+    def look() -> TakedownStanding:
+        found = heed(job("warn"), version, None, opened)
+        assert found is not None
+        return found
+
+    assert look().clear
+    folder = Path(ledger.uri) / "events"
+    (event,) = folder.glob("*.parquet")
+    event.write_bytes(b"torn")  # who read it would be told
+    assert look().clear
+    newer = ask(ledger, "b.example")
+    assert look().unexamined == (newer.id[:12],)
+    for file in folder.glob("*.parquet"):
+        file.unlink()
+    assert "holds nothing" in str(look().problem)
 
 
 def test_a_ledger_version_that_never_was_heeds_nothing(versions: Versions, ledger: Ledger) -> None:
