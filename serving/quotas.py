@@ -48,7 +48,8 @@ class Quotas:
         self._own: Counter[str] = Counter()
         self._others: Counter[str] = Counter()
         self._synced = -float("inf")
-        self._unwritten = False
+        self.unwritten = False
+        """Whether there is something for `flush` to write: what keys with a day's limit used."""
 
     def charge(self, key: Key, row_steps: int) -> None:
         """Takes a request's cost from what its key may use.
@@ -59,13 +60,11 @@ class Quotas:
         self._turn_day()
         self._charge_day(key, row_steps)
         self._charge_minute(key, row_steps)
-        self._own[key.id] += row_steps
-        self._unwritten = True
+        self._count(key, row_steps)
 
     def refund(self, key: Key, row_steps: int) -> None:
         """Gives back what a request cost that the server failed at."""
-        self._own[key.id] = max(0, self._own[key.id] - row_steps)
-        self._unwritten = True
+        self._count(key, -row_steps)
         if key.id in self._buckets:
             self._buckets[key.id].tokens += row_steps
 
@@ -73,6 +72,11 @@ class Quotas:
         """Row-steps, of all gateways as far as is known."""
         self._turn_day()
         return self._own[key.id] + self._others[key.id]
+
+    def _count(self, key: Key, row_steps: int) -> None:
+        self._own[key.id] = max(0, self._own[key.id] + row_steps)
+        # A minute's worth is nobody else's business, and no limit is nobody's.
+        self.unwritten |= key.row_steps_per_day is not None
 
     @property
     def stale(self) -> bool:
@@ -85,7 +89,8 @@ class Quotas:
         self._turn_day()
         day = storage.join(self._folder, str(self._day))
         try:
-            self._write(day)
+            if self.unwritten:
+                self._write(day)
             others: Counter[str] = Counter()
             for file in storage.list_files(day):
                 if file.base_name.endswith(".json") and file.base_name != f"{self._gateway}.json":
@@ -98,14 +103,18 @@ class Quotas:
     def flush(self) -> None:
         """Writes what was charged since the last time. May run in a thread, one at a time; never raises."""
         try:
-            while self._unwritten:
+            while self.unwritten:
                 self._write(storage.join(self._folder, str(self._day)))
         except OSError:
             _log.exception("the keys' use of today could not be written to %s", self._folder)
 
     def _write(self, day: str) -> None:
-        self._unwritten = False
-        storage.write_bytes(storage.join(day, f"{self._gateway}.json"), json.dumps(dict(self._own)).encode())
+        self.unwritten = False
+        try:
+            storage.write_bytes(storage.join(day, f"{self._gateway}.json"), json.dumps(dict(self._own)).encode())
+        except OSError:
+            self.unwritten = True
+            raise
 
     def _charge_day(self, key: Key, row_steps: int) -> None:
         most = key.row_steps_per_day

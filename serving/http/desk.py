@@ -166,7 +166,7 @@ class Desk:
         if self._quotas is None or asker.key is None:
             yield
             return
-        if self._quotas.stale:
+        if asker.key.row_steps_per_day is not None and self._quotas.stale:
             async with self._counting:
                 await asyncio.to_thread(self._quotas.sync)
         self._quotas.charge(asker.key, cost)
@@ -180,8 +180,9 @@ class Desk:
             raise
 
     async def _count(self, quotas: Quotas) -> None:
-        async with self._counting:
-            await asyncio.to_thread(quotas.flush)
+        if quotas.unwritten:
+            async with self._counting:
+                await asyncio.to_thread(quotas.flush)
 
     async def _answer(self, generation: Generation, request: GenerationRequest, asker: Asker) -> GenerationResponse:
         note(**facts(generation))

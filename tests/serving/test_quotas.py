@@ -99,7 +99,23 @@ def test_gateways_add_up_and_a_restart_forgets_nothing(tmp_path: Path) -> None:
     clock.now += 2 * DAY
     again.sync()
     assert again.used_today(key()) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["12"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_counts_for_a_days_limit_is_written(tmp_path: Path) -> None:
+    quotas = Quotas(str(tmp_path), Clock())
+    for unlimited in (key(), key(minute=60, name="00000002")):
+        quotas.charge(unlimited, 40)
+        quotas.refund(unlimited, 10)
+    quotas.flush()
+    quotas.sync()
+    assert list(tmp_path.iterdir()) == []
+    assert quotas.used_today(key()) == 30
+    quotas.charge(key(day=100, name="00000003"), 40)
+    assert quotas.unwritten
+    quotas.flush()
+    assert not quotas.unwritten
+    assert [path.parent.name for path in tmp_path.rglob("*.json")] == ["10"]
 
 
 def test_a_broken_count_stops_nobody(tmp_path: Path) -> None:
