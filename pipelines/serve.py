@@ -115,7 +115,7 @@ def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
             signal.signal(number, ending)
         on_ready(Served(url=url, model=job.model))
         ending.asked.wait()
-        print(f"stopping: requests under way have {job.shutdown_s:g} s …", file=sys.stderr, flush=True)
+        print(f"stopping: requests and jobs under way have {job.shutdown_s:g} s …", file=sys.stderr, flush=True)
         cut_off = _end(job)
     return 128 + ending.number if cut_off else 0
 

@@ -50,6 +50,7 @@ class Access:
         metrics, spans: what is told.
         others: asks the server's other processes.
         named_outside: whether who stands before this puts `X-Request-Id` into the answers, as Ray Serve's proxy does.
+        doorway: the API's own, for what it does when no request waits for it.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Access:
         spans: Traces | None = None,
         others: Others = alone,
         named_outside: bool = False,
+        doorway: Doorway | None = None,
     ) -> None:
-        self.doorway = Doorway()
+        self.doorway = doorway or Doorway()
         self.metrics = metrics or GatewayMetrics()
         self._app = app
         self._config = config

@@ -26,6 +26,7 @@ from curation.errors import UserError
 from serving import identity, keys, traces
 from serving.access import Access
 from serving.canary_desk import actors
+from serving.doorway import Doorway
 from serving.handle import SamplerHandle
 from serving.ingress import Gateway, watched
 from serving.job import ServeJob, plan
@@ -63,8 +64,9 @@ def build(args: ServeJob) -> serve.Application:
         name = serve.get_replica_context().app_name
         handle = serve.get_deployment_handle(SAMPLER, app_name=name)
         sleeps = args.autoscaling is not None and args.autoscaling.min_replicas == 0
-        api = create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args)
-        return watched(api, args, [SAMPLER, GATEWAY])
+        doorway = Doorway()
+        api = create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args, doorway)
+        return watched(api, args, [SAMPLER, GATEWAY], doorway)
 
     gateway: Any = serve.deployment(
         serve.ingress(asgi)(Gateway),

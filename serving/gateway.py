@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 
+from serving.doorway import Doorway
 from serving.http import errors, generations, jobs, metrics, models, page, pictures, verify
 from serving.http.asker import TIMEOUT_HEADER as TIMEOUT
 from serving.http.authentication import Authentication, OnlyHere
@@ -28,13 +29,13 @@ from serving.quotas import Quotas
 from serving.records import Archive
 
 
-def create_app(backend: Backend, job: ServeJob) -> FastAPI:
-    """The API in front of `backend`, with the limits and the time limit of `job`."""
+def create_app(backend: Backend, job: ServeJob, doorway: Doorway | None = None) -> FastAPI:
+    """The API in front of `backend`, with the limits and the time limit of `job`; jobs go in by `doorway`."""
     keys = job.keys if isinstance(job.keys, KeysConfig) else None
     quotas = None if keys is None else Quotas(keys.usage or f"{keys.file}.usage")
     archive = None if job.records is None else Archive(job.records)
     desk = Desk(backend, job, archive, quotas)
-    runner = None if job.jobs is None else Runner(job.jobs, desk.draw)
+    runner = None if job.jobs is None else Runner(job.jobs, desk.draw, doorway=doorway)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving import logs, traces
 from serving.access import Access, Others
+from serving.doorway import Doorway
 from serving.job import ServeJob
 from serving.metrics import GatewayMetrics, Snapshot
 
@@ -50,15 +51,16 @@ class Gateway:
         self.app.doorway.close()
 
     async def inside(self) -> int:
-        """Requests under way."""
+        """Requests and jobs under way."""
         inside: int = self.app.doorway.inside
         return inside
 
 
-def watched(api: ASGIApp, job: ServeJob, deployments: Sequence[str]) -> Access:
+def watched(api: ASGIApp, job: ServeJob, deployments: Sequence[str], doorway: Doorway) -> Access:
     """A gateway's API, counted, logged and traced. To be called in its replica.
 
     Args:
+        doorway: the API's.
         deployments: whose processes `/metrics` speaks for.
     """
     replica = name_of_this()
@@ -68,7 +70,13 @@ def watched(api: ASGIApp, job: ServeJob, deployments: Sequence[str]) -> Access:
     handles = [serve.get_deployment_handle(name, app_name=app) for name in deployments]
     metrics = GatewayMetrics(replica)
     return Access(
-        api, job.observability, metrics=metrics, spans=spans, others=others(handles, replica), named_outside=True
+        api,
+        job.observability,
+        metrics=metrics,
+        spans=spans,
+        others=others(handles, replica),
+        named_outside=True,
+        doorway=doorway,
     )
 
 
@@ -109,7 +117,7 @@ class Totals:
         pictures: that were handed out.
         refused: requests answered 429 or 503.
         blocked: pictures that were withheld.
-        cut_off: requests that were still under way when it ended.
+        cut_off: requests and jobs that were still under way when it ended.
     """
 
     requests: int

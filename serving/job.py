@@ -116,7 +116,10 @@ class ServeJob(BaseModel):
     )
     request_timeout_s: float = Field(120.0, gt=0, description="seconds until a request is given up with a 504")
     shutdown_s: float = Field(
-        30.0, ge=0, description="seconds that requests under way have left when the server is told to end"
+        30.0,
+        ge=0,
+        description="seconds that requests and jobs under way have left when the server is told to end; jobs that have "
+        "not begun, or are not done by then, have failed (`interrupted`) and begin anew when they are asked for again",
     )
     observability: ObservabilityConfig = Field(ObservabilityConfig(), description="logs, metrics and traces")
 

@@ -2,11 +2,16 @@
 
 What refuses a request for a moment (429, 503) only delays a job. The process gives signs of life while it has jobs; the
 open jobs of one that gives none any more have failed and say so, and their webhooks are sent by whoever notices.
+
+A process that is to end lets the jobs that are being drawn finish, as it does with requests (`serving.doorway`), and
+begins no others. Those, and what is not done in time, have failed with the code `interrupted`, and asking again begins
+them anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -16,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from serving.api import GenerationRequest, GenerationResponse, RequestError
+from serving.doorway import Doorway
 from serving.http import errors
 from serving.http.asker import Asker
 from serving.jobs import OPEN, Job, JobsConfig, JobStore, Stored, WebhookStanding, body_sha256
@@ -35,6 +41,7 @@ class Runner:
 
     Args:
         draw: has a request drawn; raises RequestError.
+        doorway: where jobs that are being drawn are inside; while it is closed none is begun.
         sender: of webhooks.
         sleep: waits so many seconds.
         clock: Unix time, seconds.
@@ -45,12 +52,14 @@ class Runner:
         config: JobsConfig,
         draw: Draw,
         *,
+        doorway: Doorway | None = None,
         sender: Sender | None = None,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._draw = draw
+        self._doorway = doorway or Doorway()
         self._sender = sender or Sender(config.webhooks)
         self._sleep = sleep
         self._clock = clock
@@ -139,21 +148,35 @@ class Runner:
             _log.error("what became of a job could not be written", exc_info=task.exception())
 
     async def _run(self, stored: Stored, request: GenerationRequest, asker: Asker) -> None:
+        with contextlib.ExitStack() as inside:  # until what became of it is written, too
+            if (last := await self._ran(stored, request, asker, inside)) is None:
+                return
+            last = last.changed(ended=int(self._clock()))
+            if await self._write(last):
+                self._tell(last)
+
+    async def _ran(
+        self, stored: Stored, request: GenerationRequest, asker: Asker, inside: contextlib.ExitStack
+    ) -> Stored | None:
+        """What became of a job; None where somebody ended it before it began."""
         try:
             async with asyncio.timeout(self._config.timeout_s), self._turn:
+                if not self._doorway.open:
+                    return self._interrupted(stored)
+                inside.enter_context(self._doorway.enter())
                 stored = stored.changed(status="running", started=int(self._clock()))
                 if not await self._write(stored):
-                    return
+                    return None
                 response = await self._drawn(request.model_copy(update={"webhook": None}), asker)
                 await _aside(self._store.write_result, stored, response)
-            stored = stored.changed(status="succeeded")
+            return stored.changed(status="succeeded")
         except RequestError as error:
-            stored = _failed(stored, error)
+            return _failed(stored, error)
         except TimeoutError:
             late = RequestError(
                 f"The job was not done within {self._config.timeout_s:g} s.", status=504, code="timeout"
             )
-            stored = _failed(stored, late)
+            return _failed(stored, late)
         except asyncio.CancelledError:
             # Either the job was cancelled, and its file says so, or this process ends.
             current = await asyncio.shield(_aside(self._store.read, stored.owner, stored.job.id))
@@ -162,10 +185,7 @@ class Runner:
             raise
         except Exception:
             _log.exception("the job %s failed", stored.job.id)
-            stored = _failed(stored, errors.internal())
-        stored = stored.changed(ended=int(self._clock()))
-        if await self._write(stored):
-            self._tell(stored)
+            return _failed(stored, errors.internal())
 
     async def _drawn(self, request: GenerationRequest, asker: Asker) -> GenerationResponse:
         """The request's pictures, asked for until they are not refused for a moment only."""

@@ -16,13 +16,17 @@ import pytest
 from aiohttp import web
 
 from serving import keys
+from serving.access import Access
 from serving.api import GenerationRequest, RequestError
+from serving.doorway import Doorway
+from serving.gateway import create_app
 from serving.generator import Generator
 from serving.http.asker import Asker
 from serving.http.job_runner import BEAT_S, Runner
 from serving.job import ServeJob
 from serving.jobs import JobsConfig, JobStore, WebhooksConfig
 from serving.keys import KeysConfig
+from serving.observability import ObservabilityConfig
 from serving.webhooks import VARIABLE, Sender, secret_of
 from tests.serving.local import JOB, LocalBackend, client_of, error_of, send
 
@@ -314,6 +318,36 @@ def test_a_process_that_ends_in_order_says_so_of_its_jobs(tmp_path: Path) -> Non
     assert stored is not None
     assert stored.job.error is not None
     assert (stored.job.status, stored.job.error.code) == ("failed", "interrupted")
+
+
+def test_a_closed_door_lets_the_jobs_inside_finish_and_begins_no_others(generator: Generator, job: ServeJob) -> None:
+    async def go() -> None:
+        assert job.jobs is not None
+        one = job.model_copy(update={"jobs": job.jobs.model_copy(update={"concurrent": 1})})
+        drawing, go_on, doorway = asyncio.Event(), asyncio.Event(), Doorway()
+
+        async def before() -> None:
+            drawing.set()
+            await go_on.wait()
+
+        api = create_app(LocalBackend(generator, before), one, doorway)
+        transport = httpx.ASGITransport(Access(api, ObservabilityConfig(), doorway=doorway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for name in ("inside", "waiting"):
+                assert (await client.put(f"/v1/images/jobs/{name}", json=BODY)).status_code == 201
+            await drawing.wait()
+            assert doorway.inside == 1
+            doorway.close()
+            assert error_of(await client.put("/v1/images/jobs/late", json=BODY))["code"] == "shutting_down"
+            go_on.set()
+            told = await ended(client, "/v1/images/jobs/inside")
+            assert told["status"] == "succeeded"
+            told = await ended(client, "/v1/images/jobs/waiting")
+            assert (told["status"], told["error"]["code"], told["retryable"]) == ("failed", "interrupted", True)
+            while doorway.inside:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(go())
 
 
 def test_what_has_ended_is_forgotten_in_time(tmp_path: Path) -> None:
