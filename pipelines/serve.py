@@ -122,10 +122,10 @@ def run(job: ServeJob, on_ready: Callable[[Served], None]) -> int:
 
 def _end(job: ServeJob) -> int:
     """Waits for the requests under way and says what was done; returns how many will be cut off."""
-    from serving import app, ingress
+    from serving import ingress
 
     try:
-        done = ingress.end(job, app.GATEWAY, app.SAMPLER)
+        done = ingress.end(job)
     except Exception as error:  # a server that does not answer is to end all the same
         print(f"the server did not say what it has done: {error}", file=sys.stderr, flush=True)
         return 0

@@ -29,12 +29,10 @@ from serving.canary_desk import actors
 from serving.doorway import Doorway
 from serving.handle import SamplerHandle
 from serving.ingress import Gateway, watched
-from serving.job import ServeJob, plan
+from serving.job import GATEWAY, SAMPLER, ServeJob, plan
 from serving.keys import KeysConfig
 from serving.replica import Sampler
 
-SAMPLER = "sampler"
-GATEWAY = "gateway"
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
@@ -66,7 +64,7 @@ def build(args: ServeJob) -> serve.Application:
         sleeps = args.autoscaling is not None and args.autoscaling.min_replicas == 0
         doorway = Doorway()
         api = create_app(SamplerHandle(handle, (lambda: _asleep(name)) if sleeps else None), args, doorway)
-        return watched(api, args, [SAMPLER, GATEWAY], doorway)
+        return watched(api, args, doorway)
 
     gateway: Any = serve.deployment(
         serve.ingress(asgi)(Gateway),

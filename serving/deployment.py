@@ -17,10 +17,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from curation.errors import UserError, unknown
-from serving.job import ServeJob
+from serving.job import GATEWAY, SAMPLER, ServeJob
 
 OURS = "serving.app:build"
-DEPLOYMENTS = ("sampler", "gateway")
+DEPLOYMENTS = (SAMPLER, GATEWAY)
 _NOT_READ = {
     "host": "http_options.host, beside applications",
     "port": "http_options.port, beside applications",

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from serving import logs, traces
 from serving.access import Access, Others
 from serving.doorway import Doorway
-from serving.job import ServeJob
+from serving.job import GATEWAY, SAMPLER, ServeJob
 from serving.metrics import GatewayMetrics, Snapshot
 
 if TYPE_CHECKING:
@@ -56,18 +56,17 @@ class Gateway:
         return inside
 
 
-def watched(api: ASGIApp, job: ServeJob, deployments: Sequence[str], doorway: Doorway) -> Access:
+def watched(api: ASGIApp, job: ServeJob, doorway: Doorway) -> Access:
     """A gateway's API, counted, logged and traced. To be called in its replica.
 
     Args:
         doorway: the API's.
-        deployments: whose processes `/metrics` speaks for.
     """
     replica = name_of_this()
     logs.configure(job.observability, replica)
     spans = traces.build(job.observability)
     app = serve.get_replica_context().app_name
-    handles = [serve.get_deployment_handle(name, app_name=app) for name in deployments]
+    handles = [serve.get_deployment_handle(name, app_name=app) for name in (SAMPLER, GATEWAY)]
     metrics = GatewayMetrics(replica)
     return Access(
         api,
@@ -127,17 +126,14 @@ class Totals:
     cut_off: int
 
 
-def end(job: ServeJob, gateway: str, sampler: str) -> Totals:
+def end(job: ServeJob) -> Totals:
     """Closes the gateways' doors and waits until nobody is inside, or `job.shutdown_s` are over.
-
-    Args:
-        gateway, sampler: the deployments' names.
 
     Raises:
         RayError, RayServeException, TimeoutError: when they do not answer.
     """
-    gateways: DeploymentHandle[Any] = serve.get_deployment_handle(gateway, app_name=job.name)
-    samplers: DeploymentHandle[Any] = serve.get_deployment_handle(sampler, app_name=job.name)
+    gateways: DeploymentHandle[Any] = serve.get_deployment_handle(GATEWAY, app_name=job.name)
+    samplers: DeploymentHandle[Any] = serve.get_deployment_handle(SAMPLER, app_name=job.name)
     deadline = time.monotonic() + job.shutdown_s
     gateways.broadcast("close_door").results(timeout_s=SCRAPE_S)
     while (inside := sum(gateways.broadcast("inside").results(timeout_s=SCRAPE_S))) and time.monotonic() < deadline:

@@ -22,6 +22,10 @@ from serving.records import RecordsConfig
 from serving.rollout import RolloutConfig
 from serving.safety import OutputSafety
 
+SAMPLER = "sampler"
+GATEWAY = "gateway"
+"""The application's deployments."""
+
 BackendName = Literal["onnx", "torch", "openvino", "tensorrt"]
 
 
@@ -174,8 +178,8 @@ def plan(job: ServeJob) -> dict[str, Any]:
     return {
         "url": f"{job.url}/v1/images/generations",
         "deployments": {
-            "gateway": {"replicas": 1, "cpus": 0.0, "gpus": 0.0},
-            "sampler": {
+            GATEWAY: {"replicas": 1, "cpus": 0.0, "gpus": 0.0},
+            SAMPLER: {
                 "replicas": job.most_replicas,
                 "cpus": job.cpus_per_replica,
                 "gpus": job.gpus_per_replica,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -22,6 +21,8 @@ from prometheus_client.metrics_core import Metric
 
 from serving.engine import Status
 from serving.generator import Generation
+from serving.job import GATEWAY, SAMPLER
+from serving.standing import VersionState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,14 +47,11 @@ class Held:
     """A version in a sampler.
 
     Attributes:
-        state: whether it answers, and if not, why: `api.VersionState.state`.
-        aliases: for which it answers.
+        standing: whether it answers, and for which aliases.
         status: its engine's; None while it has none.
     """
 
-    version: str
-    state: Literal["loading", "live", "warm", "failed", "refused"]
-    aliases: tuple[str, ...]
+    standing: VersionState
     status: Status | None
 
 
@@ -68,7 +66,7 @@ class Snapshot:
 class GatewayMetrics:
     """What is asked and answered."""
 
-    def __init__(self, replica: str = "gateway") -> None:
+    def __init__(self, replica: str = GATEWAY) -> None:
         self.replica = replica
         self._registry = CollectorRegistry()
         self._codes: set[str] = set()
@@ -111,7 +109,7 @@ class GatewayMetrics:
 class SamplerMetrics:
     """What is drawn."""
 
-    def __init__(self, replica: str = "sampler") -> None:
+    def __init__(self, replica: str = SAMPLER) -> None:
         self.replica = replica
         self._registry = registry = CollectorRegistry()
         self._pictures = Counter(
@@ -202,7 +200,8 @@ def exposition(snapshots: Iterable[Snapshot]) -> bytes:
 def families() -> dict[str, str]:
     """Every family's name and type, as Prometheus will know them."""
     idle = Status(0, 0, 0, 0, 0.0, 0.0, False)
-    snapshots = GatewayMetrics().snapshot(), SamplerMetrics().snapshot([Held("1", "live", ("champion",), idle)])
+    live = VersionState(version="1", state="live", aliases=("champion",))
+    snapshots = GatewayMetrics().snapshot(), SamplerMetrics().snapshot([Held(live, idle)])
     return {family.name: family.type for snapshot in snapshots for family in snapshot.families}
 
 
@@ -234,7 +233,7 @@ def _versions(held: Sequence[Held]) -> Iterator[Metric]:
     alias = GaugeMetricFamily(
         "cleanplate_version_answers", "1 for each alias that a version answers for.", labels=["version", "alias"]
     )
-    for each in held:
+    for each in (one.standing for one in held):
         state.add_metric([each.version, each.state], 1)
         for name in each.aliases:
             alias.add_metric([each.version, name], 1)
@@ -242,7 +241,7 @@ def _versions(held: Sequence[Held]) -> Iterator[Metric]:
 
 
 def _engines(held: Sequence[Held]) -> Iterator[Metric]:
-    rows = [(each.version, each.status) for each in held if each.status is not None]
+    rows = [(each.standing.version, each.status) for each in held if each.status is not None]
     for kind, families in ((CounterMetricFamily, _ENGINE_COUNTERS), (GaugeMetricFamily, _ENGINE_GAUGES)):
         for name, attribute, text in families:
             family = kind(f"cleanplate_{name}", text, labels=["version"])

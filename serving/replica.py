@@ -123,8 +123,7 @@ class Sampler:
     async def snapshot(self) -> Snapshot:
         """What it has counted, and how its versions and their engines stand."""
         engines = {service.generator.card.version: service.engine.status() for service in self._versions.services()}
-        states = self._versions.standing().versions
-        held = [Held(each.version, each.state, each.aliases, engines.get(each.version)) for each in states]
+        held = [Held(each, engines.get(each.version)) for each in self._versions.standing().versions]
         return self._watch.metrics.snapshot(held)
 
     async def check_health(self) -> None:

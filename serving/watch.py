@@ -10,6 +10,7 @@ from serving import logs, traces
 from serving.api import GenerationRequest, RequestError
 from serving.context import Origin, hide, track
 from serving.generator import Generation
+from serving.job import SAMPLER
 from serving.metrics import SamplerMetrics
 from serving.observability import ObservabilityConfig
 from serving.traces import Traces
@@ -26,7 +27,7 @@ class Watch:
         spans: of requests; None: as the config says.
     """
 
-    def __init__(self, config: ObservabilityConfig, replica: str = "sampler", *, spans: Traces | None = None) -> None:
+    def __init__(self, config: ObservabilityConfig, replica: str = SAMPLER, *, spans: Traces | None = None) -> None:
         self.metrics = SamplerMetrics(replica)
         self._traces = spans or traces.build(config)
 

@@ -351,7 +351,7 @@ def test_more_cpus_than_there_are_is_said_before_serve_starts(job: ServeJob, ray
 
 def test_one_request_is_followed_from_the_gateway_to_the_sampler(url: str, job: ServeJob) -> None:
     """In the log by its id, in the metrics of both processes at one address, in what the server says at its end."""
-    from serving import app, ingress
+    from serving import ingress
 
     before, body = scraped(url), {"prompt": "a grandmother", "n": 2, "num_inference_steps": 2, "stream": True}
     answer = httpx.post(f"{url}/v1/images/generations", json=body, headers={"X-Request-Id": "mine-1"}, timeout=60)
@@ -367,6 +367,6 @@ def test_one_request_is_followed_from_the_gateway_to_the_sampler(url: str, job: 
     assert after["cleanplate_scrape_complete"] == 1
     assert after["cleanplate_pictures_total"] == before["cleanplate_pictures_total"] + 2
     assert after["cleanplate_row_steps_total"] == before["cleanplate_row_steps_total"] + 2 * 2 * 2
-    ended = ingress.end(job.model_copy(update={"shutdown_s": 0}), app.GATEWAY, app.SAMPLER)
+    ended = ingress.end(job.model_copy(update={"shutdown_s": 0}))
     assert (ended.pictures, ended.cut_off) == (after["cleanplate_pictures_total"], 0)
     assert httpx.post(f"{url}/v1/images/generations", json=body).status_code == 503

@@ -19,6 +19,7 @@ from serving.api import GenerationRequest, Moderation
 from serving.engine import Status
 from serving.generator import Generator
 from serving.metrics import GatewayMetrics, Held, SamplerMetrics
+from serving.standing import VersionState
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
 
@@ -42,7 +43,7 @@ def known(version: ModelVersion, model: DiffusionModel) -> dict[str, set[str]]:
     object.__setattr__(generation.pictures[0], "of_prompt", (found,))
     sampler.drew(generation)
     sampler.prompt_blocked(["hate"])
-    held = Held("1", "live", ("champion",), Status(0, 0, 0, 0, 0.0, 0.0, False))
+    held = Held(VersionState(version="1", state="live", aliases=("champion",)), Status(0, 0, 0, 0, 0.0, 0.0, False))
     labels: dict[str, set[str]] = {}
     for family in (*gateway.snapshot().families, *sampler.snapshot([held]).families):
         assert family.samples, family.name

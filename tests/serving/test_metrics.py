@@ -16,9 +16,11 @@ from serving.engine import Status
 from serving.generator import Generation, Generator
 from serving.metrics import GatewayMetrics, Held, SamplerMetrics, Snapshot, exposition, families
 from serving.safety import OutputSafety
+from serving.standing import VersionState
 from training.bundle import DiffusionModel
 from training.tracking import ModelVersion
 
+LIVE = VersionState(version="3", state="live", aliases=("champion",))
 STATUS = Status(
     pictures=2,
     row_steps=90,
@@ -72,7 +74,7 @@ def test_several_processes_stand_beside_each_other_and_none_speaks_for_another(g
 
 
 def test_an_engine_is_told_by_its_version() -> None:
-    held = [Held("3", "live", ("champion",), STATUS), Held("4", "loading", (), None)]
+    held = [Held(LIVE, STATUS), Held(VersionState(version="4", state="loading"), None)]
     found = read(SamplerMetrics("s").snapshot(held))
     own = {"replica": "s", "version": "3"}
     assert found[key("row_steps_total", **own)] == 30
@@ -125,6 +127,6 @@ def test_every_family_is_known_before_it_has_a_value(tmp_path: Path) -> None:
     assert known["cleanplate_request_seconds"] == "histogram"
     assert known["cleanplate_row_steps"] == "counter"
     assert known["cleanplate_queue_row_steps"] == "gauge"
-    found = read(GatewayMetrics().snapshot(), SamplerMetrics().snapshot([Held("1", "live", ("champion",), STATUS)]))
+    found = read(GatewayMetrics().snapshot(), SamplerMetrics().snapshot([Held(LIVE, STATUS)]))
     for name, _ in found:
         assert name.rpartition("_")[0] in known or name in known
