@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from curation import workers
 from curation.decide import manifest_rows
-from curation.engine import _decide, _stored
+from curation.engine import _decide
 from curation.errors import UserError
 from curation.hashes import perceptual
 from curation.images import ImageConfig, decode
@@ -21,6 +21,7 @@ from curation.job import CurateJob
 from curation.listing import Listing, listing
 from curation.manifest import OPTIONAL
 from curation.measure import schema
+from curation.ruling import stored_unit
 from tests.curation.films import dot, film, moving, spread_out
 from tests.curation.pictures import encoded, noise
 
@@ -39,7 +40,7 @@ def rows_of(found: Listing) -> dict[str, dict[str, Any]]:
     settled, start, rows = _decide(found, lambda *args, **more: None), 0, []
     for unit in found.units:
         end = start + unit.inputs.num_rows
-        table = manifest_rows(found.policy, *_stored(found.stages, unit), settled.rows(start, end))
+        table = manifest_rows(found.policy, *stored_unit(found.stages, unit), settled.rows(start, end))
         rows += table.to_pylist()
         start = end
     return {row["uri"]: row for row in rows}

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import workers
-from curation.engine import _funnel, _storage_errors, _stored
+from curation.engine import _funnel, _storage_errors
 from curation.errors import UserError
 from curation.job import CurateJob
 from curation.listing import Listing, forget_downstream, listing
 from curation.manifest import Reason
+from curation.ruling import stored_unit
 from tests.curation.pictures import encoded, noise
 
 
@@ -149,5 +150,5 @@ def test_what_is_made_of_another_measurement_is_not_believed(tmp_path: Path) -> 
     captions = found.stages["captions"]
     captions.write(unit.key, captions.read(unit.key).replace_schema_metadata({workers.OF: b"another"}))
     with pytest.raises(UserError, match="another run"):
-        _stored(found.stages, unit)
+        stored_unit(found.stages, unit)
     assert [todo.stages for todo in found.todo()] == [("captions",)]
