@@ -360,13 +360,14 @@ def _parents(job: CurateJob) -> list[Manifest]:
     return found
 
 
-def plan(job: CurateJob) -> dict[str, Any]:
+def plan(job: CurateJob, found: Listing | None = None) -> dict[str, Any]:
     """What running the job would take: for `--dry-run`."""
-    found = listing(job)
+    found = found or listing(job)
     todo = found.todo()
     scorers = job.scorers or job.workers
     return {
         "inputs": found.rows,
+        "inputs_to_do": sum(t.unit.inputs.num_rows for t in todo if "measure" in t.stages),
         "units": len(found.units),
         "units_to_do": {name: sum(name in t.stages for t in todo) for name in found.stages},
         "stages": {name: stage.folder for name, stage in found.stages.items()},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from curation.costs import told
 from pipelines.progress import progress
 
 if TYPE_CHECKING:
@@ -13,10 +15,15 @@ if TYPE_CHECKING:
 
 
 def plan(job: CurateJob) -> dict[str, Any]:
-    """What the job would take; reads the input list and every list the job names."""
-    from curation import listing
+    """What the job would take; reads the input list and every list the job names, and the log of earlier attempts."""
+    from curation import costs, events, listing, record
 
-    return listing.plan(job)
+    found = listing.listing(job)
+    planned = listing.plan(job, found)
+    pace = costs.pace_of(events.read(record.folder_of(job.output)), record.like(found), "measure")
+    asked = {"cpus": planned["cpus"], "gpus": planned["gpus"], "prices": job.observability.prices}
+    left = costs.estimate(planned["inputs_to_do"], job.workers + job.scorers, pace, **asked)
+    return planned | {"estimate": dataclasses.asdict(left)}
 
 
 def run(job: CurateJob) -> CurateResult:
@@ -40,6 +47,7 @@ def summary(result: CurateResult) -> list[str]:
     return [
         *_funnel(result),
         f"{result.rows:,} inputs = {counts}  ({measured})",
+        *([] if result.spent is None else [told(result.spent)]),
         f"manifest {result.manifest}",
         f"look at it with: cleanplate report {result.manifest}",
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curation.costs import told
 from curation.errors import UserError
 from pipelines.progress import progress
 
@@ -18,10 +20,28 @@ if TYPE_CHECKING:
 
 
 def plan(job: TrainJob) -> dict[str, Any]:
-    """What the job would take; opens the manifest and asks the takedown ledger."""
+    """What the job would take; opens the manifest, asks the takedown ledger and reads the logs of earlier runs."""
     from training import prepare
 
-    return prepare.plan(job, memory=True)
+    planned = prepare.plan(job, memory=True)
+    return planned | {"estimate": _estimate(job, planned)}
+
+
+def _estimate(job: TrainJob, planned: dict[str, Any]) -> dict[str, Any]:
+    from curation import costs, events, storage
+    from training import checkpoint, prepare
+    from training.record import STAGE, like
+
+    folder, left = str(planned["run_folder"]), int(planned["images"])
+    if prepare.finished(storage.absolute(folder)) is not None:
+        left = 0
+    elif there := checkpoint.paths(storage.join(folder, "checkpoints")):
+        left -= checkpoint.images_of(there[-1])
+    others = (storage.join(job.output, name) for name in storage.list_folders(job.output))
+    entries = [entry for each in others for entry in events.read(each)]
+    pace = costs.pace_of(sorted(entries, key=lambda entry: entry.at), like(job), STAGE)
+    asked = {"cpus": planned["cpus"], "gpus": planned["gpus"], "prices": job.observability.prices}
+    return dataclasses.asdict(costs.estimate(left, job.most_workers, pace, **asked))
 
 
 def run(job: TrainJob) -> TrainResult:
@@ -83,6 +103,7 @@ def summary(result: TrainResult) -> list[str]:
     return [
         f"trained on {result.images_seen:,} images seen{resumed}; MLflow run {result.run_id}",
         *([f"left out since the manifest was made, by the takedown ledger: {excluded}"] if excluded else []),
+        *([] if result.spent is None else [told(result.spent)]),
         f"bundle {result.bundle}",
         *([] if result.best is None else [_told(result.best)]),
         f"register it with: cleanplate register JOB.yaml --set bundle={result.bundle}",

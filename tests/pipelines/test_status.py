@@ -16,15 +16,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from curation import running, standing
+from curation import record, running, standing
 from curation.errors import UserError
 from curation.events import Begun, CheckpointWritten, EventLog, NodeLost, UnitHeld, UnitRetried
 from curation.running import Recorder
 from curation.standing import Stage, Standing
-from pipelines import status, status_page
+from pipelines import curate, status, status_page
 from pipelines.cli import app
 from pipelines.happenings import explained, told
 from serving.standing import ModelEntry, ModelList, RolloutStanding, VersionState
+from tests.curation.test_workers import listed, make
 
 
 def leave(folder: Path, *, verb: str = "curate", ends: bool = True) -> None:
@@ -105,9 +106,9 @@ def test_by_its_job_file(tmp_path: Path) -> None:
 
 
 def test_the_steps_of_a_pipeline(tmp_path: Path) -> None:
-    curate = {"kind": "curate", "source": {"kind": "folder", "path": str(tmp_path)}, "output": str(tmp_path / "out")}
+    first = {"kind": "curate", "source": {"kind": "folder", "path": str(tmp_path)}, "output": str(tmp_path / "out")}
     train = {"kind": "train", "manifest": "${curate.manifest}", "output": str(tmp_path / "runs")}
-    steps = [{"name": "curate", "job": curate}, {"name": "train", "job": train}, {"name": "again", "job": train}]
+    steps = [{"name": "curate", "job": first}, {"name": "train", "job": train}, {"name": "again", "job": train}]
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"kind": "pipeline", "steps": steps, "state": str(tmp_path / "state")}))
     state = tmp_path / "state" / "pipeline" / "state.json"
@@ -194,3 +195,18 @@ def test_watching_elsewhere_than_on_a_terminal_says_what_changed(capsys: pytest.
 def test_nothing_is_explained_where_all_went_well() -> None:
     assert explained([]) == []
     assert told(UnitRetried("u", "timeout 2", 3, 2)) == "unit u had 2 rows asked again (attempt 3): timeout 2"
+
+
+def test_a_dry_run_reckons_by_an_earlier_attempt_at_the_like_of_it(tmp_path: Path) -> None:
+    make(tmp_path, 8)
+    found = listed(tmp_path, workers=2, observability={"prices": {"cpu_node": 36_000.0}})
+    assert curate.plan(found.job)["estimate"]["basis"].startswith("unknown")
+    with record.recording(found, found.todo()) as recorded:
+        recorded.recorder.progress("measure", 0, 8)
+        recorded.recorder.progress("measure", 4, 8)
+        recorded.recorder.worked("", 2.0, 1.0)
+    left = curate.plan(found.job)["estimate"]
+    assert left["todo"] == 8
+    assert left["basis"].startswith("measured: 2 a second and worker")
+    assert left["worker_hours"] == pytest.approx(4 / 3600, abs=1e-4)
+    assert left["price"] == {"cpu_node": pytest.approx(2.0 * 10, abs=0.1)}

@@ -21,6 +21,7 @@ from curation.events import (
     WorkerLost,
 )
 from curation.running import Recorder
+from pipelines.train import plan as dry_run
 from training.job import TrainJob
 from training.launch import launch
 from training.metrics import TrainingMetrics
@@ -55,6 +56,13 @@ def test_a_run_tells_what_happens_to_it(make_job: MakeJob, tower: Path, tracking
     assert found.values["loss"] == result.metrics["loss"]
     assert result.spent is not None
     assert result.spent.worker_s.keys() == {"cpu_node"}
+
+    left = dry_run(job)["estimate"]
+    assert (left["todo"], left["basis"]) == (0, "nothing is left to do")
+    left = dry_run(make_job(workers=0, images=128, tracking={"uri": tracking_uri}))["estimate"]
+    assert left["todo"] == 128
+    assert left["basis"].startswith("measured")
+    assert left["wall_hours"] == left["worker_hours"] == left["node_hours"]["cpu_node"]
 
     newest = Path(written[-1].path)
     (newest / "weights.safetensors").write_bytes(b"damaged")
