@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 CPU_NODE, GPU_NODE = "cpu_node", "gpu_node"
+_asked = False  # in this process
 _GROUPS = ("ray.io/node-group", "ray.io/accelerator-type")
 
 
@@ -30,12 +31,16 @@ def _kind(node: dict[str, Any]) -> str:
 
 
 def where() -> tuple[str, int]:
-    """The node that this worker is on, and which attempt at its task this is, from 0; outside of Ray ("", 0)."""
+    """The node that this worker is on, and 1 where it goes on with what another process of its actor had in its hands,
+    else 0; outside of Ray ("", 0). To be asked once for each unit."""
+    global _asked
     ray = _connected()
     if ray is None:
         return "", 0
     context = ray.get_runtime_context()
-    # Ray shows the number in its dashboard and nowhere in its public interface
-    core = getattr(context.worker, "core_worker", None)
-    count = getattr(core, "get_current_task_attempt_number", None)
-    return context.get_node_id(), int(count()) if count is not None else 0
+    first, _asked = not _asked, True
+    try:
+        restarted = first and context.was_current_actor_reconstructed
+    except Exception:  # no actor, or nobody who would know
+        restarted = False
+    return context.get_node_id(), int(restarted)

@@ -227,7 +227,7 @@ class _Clock:
         self._began = time.monotonic(), time.process_time()
 
     def told(self, before: Item | None = None) -> Item:
-        """The worker's node, the number of its attempt, and the time since it began.
+        """The worker's node, whether it goes on with another's unit, and the time since it began.
 
         Args:
             before: what another worker has said of the same unit.
@@ -265,8 +265,8 @@ def run(found: Listing, todo: Sequence[Todo], worker: type[Worker] = Worker) -> 
 
     Yields:
         For each unit, as it is stored: its `key`, `rows`, `stages` that were run, `failed`: how many rows by reason,
-        `bytes` that were fetched, and what it took: `seconds`, `cpu_seconds`, the `node`, and at which `attempt` of the
-        cluster's, from 0.
+        `bytes` that were fetched, and what it took: `seconds`, `cpu_seconds`, the `node`, and whether it was begun
+        before by a process that ended (`attempt` is not 0).
     """
     if not todo:
         return

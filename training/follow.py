@@ -128,10 +128,6 @@ class Follower:
         self._record = record or (lambda told: None)
         self._pending: list[Point] = []
 
-    def hear(self, told: Told) -> None:
-        """Something that the driver itself has to tell."""
-        self._record(told)
-
     @contextlib.contextmanager
     def following(self, drain: Callable[[], list[Told]]) -> Iterator[None]:
         """Polls `drain` until the block ends, then once more."""
