@@ -41,7 +41,7 @@ To add:
 - a check of the pictures: a scorer in `guard`, its setting in `safety`; of prompts: `prompts`;
 - a fact of how a picture came about: `credentials.Origin`, and where `marking` fills it in;
 - a reason not to serve a version: `takedowns`, which `generator.load` asks in every replica, and `versions` while it
-  answers;
+  answers (`ledgers` keeps what was read for it);
 - a metric: `metrics`, and a panel of `dashboard.ROWS`; its labels take few values, and none of a client's making;
 - a setting of the deployment: `job.ServeJob`, and where `app.build` uses it.
 """

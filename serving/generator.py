@@ -146,12 +146,15 @@ class Generator:
 
         Raises RequestError when it asks for what is not to be had, or may not be had.
         """
-        plan = self.admit(request, ids)
-        return plan if self._prompts is None else replace(plan, moderation=self._prompts.check(plan.prompt))
+        return self.judged(self.admit(request, ids))
 
     def admit(self, request: GenerationRequest, ids: tuple[str, ...] | None = None) -> Plan:
         """What a request comes to, whatever its prompt says. Raises RequestError when that is not to be had."""
         return admit(request, self.card, self._limits, ids)
+
+    def judged(self, plan: Plan) -> Plan:
+        """The plan, with what is to be said of its prompt. Raises RequestError when it may not be drawn."""
+        return plan if self._prompts is None else replace(plan, moderation=self._prompts.check(plan.prompt))
 
     def vocabulary(self) -> Vocabulary:
         """What the model was told in training, as far as its bundle knows."""

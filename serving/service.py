@@ -23,6 +23,7 @@ from serving.api import GenerationRequest, RequestError
 from serving.engine import DrainingError, QueueFullError, Run, StepEngine
 from serving.generator import Generation, Generator
 from serving.submission import Finished
+from serving.trajectory import PictureTrajectory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,11 +107,11 @@ class Service:
         Raises:
             RequestError: as `generate`.
         """
-        plan = self.generator.plan(request, ids)
+        plan = self.generator.admit(request, ids)
         if seconds is not None and (until := self.engine.seconds_until(plan.row_steps, flow)) > seconds:
             raise too_late(until, seconds)
         arrived = self._clock()
-        pictures = await self._aside(self.generator.begin, plan)
+        plan, pictures = await self._aside(self._begun, plan)
         steps = pictures[0].steps
         wanted = {k * steps // (previews + 1) for k in range(1, previews + 1)} - {0, steps}
         clean: dict[int, Tensor] = {}
@@ -143,6 +144,11 @@ class Service:
             first_step_s=None if first_step is None else first_step - arrived,
             first_preview_s=None if first_preview is None else first_preview - arrived,
         )
+
+    def _begun(self, plan: Plan) -> tuple[Plan, list[PictureTrajectory]]:
+        # Judging a long prompt takes the rules milliseconds, and CLIP a quarter of a second: not on the loop.
+        plan = self.generator.judged(plan)
+        return plan, self.generator.begin(plan)
 
     async def _drawn(self, plan: Plan, flow: Hashable) -> list[Tensor]:
         """A plan's pictures in the model's space."""

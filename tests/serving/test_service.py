@@ -18,9 +18,10 @@ from PIL import Image
 from curation.clip import ClipConfig
 from serving import backends, guard
 from serving.admission import Limits
-from serving.api import GenerationRequest, RequestError
+from serving.api import GenerationRequest, Moderation, RequestError
 from serving.generator import Generation, Generator
 from serving.job import EngineConfig
+from serving.prompts.guard import PromptGuard, PromptsConfig
 from serving.safety import OutputSafety
 from serving.service import Preview, Service
 from training.bundle import DiffusionModel
@@ -61,6 +62,22 @@ def together(generator: Generator, *requests: GenerationRequest, gaps: int = 0) 
             await service.engine.close()
 
     return asyncio.run(go())
+
+
+def test_prompts_are_judged_off_the_loop(version: ModelVersion, model: DiffusionModel) -> None:
+    judged_by: list[int] = []
+
+    class Noting(PromptGuard):
+        def check(self, prompt: str) -> tuple[Moderation, ...]:
+            judged_by.append(threading.get_ident())
+            return super().check(prompt)
+
+    noting = Generator(version, model, None, Limits(), prompts=Noting(PromptsConfig().rules()))
+    drawn, refused = together(noting, request(), request(prompt="a beheading"))
+    assert len(drawn.pictures) == 1
+    assert refused.code == "moderation_blocked"
+    assert len(judged_by) == 2
+    assert threading.get_ident() not in judged_by
 
 
 def files(generation: Generation) -> list[bytes | None]:
