@@ -37,7 +37,7 @@ from curation.rights.lists import OptOuts
 from curation.rights.registry import Registry
 from curation.rights.verdict import IN_FILE
 from curation.takedowns import Ledger, location, of_place, refuse_vanished
-from curation.units import Stage, Unit, cut, fingerprint, unit_key
+from curation.units import Stage, Unit, cut, fingerprint, texts_of, unit_key
 
 # Raise it when measuring comes to give other results: what is stored is then made anew. Heads and captions have theirs.
 MEASURE_VERSION = 4
@@ -161,7 +161,7 @@ def listing(job: CurateJob) -> Listing:
         raise UserError(f"the inputs cannot be listed: {error}", field="source", remedy=_CHECK_ACCESS) from None
     has_urls = pc.any(pc.match_substring_regex(inputs["location"], "(?i)^https?://")).as_py()
     job.fetch.check(bool(has_urls), job.workers)
-    if job.frames is None and any(frames_of(location) for location in inputs["location"].to_pylist()):
+    if job.frames is None and any(map(frames_of, texts_of(inputs, "location"))):
         raise UserError(
             "the source lists frame folders, and the job takes stills",
             field="frames",

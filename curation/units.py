@@ -22,6 +22,8 @@ from curation import storage
 from curation.containers import known_by
 from curation.manifest import digest_rows, to_parquet
 
+_AT_ONCE = 1 << 14
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -41,13 +43,19 @@ def cut(inputs: pa.Table, size: int) -> Iterator[pa.Table]:
     least, most = (size + 1) // 2, 2 * size
     chance = max(1, size - least)
     start = 0
-    for index, uri in enumerate(inputs["uri"].to_pylist()):
+    for index, uri in enumerate(texts_of(inputs, "uri")):
         length = index + 1 - start
         if length >= most or (length >= least and _chance(uri) % chance == 0):
             yield inputs.slice(start, length)
             start = index + 1
     if start < inputs.num_rows:
         yield inputs.slice(start)
+
+
+def texts_of(inputs: pa.Table, column: str) -> Iterator[str]:
+    """The values of a column of text, a few at a time: a list of all would be the largest thing that a driver holds."""
+    for batch in inputs.select([column]).to_batches(max_chunksize=_AT_ONCE):
+        yield from batch.column(0).to_pylist()
 
 
 def _chance(uri: str) -> int:
