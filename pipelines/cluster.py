@@ -1,8 +1,8 @@
 """The only place that calls `ray.init`.
 
 A command that was submitted to a cluster, or that finds `RAY_ADDRESS`, joins that cluster under its rules; any other
-starts its own, on this machine and for its own lifetime, with token authentication on: Ray's control plane runs
-whatever code it is sent, and it does not listen on loopback alone.
+starts its own, on this machine and for its own lifetime. Ray's control plane runs whatever code it is sent, so that one
+listens on loopback, and asks for a token all the same: others may be on this machine, too.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from curation.errors import UserError
@@ -41,7 +42,7 @@ def connect(*, cpus: int = 1, gpus: float = 0) -> Iterator[None]:
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         # Ray's sockets live below the folder, and a socket's path is limited to 107 characters.
-        options["_temp_dir"] = f"/tmp/cleanplate-{os.getuid()}"
+        options["_temp_dir"] = own_folder(f"/tmp/cleanplate-{os.getuid()}")
         options["include_dashboard"] = False
         options["num_cpus"] = max(cpus, os.cpu_count() or 1)
     with _stderr_held():
@@ -61,10 +62,28 @@ def connect(*, cpus: int = 1, gpus: float = 0) -> Iterator[None]:
 
 
 def authenticate() -> None:
-    """Has a local cluster ask for a token; to be called before `ray.serve` is imported, which settles that for good."""
+    """Has a local cluster ask for a token and stay on loopback; before Ray is imported, which settles both for good."""
     if os.environ.get("RAY_ADDRESS", "local") == "local":
+        # What Ray does where it does not support clusters of several machines: its node's address is 127.0.0.1.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def own_folder(path: str) -> str:
+    """A folder that nobody else on this machine looks into, made where there is none: Ray's sockets lie in it.
+
+    Raises:
+        UserError: somebody else made it, or a link.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{path} is no folder of yours", remedy="find out who made it, and remove it")
+    if found.st_mode & 0o077:
+        os.chmod(path, 0o700)
+    return path
 
 
 @contextmanager
