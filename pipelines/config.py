@@ -127,6 +127,7 @@ def check(raw: dict[str, Any], kind: str, *, unless: Callable[[Any], bool] = lam
         unless: a value that it is true of may be wrong; the job is then given back unchecked.
     """
     model = model_of(kind)
+    _refuse_passwords(raw)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -139,6 +140,20 @@ def check(raw: dict[str, Any], kind: str, *, unless: Callable[[Any], bool] = lam
         field = ".".join(_without_tags(path, raw))
         others = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(_message(first) + others, field=field or kind, remedy=_remedy(first, model, path)) from None
+
+
+def _refuse_passwords(node: Any, field: str = "") -> None:
+    """A job stands in what it makes: manifests, bundles, MLflow. Raises UserError for a URL with a password."""
+    if isinstance(node, dict | list):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            _refuse_passwords(child, f"{field}.{name}" if field else str(name))
+    elif isinstance(node, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@:]*:[^/?#]*@", node):
+        raise UserError(
+            "the URL holds a password, and a job is written into all that it makes",
+            field=field,
+            remedy="leave it out: passwords come from the environment, those of MLflow as MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or in MLFLOW_TRACKING_URI",
+        )
 
 
 def _known(kind: Any) -> str:

@@ -110,6 +110,7 @@ class Evaluated(BaseModel):
 
 def plan(job: EvaluateJob) -> dict[str, Any]:
     """What evaluating would take; checks that the model and the manifest are there."""
+    from pipelines.trainings import without_password
     from training.tracking import find, info_of, resolve, tracking_uri
 
     version = find(job.model, tracking_uri=job.tracking_uri) if job.model.startswith("models:/") else None
@@ -121,7 +122,7 @@ def plan(job: EvaluateJob) -> dict[str, Any]:
         "manifest": manifest.id,
         "samples": job.samples + probes,
         "network_evaluations": (job.samples + probes) * sampling.steps * (2 if sampling.guidance_scale > 1 else 1),
-        "tracking_uri": tracking_uri(job.tracking_uri),
+        "tracking_uri": without_password(tracking_uri(job.tracking_uri)),
         "cpus": 1,
         "gpus": 0 if job.device == "cpu" else 1,
     }

@@ -37,13 +37,19 @@ class RegisterJob(BaseModel):
 
 def plan(job: RegisterJob) -> dict[str, Any]:
     """What registering would do; checks that the bundle is there, and that it is known which one is the best."""
+    from pipelines.trainings import without_password
     from training.bundle import local_bundle, read_info
     from training.tracking import tracking_uri
 
     if job.which == "best":
         _best(job)
     info = read_info(local_bundle(job.bundle))
-    return {"manifest_id": info.manifest_id, "tracking_uri": tracking_uri(job.tracking_uri), "cpus": 0, "gpus": 0}
+    return {
+        "manifest_id": info.manifest_id,
+        "tracking_uri": without_password(tracking_uri(job.tracking_uri)),
+        "cpus": 0,
+        "gpus": 0,
+    }
 
 
 def run(job: RegisterJob) -> ModelVersion:
