@@ -25,7 +25,7 @@ from curation.standing import Spent, Stage, Standing, priced
 logger = logging.getLogger(__name__)
 
 _LOCAL_EVERY_S, _REMOTE_EVERY_S = 2.0, 10.0
-_TICK_S = 1.0
+_TICK_S = 2.0  # looking at nodes is a request to the head
 _WINDOW_S = 60.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from curation import events, record, workers
+from curation.errors import UserError
 from curation.events import Begun, Ended, UnitHeld, UnitRetried
 from curation.listing import Todo
 from curation.manifest import Reason
@@ -94,6 +96,15 @@ def test_who_asks_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert RunObservability(metrics_port=0).port == 0
     monkeypatch.setenv(PORT_VARIABLE, "")
     assert RunObservability().port is None
+
+
+def test_a_port_that_is_taken_is_a_mistake_that_is_found_at_once(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = listed(tmp_path, observability={"metrics_port": taken.getsockname()[1]})
+        with pytest.raises(UserError, match="cannot be offered"), record.recording(found, found.todo()):
+            raise AssertionError
+    assert told(tmp_path / "out", Begun) == []
 
 
 def test_how_it_is_watched_makes_no_other_manifest(tmp_path: Path) -> None:
