@@ -27,13 +27,6 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 600.0  # for anything that is waited for
-_SOON = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "5000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_worker_niceness": "0",
-}
-"""A node that says nothing is given up after some 15 seconds, by default after half a minute."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,8 @@ class Node:
     leader: subprocess.Popen[bytes]
 
     def members(self) -> list[Process]:
+        if self.leader.returncode is not None and os.path.exists(f"/proc/{self.leader.pid}"):
+            return []  # the number is somebody else's by now, and so would be the session
         return in_session(self.leader.pid)
 
     def runs(self, *names: str) -> list[Process]:
@@ -162,6 +157,10 @@ class Nodes:
         node.kill()
         until(lambda: self.lacks(node), f"the loss of node {node.number}")
 
+    def ended(self) -> list[Node]:
+        """The nodes that have ended without being killed, as where a busy machine kept their health checks waiting."""
+        return [node for node in self.nodes if node.leader.poll() is not None]
+
     def knows(self, node: Node) -> bool:
         """Whether the cluster counts on a node."""
         return _ip(node.number) in self._alive()
@@ -225,7 +224,7 @@ def nodes(environment: Mapping[str, str] | None = None) -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="cp-", dir="/tmp"))  # short: Ray's socket paths are limited
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
     # A job's own python must be this environment's, as it would be in a cluster's image.
-    ours |= {**_SOON, "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{ours['PATH']}"}
+    ours |= {"RAY_worker_niceness": "0", "HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{ours['PATH']}"}
     made = Nodes(folder, {**ours, **(environment or {})})
     try:
         yield made

@@ -9,7 +9,8 @@ fresh node joins after each. Then the same pipeline runs on a cluster of one nod
     manifest_identical         whether both manifests have the same id
     training_digest_identical  whether both trained on the same set and ended in the same weights, bit for bit
 
-Both are 1 or 0. A run that does not end, a request without an answer or with another picture raises.
+Both are 1 or 0; beside them stand the ratios of `tests.bench.scaling`. A run that does not end, a request without an
+answer or with another picture raises.
 """
 
 from __future__ import annotations
@@ -213,15 +214,21 @@ class Story:
         self._add(self._cores[node.number])
         at = self._reached()
         self._until(lambda: self._reached() > at, "a checkpoint without it")
-        node.resume()
-        self._until(lambda: not node.members(), "the end of a node that was given up")
         self._cluster.nodes.remove(node)
+        node.resume()
+        try:
+            self._until(lambda: not node.members(), "the end of a node that was given up")
+        finally:
+            node.kill()
         self._tell(f"node {node.number} came back and ended itself")
 
     def _until(self, happened: Callable[[], bool], what: str) -> None:
         def watched() -> bool:
             if happened():
                 return True
+            for node in self._cluster.ended():
+                self._tell(f"node {node.number} was lost by itself")
+                self._lose(node)
             job = self._cluster.job(self._job_id)
             if job["status"] not in ("PENDING", "RUNNING"):
                 raise RuntimeError(f"{what} did not come: {job['status']}\n{self._cluster.logs(self._job_id)[-6000:]}")
@@ -273,11 +280,14 @@ def measure(pictures: int, images: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, default=240)
-    parser.add_argument("--images", type=int, default=4000, help="samples to train on")
+    parser.add_argument("--pictures", type=int, default=160)
+    parser.add_argument("--images", type=int, default=2400, help="samples to train on")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its servers end with it
     ratios = measure(options.pictures, options.images)
+    from tests.bench import scaling  # has torch take one thread, when it is imported
+
+    ratios |= scaling.measure()
     print(json.dumps({"ratios": ratios}))
 
 
