@@ -22,7 +22,8 @@ from tests.docs.commands import Desk, read
 from tests.docs.markdown import GUIDES, ROOT, Block, blocks, links
 
 PAGES = [f"docs/{name}" for name in GUIDES]
-ALSO = ["README.md", "infra/README.md"]
+ALSO = ["README.md", "CONTRIBUTING.md", "infra/README.md"]
+ALSO += sorted(page for file in (ROOT / "docs").glob("*.md") if (page := f"docs/{file.name}") not in PAGES)
 """Pages whose blocks stand without comments: their commands are read, their job files are checked."""
 COMMANDS = ("console", "sh", "bash")
 REQUIRED: Mapping[str, dict[str, Any]] = {
