@@ -44,7 +44,7 @@ class Course:
 
     begun: float
     marks: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))  # stage: (s, rows)
-    cpu: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))  # by role, first and last
+    cpu: list[dict[str, float]] = field(default_factory=list)  # by role: when the first unit was stored, and the last
     driver: dict[str, float] = field(default_factory=dict)  # this process' CPU seconds when a stage was last heard of
     ended: float = 0.0
     result: engine.CurateResult | None = None
@@ -52,17 +52,17 @@ class Course:
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         self.marks[stage].append((time.perf_counter() - self.begun, done))
         self.driver[stage] = time.process_time()
-        if stage in ("measure", "publish") and (len(self.marks[stage]) == 2 or done == total):
-            self.cpu[stage].append(_cpu())
+        if stage == "measure" and (len(self.marks[stage]) == 2 or done == total):
+            self.cpu.append(_cpu())
 
     def span(self, stage: str) -> tuple[float, int]:
         """Seconds and rows from a stage's first unit to its last; the mark before the first is of its announcement."""
         (first, before), (last, after) = self.marks[stage][1], self.marks[stage][-1]
         return last - first, after - before
 
-    def spent(self, role: str, stage: str = "measure") -> float:
-        """CPU seconds of a role between a stage's first unit and its last."""
-        return self.cpu[stage][-1][role] - self.cpu[stage][0][role]
+    def spent(self, role: str) -> float:
+        """CPU seconds of a role from the first unit that was measured to the last."""
+        return self.cpu[-1][role] - self.cpu[0][role]
 
     def start(self, workers: int) -> float:
         """Seconds until the first unit was begun, by the time that one took at the rate of all that came after."""
@@ -71,14 +71,12 @@ class Course:
         return at - done * seconds * workers / rows
 
     def by_cpu(self, workers: int) -> float:
-        """Seconds that the run would take if its workers shared their CPU seconds evenly and nobody waited."""
-        shared = 0.0
-        for stage in (
-            "measure",
-            "publish",
-        ):  # what came before a stage's first unit was stored, at the rate of the rest
-            rows = self.marks[stage][-1][1]
-            shared += self.spent("workers", stage) * rows / self.span(stage)[1]
+        """Seconds that measuring would take if workers shared their CPU seconds evenly, and the driver's own after it.
+
+        Those who write parts are left out: what they take is little beside what they need to start.
+        """
+        rows = self.marks["measure"][-1][1]
+        shared = self.spent("workers") * rows / self.span("measure")[1]
         return shared / workers + self.driver["publish"] - self.driver["measure"]
 
     def units(self) -> list[int]:
@@ -138,15 +136,14 @@ def rates(found: Course, unit_s: float) -> Rates:
 
 def rates_by_cpu(found: Course, unit_s: float) -> Rates:
     """The same of CPU seconds: what the simulator is told to foresee `Course.by_cpu`, where nobody waits."""
-    assert found.result is not None
-    units, rows, written = len(found.marks["measure"]) - 2, found.span("measure")[1], found.span("publish")[1]
+    units, rows = len(found.marks["measure"]) - 2, found.span("measure")[1]
     return Rates(
         row_s=(found.spent("workers") - units * unit_s) / rows,
         unit_s=unit_s,
         others_s=0.0,
         decide_s=0.0,
         publish_start_s=found.driver["publish"] - found.driver["measure"],
-        publish_s=found.spent("workers", "publish") / written,
+        publish_s=0.0,
     )
 
 
