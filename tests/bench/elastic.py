@@ -20,6 +20,7 @@ from typing import Any
 import training.launch
 from training import checkpoint
 from training.checkpoint import CheckpointInfo
+from training.follow import Told
 from training.job import TrainJob
 from training.launch import _worker as the_runs_own
 from training.launch import launch
@@ -49,12 +50,12 @@ class _Gate:
         self._limits = Limits(folder)
         self.put, self.finish, self.ending, self.keep = self, mailbox.finish, mailbox.ending, mailbox.keep
 
-    def remote(self, point: Point) -> None:
+    def remote(self, told: Told) -> None:
         import ray.train
 
-        while point.images > self._limits.of(ray.train.get_context().get_world_size()):
+        while isinstance(told, Point) and told.images > self._limits.of(ray.train.get_context().get_world_size()):
             time.sleep(0.05)
-        self._mailbox.put.remote(point)
+        self._mailbox.put.remote(told)
 
 
 def worker(config: dict[str, Any]) -> None:
