@@ -29,6 +29,7 @@ from curation.manifest import CAPTIONS, GROUPS, SAFETY, SCORES, digest_rows, tex
 from curation.measure import Chunk, Columns, Look, MeasureConfig
 from curation.moving import middle_of
 from curation.sources import INPUTS
+from curation.sources.inputs import without_passwords
 from curation.units import Stage, embedding_matrix
 
 OF = b"cleanplate.of"  # in the metadata of heads' and captions' files: the measurement they were made of
@@ -93,8 +94,8 @@ class Worker:
     def _measured(self, item: Item, columns: Columns, chunks: Iterator[Chunk]) -> pa.Table:
         again = item["again"]
         if again is None:
-            return self._embed(item["inputs"], columns, chunks)
-        fresh = self._embed(item["inputs"].take(again), columns, chunks)
+            return self._embed(_without_passwords(item["inputs"]), columns, chunks)
+        fresh = self._embed(_without_passwords(item["inputs"].take(again)), columns, chunks)
         stored = self._stages["measure"].read(item["key"])
         place = np.arange(stored.num_rows)
         place[again] = stored.num_rows + np.arange(len(again))
@@ -218,6 +219,13 @@ class _Scorer:
             clock = _Clock()
             done.append(self._worker.finish(item, columns, iter(chunks)) | clock.told(before))
         return _batch(done)
+
+
+def _without_passwords(inputs: pa.Table) -> pa.Table:
+    """The inputs as they are kept: a location's password was for fetching it."""
+    index = inputs.schema.get_field_index("location")
+    places = without_passwords(inputs["location"])
+    return inputs.set_column(index, inputs.schema.field(index), places)
 
 
 class _Clock:

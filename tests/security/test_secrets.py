@@ -12,7 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from curation import workers
 from curation.errors import UserError
+from curation.job import CurateJob
+from curation.listing import listing
 from pipelines import config
 from serving import keys
 from tests.curation.pictures import encoded, noise
@@ -69,6 +72,23 @@ def test_no_password_stands_in_a_job(field: str, job: dict[str, Any]) -> None:
     assert URL_PASSWORD not in str(caught.value)
 
 
+def test_a_location_s_password_is_not_kept(tmp_path: Path) -> None:
+    """It is used to fetch the picture; the units of a job, which stay, do not have it."""
+    (tmp_path / "heap").mkdir()
+    dead = f"http://user:{URL_PASSWORD}@127.0.0.1:{free_port()}/a.png"
+    (tmp_path / "heap" / "t.csv").write_text(f"url\n{dead}\n")
+    source = {"kind": "table", "path": str(tmp_path / "heap" / "t.csv")}
+    fields = {"source": source, "output": str(tmp_path / "out"), "clip": None, "image_size": 16}
+    found = listing(CurateJob.model_validate({**fields, "fetch": {"allow_private": True, "retries": 0}}))
+    worker = workers.Worker(workers.config_of(found))
+    for todo in found.todo():
+        worker.run(workers.item_of(todo))
+    (row,) = found.stages["measure"].read(found.units[0].key).to_pylist()
+    assert row["failed_reason"] == "site_unreachable"
+    assert row["location"] == dead.replace(f"user:{URL_PASSWORD}@", "")
+    assert leaks(tmp_path / "out", {"password": URL_PASSWORD.encode()}) == []
+
+
 @pytest.fixture
 def told(tmp_path: Path) -> Iterator[tuple[int, str, str]]:
     """What `tests.security.whole` leaves behind, after it was asked for pictures: its process, and what it said."""
@@ -99,7 +119,7 @@ def told(tmp_path: Path) -> Iterator[tuple[int, str, str]]:
             for header, status in (({"Authorization": f"Bearer {secret}"}, 200), ({"Authorization": secret}, 401)):
                 answer = client.post("/v1/images/generations", json=body, headers=header)
                 assert answer.status_code == status, answer.text
-        said, _ = process.communicate("\n", timeout=120)
+        said, _ = process.communicate("\n", timeout=300)
         assert process.returncode == 0, (tmp_path / "stderr").read_text()
         yield process.pid, said, secret
     finally:
@@ -109,6 +129,7 @@ def told(tmp_path: Path) -> Iterator[tuple[int, str, str]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_from_pictures_to_a_served_one_no_secret_is_left(told: tuple[int, str, str], tmp_path: Path) -> None:
     pid, said, secret = told
     signing = (tmp_path / "credentials" / "signer.key").read_bytes()
