@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-unit test-all check fmt bench
+.PHONY: setup demo test test-unit test-all check fmt bench audit
 
 setup: $(STAMP)
 
@@ -44,3 +44,7 @@ bench: bench-curation bench-rights bench-duplicates bench-training bench-engine 
 
 bench-%: setup  ## the last line is one JSON object {"ratios": {...}}
 	$(BIN)/python -m tests.bench.$*
+
+audit:        ## the pinned packages against known vulnerabilities; needs the network
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -qq pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
