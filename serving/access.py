@@ -112,8 +112,9 @@ class Access:
         return exposition([self.metrics.snapshot(), *others])
 
     def _tell(self, scope: Scope, answer: _Answer, seconds: float, facts: dict[str, Any]) -> None:
-        # Who stands before a closed door is not routed any more.
-        unrouted = _DRAWING if scope["path"].endswith(_DRAWING) else "unmatched"
+        # Who stands before a closed door is not routed any more. A browser's OPTIONS, before it posts, draws nothing.
+        drawing = scope["method"] == "POST" and scope["path"].endswith(_DRAWING)
+        unrouted = _DRAWING if drawing else "unmatched"
         route = getattr(scope.get("route"), "path", unrouted)
         outcome = answer.outcome()
         self.metrics.answered(route, outcome, seconds)

@@ -92,6 +92,20 @@ def test_requests_are_counted_by_route_and_outcome(generator: Generator) -> None
     assert counted(found, "scrape_complete") == 1
 
 
+def test_what_a_browser_asks_before_it_posts_is_no_request_for_pictures(generator: Generator) -> None:
+    page = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    job = JOB.model_copy(update={"cors_origins": ("https://page.example",)})
+    app = Access(create_app(LocalBackend(generator), job), ObservabilityConfig())
+
+    async def go(client: httpx.AsyncClient) -> Any:
+        assert (await client.options(URL, headers=page)).status_code == 200
+        return await scraped(client)
+
+    found = talk(app, go)
+    assert counted(found, "request_seconds_count", route=URL, outcome="ok") == 0
+    assert counted(found, "request_seconds_count", route="unmatched", outcome="ok") == 1
+
+
 def test_what_nobody_caught_has_failed(generator: Generator) -> None:
     async def broken() -> None:
         raise ValueError("a defect")
