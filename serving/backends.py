@@ -24,6 +24,7 @@ import numpy as np
 
 from curation.errors import UserError
 from serving.job import BackendName, EngineConfig
+from training.bundle import read_info
 from training.cached_graph import cached_graph, make_apart, random_rows
 from training.exported import FOLDER, REPORT_FILE, exported_file
 from training.onnx_denoiser import AsUnet, Denoiser, OnnxDenoiser, Rows, TorchDenoiser, with_unet
@@ -109,7 +110,10 @@ def build(config: EngineConfig, bundle: Path, model: DiffusionModel) -> Backend:
 
 def prepare(config: EngineConfig, bundle: Path) -> None:
     """Does ahead, in another process, what would hold up those who draw while `build` does it."""
-    name = "onnx" if config.backend == "auto" else config.backend
+    info = read_info(bundle)
+    # As `_choose` has it, which wants the model itself.
+    auto = "torch" if info.frames is not None or info.sizes else "onnx"
+    name = auto if config.backend == "auto" else config.backend
     on_the_spot = config.precision != "int8" and not (bundle / FOLDER / REPORT_FILE).is_file()
     if name in ("onnx", "openvino") and on_the_spot and importlib.util.find_spec("onnx"):
         make_apart(bundle)

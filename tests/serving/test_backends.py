@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from curation.errors import UserError
 from serving import backends
 from serving.backends import Padded
 from serving.job import EngineConfig
-from training.bundle import DiffusionModel
+from training.bundle import INFO_FILE, DiffusionModel
 from training.cached_graph import cached_graph, path_of, random_rows
 from training.onnx_denoiser import OnnxDenoiser, Rows, TorchDenoiser
 
@@ -145,3 +147,13 @@ def test_a_graph_that_was_made_apart_is_the_one_made_here(
     backends.prepare(EngineConfig(), bundle)
     assert path_of(bundle).is_file()
     assert np.array_equal(OnnxDenoiser(cached_graph(bundle, model)).predict(rows), here)
+
+
+def test_no_graph_is_made_ahead_for_what_torch_will_draw(bundle: Path, tmp_path: Path) -> None:
+    """Of films there is none, and one is of one shape: it would be made for nothing, while a version waits."""
+    for number, changed in enumerate(({"frames": 4}, {"sizes": [[16, 16], [24, 8]]})):
+        other = tmp_path / str(number)
+        shutil.copytree(bundle, other)
+        (other / INFO_FILE).write_text(json.dumps(json.loads((bundle / INFO_FILE).read_text()) | changed))
+        backends.prepare(EngineConfig(), other)
+        assert not path_of(other).is_file()
