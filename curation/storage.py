@@ -1,9 +1,9 @@
 """Local folders and buckets behind the same few calls.
 
 A path is a local path, an `s3://bucket/key` or a `gs://bucket/key` URI. Endpoints and credentials come from the
-environment (`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`;
-`GOOGLE_APPLICATION_CREDENTIALS`, `STORAGE_EMULATOR_HOST`), never from a job file. A single-object write is atomic
-everywhere: a rename here, a PUT there.
+environment (`AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`
+or `AWS_DEFAULT_REGION`; `GOOGLE_APPLICATION_CREDENTIALS`, `STORAGE_EMULATOR_HOST`), never from a job file. A
+single-object write is atomic everywhere: a rename here, a PUT there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _s3() -> pafs.S3FileSystem:
     return pafs.S3FileSystem(
         endpoint_override=parts.netloc,
         scheme=parts.scheme,
-        region=os.environ.get("AWS_REGION", "us-east-1"),
+        # The second is the name that boto3 knows, and so MLflow's containers.
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
         retry_strategy=retries,
     )
 

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import S3FileSystem
 
 from curation import storage
 from curation.errors import UserError
@@ -45,6 +46,31 @@ def test_what_is_written_is_there(root: str) -> None:
     assert (storage.is_dir(f"{root}/deep"), storage.is_dir(f"{root}/a.txt"), storage.exists(f"{root}/no")) == (1, 0, 0)
     storage.write_bytes(f"{root}/a.txt", b"again")
     assert storage.read_bytes(f"{root}/a.txt") == b"again"
+
+
+@pytest.mark.parametrize(
+    ("told", "region"),
+    [
+        ({}, "us-east-1"),
+        ({"AWS_DEFAULT_REGION": "eu-central-1"}, "eu-central-1"),
+        ({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-central-1"}, "eu-west-1"),
+    ],
+)
+def test_a_bucket_s_region_is_what_the_environment_says(
+    told: dict[str, str], region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store in another region refuses what is signed for this one."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", **told}.items():
+        monkeypatch.setenv(name, value)
+    storage._s3.cache_clear()
+    try:
+        system = storage.filesystem("s3://bucket/key")[0]
+        assert isinstance(system, S3FileSystem)
+        assert system.region == region
+    finally:
+        storage._s3.cache_clear()
 
 
 def test_what_another_process_writes_is_seen(root: str) -> None:
