@@ -9,6 +9,7 @@ import { examples, know, read } from "./words.js";
 
 const MOST_ROUNDS = 40;
 const PREVIEWS = 3;
+const DRAWING = "Drawing …";
 let guide = null, stopping = null;
 
 async function begin() {
@@ -53,29 +54,37 @@ async function draw(event) {
   say();
   stopping = new AbortController();
   working(true);
-  $("progress").textContent = "Drawing …";
-  const asked = settings(), columns = round(asked, prompts.length);
-  const drawn = (await Promise.all(prompts.map((prompt) => drawOne(prompt, asked, columns)))).reduce((sum, one) => sum + one);
+  $("progress").textContent = DRAWING;
+  const asked = settings(), place = round(asked, prompts.length);
+  const drawn = (await Promise.all(prompts.map((prompt) => drawOne(prompt, asked, place)))).reduce((sum, one) => sum + one);
   if (drawn) $("progress").textContent = drawn === 1 ? "One picture drawn." : `${drawn} pictures drawn.`;
+  else if ($("progress").textContent === DRAWING) $("progress").textContent = "Nothing can be shown of it.";
   stopping = null;
   working(false);
 }
 
-// A place for pictures on top of those that are there. Returns that of their columns, one for each wording.
+// A place for pictures on top of those that are there: that of their columns, one for each wording, and who is told which
+// version drew one. The alias may have moved since the page was opened, and a challenger draws for some.
 function round(asked, count) {
   const columns = el("div", { class: "wordings" });
   columns.style.setProperty("--columns", count);
-  const facts = [`seed ${asked.seed}`, `${asked.num_inference_steps} steps`, `guidance ${asked.guidance_scale}`, asked.sampler, `version ${guide.model.version}`];
-  const made = el("section", { class: "round" }, el("p", { class: "about" }, ...facts.map((text) => el("span", { text }))), columns);
+  const facts = [`seed ${asked.seed}`, `${asked.num_inference_steps} steps`, `guidance ${asked.guidance_scale}`, asked.sampler];
+  const version = el("span", { text: `version ${guide.model.version}` }), versions = new Set();
+  const about = el("p", { class: "about" }, ...facts.map((text) => el("span", { text })), version);
+  const made = el("section", { class: "round" }, about, columns);
   $("empty")?.remove();
   $("gallery").prepend(made);
   while ($("gallery").children.length > MOST_ROUNDS) $("gallery").lastElementChild.remove();
   if (matchMedia("(max-width: 820px)").matches) made.scrollIntoView({ block: "start" });
-  return columns;
+  const by = (name) => {
+    versions.add(name);
+    version.textContent = `version ${[...versions].join(", ")}`;
+  };
+  return { columns, by };
 }
 
 // How many pictures came of one wording.
-async function drawOne(prompt, asked, columns) {
+async function drawOne(prompt, asked, { columns, by }) {
   const figures = Array.from({ length: asked.n }, waiting);
   columns.append(el("article", { class: "wording" }, el("h3", { text: prompt }), el("div", { class: "pictures" }, ...figures)));
   const about = { prompt, asked, records: guide.records };
@@ -89,9 +98,11 @@ async function drawOne(prompt, asked, columns) {
       if (event.type === "image_generation.partial_image") preview(figure, event, prompt);
       else if (event.type === "image_generation.completed") {
         finished(figure, event, about);
+        by(event.model_version);
         drawn += event.b64_json ? 1 : 0;
       }
     }
+    unfinished(figures, "Not drawn", "The answer broke off."); // who was waited for and did not come, if anybody
   } catch (error) {
     const [title, why] = refusal(error);
     unfinished(figures, title, why);

@@ -156,7 +156,9 @@ class Hostile(LocalBackend):
         who = tuple(Attributed(**near, uri=uri, thumbnail=uri) for uri in uris)
         async for event in super().stream(request, call):
             if isinstance(event, Generation):
-                event = replace(event, pictures=tuple(replace(one, attribution=who) for one in event.pictures))
+                later = event.card.model_copy(update={"version": "7"})  # the alias moved since the page was opened
+                pictures = tuple(replace(one, attribution=who) for one in event.pictures)
+                event = replace(event, pictures=pictures, card=later)
             yield event
 
 
@@ -235,6 +237,7 @@ def test_what_strangers_wrote_stays_text(browser: Browser, job: ServeJob, genera
         assert text_of(browser, "#examples button") == EVIL
         draw(browser, EVIL, n="1")
         assert text_of(browser, ".round h3") == EVIL
+        assert "version 7" in text_of(browser, ".about")
         press(browser, "figcaption summary")
         assert text_of(browser, ".near b") == "|".join([EVIL] * 3)
         assert browser.evaluate("[...document.querySelectorAll('.near a')].map(a => a.href)") == [
