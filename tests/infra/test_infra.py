@@ -187,6 +187,10 @@ def test_compose_listens_on_this_machine_alone() -> None:
         assert COMPOSE["services"][name]["cap_drop"] == ["ALL"]
     assert all("no-new-privileges:true" in service["security_opt"] for service in COMPOSE["services"].values())
     assert "./keys:/etc/cleanplate/keys:ro" in COMPOSE["services"]["head"]["volumes"]
+    for name in ("head", "worker"):  # whichever draws, and whichever verifies, has the same certificate and keys
+        assert "home:/home/cleanplate" in COMPOSE["services"][name]["volumes"]
+        assert "CLEANPLATE_CREDENTIALS" not in COMPOSE["services"][name]["environment"]
+    assert not [volume for volume in COMPOSE["services"]["mlflow"]["volumes"] if ":" in volume]
     ray = COMPOSE["services"]["head"]
     assert ray["environment"]["RAY_AUTH_MODE"] == "token"
     assert ray["build"]["target"] in re.findall(r"^FROM \S+ AS (\w+)$", (INFRA / "Dockerfile").read_text(), re.M)
