@@ -245,7 +245,8 @@ class EventLog:
             if self._counts[kind] > _MOST:
                 return
             told = {"at": round(time.time(), 3), "event": kind, **dataclasses.asdict(event)}
-            line = json.dumps(_clean(told, Hider()), ensure_ascii=False).encode() + b"\n"
+            text = json.dumps(_clean(told, Hider()), ensure_ascii=False, default=str)
+            line = text.encode(errors="replace") + b"\n"  # the name of a file may be no text
             if self._remote:
                 self._lines.append(line)
             else:
@@ -313,7 +314,7 @@ def _entry(line: bytes, attempt: str) -> Entry | None:
 
 def _clean(value: Any, hide: Hider) -> Any:
     if isinstance(value, str):
-        return hide(value[:_LONGEST])
+        return hide(value)[:_LONGEST]  # of a secret that was cut in two nobody would know the half
     if isinstance(value, dict):
         return {hide(str(name)): _clean(part, hide) for name, part in value.items()}
     if isinstance(value, list | tuple):

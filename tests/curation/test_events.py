@@ -64,6 +64,19 @@ def test_secrets_do_not_stand_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(text) < 1_000
 
 
+def test_no_half_of_a_secret_is_left_where_a_text_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    EventLog(str(tmp_path)).write(UnitRetried("u", "x" * 490 + " wJalrXUtnFEMI", 2))
+    (path,) = (tmp_path / "events").iterdir()
+    assert "wJal" not in path.read_text()
+
+
+def test_what_is_no_text_stops_nobody(tmp_path: Path) -> None:
+    EventLog(str(tmp_path)).write(Ended("failed", "no such file: b\udcfcld.png", {}, {}, {"cpu_s": Path("odd")}))
+    (entry,) = events.read(str(tmp_path))
+    assert entry.event == Ended("failed", "no such file: b?ld.png", {}, {}, {"cpu_s": "odd"})
+
+
 def test_a_log_that_cannot_be_written_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "events").write_text("a file is in the way")
     log = EventLog(str(tmp_path))
