@@ -64,10 +64,12 @@ class Recorder:
         self._workers_kind = workers_kind
         self._always_busy = always_busy
         self._lock = threading.Lock()
+        self._looking = threading.Lock()  # an answer that comes late must not bring back a node that was lost
         self._began = self._ticked = time.monotonic()
         self._cpu_began = time.process_time()
         self._nodes: dict[str, str] | None = None
         self._kinds: dict[str, str] = {}  # of all nodes that ever were there
+        self._lost: dict[str, None] = {}
         self._node_s: dict[str, float] = defaultdict(float)
         self._worker_s: dict[str, float] = defaultdict(float)
         self._worker_cpu_s = 0.0
@@ -155,9 +157,9 @@ class Recorder:
 
     @property
     def lost(self) -> list[str]:
-        """Ids of nodes that were there once and are not any more."""
+        """Ids of nodes that were there once and are not any more, the last one lost at the end."""
         with self._lock:
-            return [node for node in self._kinds if node not in (self._nodes or {})]
+            return list(self._lost)
 
     def spent(self) -> Spent:
         """What it took so far."""
@@ -177,33 +179,38 @@ class Recorder:
         self._tick(write=False)
 
     def _tick(self, *, write: bool = True) -> None:
-        try:
-            nodes = {} if self._ask_nodes is None else self._ask_nodes()
-        except Exception:  # the cluster is gone, or does not answer: what is known stays
-            nodes = self._nodes or {}
-        changes = self._reckon_nodes(nodes)
+        with self._looking:
+            try:
+                nodes = {} if self._ask_nodes is None else self._ask_nodes()
+            except Exception:  # the cluster is gone, or does not answer: what is known stays
+                nodes = None
+            changes = self._reckon_nodes(nodes)
         for change in changes:
             self.tell(change)
         self._log.flush()
         if write:
             self._write()
 
-    def _reckon_nodes(self, nodes: dict[str, str]) -> list[Event]:
+    def _reckon_nodes(self, nodes: dict[str, str] | None) -> list[Event]:
         with self._lock:
             now = time.monotonic()
             passed, self._ticked = now - self._ticked, now
-            here = nodes or {"": self._workers_kind}
+            here = (self._nodes if nodes is None else nodes) or {"": self._workers_kind}
             for kind in here.values():
                 self._node_s[kind] += passed
             if self._always_busy:
                 self._worker_s[self._workers_kind] += self._workers * passed
+            if nodes is None:
+                return []
             before, self._nodes = self._nodes, nodes
             self._kinds.update(nodes)
+            gone = [node for node in before or {} if node not in nodes]
+            self._lost = {node: None for node in [*self._lost, *gone] if node not in nodes}
             if before is None:
                 return []
             joined = [NodeJoined(node[:12], kind) for node, kind in nodes.items() if node not in before]
             why = "the cluster does not count it among its living any more"
-            return [*joined, *(NodeLost(node[:12], kind, why) for node, kind in before.items() if node not in nodes)]
+            return [*joined, *(NodeLost(node[:12], before[node], why) for node in gone)]
 
     def _standing(self) -> Standing:
         with self._lock:

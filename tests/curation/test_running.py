@@ -83,6 +83,34 @@ def test_nodes_that_come_and_go_are_told_of(tmp_path: Path) -> None:
     assert set(recorder.spent().node_s) == {"cpu_node", "gpu_node"}
 
 
+def test_the_last_node_lost_is_told_last(tmp_path: Path) -> None:
+    there = {"a": "cpu_node", "b": "cpu_node", "c": "cpu_node"}
+    recorder = Recorder(str(tmp_path), nodes=lambda: dict(there))
+    for node in ("", "b", "a"):
+        there.pop(node, None)
+        recorder.look()
+    assert recorder.lost == ["b", "a"]
+    there["b"] = "cpu_node"
+    recorder.look()
+    assert recorder.lost == ["a"]
+
+
+def test_nodes_that_were_there_before_the_cluster_answered_did_not_join(tmp_path: Path) -> None:
+    answers: list[dict[str, str]] = [{"a": "cpu_node"}]
+
+    def asked() -> dict[str, str]:
+        if recorder.spent().node_s:
+            return answers[0]
+        raise ConnectionError("not yet")
+
+    recorder = Recorder(str(tmp_path), nodes=asked)
+    recorder.look()
+    recorder.look()
+    answers[0] = {}
+    recorder.look()
+    assert [type(event) for event in told(tmp_path)] == [NodeLost]
+
+
 def test_a_cluster_that_does_not_answer_and_an_observer_that_fails_stop_nobody(tmp_path: Path) -> None:
     class Fails:
         def event(self, event: Event) -> None:
