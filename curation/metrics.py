@@ -64,7 +64,7 @@ class CurationMetrics:
         for name, stage in standing.stages.items():
             self._done.labels(name).set(stage.done)
             self._total.labels(name).set(stage.total)
-            self._pace.labels(name).set(stage.per_second or 0.0)
+            self._pace.labels(name).set((stage.per_second or 0.0) if stage.done < stage.total else 0.0)
         self._workers.set(standing.workers)
         self._nodes.clear()
         for kind, count in standing.nodes.items():

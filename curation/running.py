@@ -56,6 +56,7 @@ class Recorder:
         observers: tuple[Observer, ...] = (),
         workers_kind: str = "cpu_node",
         always_busy: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._log = EventLog(folder)
         self._ask_nodes = nodes
@@ -63,9 +64,10 @@ class Recorder:
         self._observers = observers
         self._workers_kind = workers_kind
         self._always_busy = always_busy
+        self._clock = clock
         self._lock = threading.Lock()
         self._looking = threading.Lock()  # an answer that comes late must not bring back a node that was lost
-        self._began = self._ticked = time.monotonic()
+        self._began = self._ticked = clock()
         self._cpu_began = time.process_time()
         self._nodes: dict[str, str] | None = None
         self._kinds: dict[str, str] = {}  # of all nodes that ever were there
@@ -118,7 +120,7 @@ class Recorder:
         """A stage came so far."""
         with self._lock:
             pace = self._paces.setdefault(stage, deque())
-            pace.append((time.monotonic(), done))
+            pace.append((self._clock(), done))
             while len(pace) > 2 and pace[-1][0] - pace[0][0] > _WINDOW_S:
                 pace.popleft()
             (since, start), (now, _) = pace[0], pace[-1]
@@ -165,7 +167,7 @@ class Recorder:
         """What it took so far."""
         with self._lock:
             return Spent(
-                wall_s=round(time.monotonic() - self._began, 2),
+                wall_s=round(self._clock() - self._began, 2),
                 node_s=_rounded(self._node_s),
                 worker_s=_rounded(self._worker_s),
                 cpu_s=round(time.process_time() - self._cpu_began + self._worker_cpu_s, 2),
@@ -193,7 +195,7 @@ class Recorder:
 
     def _reckon_nodes(self, nodes: dict[str, str] | None) -> list[Event]:
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             passed, self._ticked = now - self._ticked, now
             here = (self._nodes if nodes is None else nodes) or {"": self._workers_kind}
             for kind in here.values():
@@ -217,12 +219,20 @@ class Recorder:
             return Standing(
                 at=round(time.time(), 3),
                 attempt=self._log.attempt,
-                stages=dict(self._stages),
+                stages={name: self._at_present_pace(name, stage) for name, stage in self._stages.items()},
                 workers=self._workers,
                 nodes=dict(Counter((self._nodes or {}).values())),
                 values=dict(self._values),
                 note=self._note,
             )
+
+    def _at_present_pace(self, name: str, stage: Stage) -> Stage:
+        """A stage of which nothing was heard for longer than its pace was measured over is the slower for it."""
+        pace = self._paces.get(name)
+        if pace is None or stage.per_second is None or stage.done >= stage.total:
+            return stage
+        measured, silent = pace[-1][0] - pace[0][0], self._clock() - pace[-1][0]
+        return dataclasses.replace(stage, per_second=stage.per_second * measured / max(measured, silent))
 
     def _write(self, *, now: bool = False) -> None:
         every = _REMOTE_EVERY_S if storage.is_remote(self._log.folder) else _LOCAL_EVERY_S

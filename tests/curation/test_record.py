@@ -18,8 +18,12 @@ from curation.errors import UserError
 from curation.events import Begun, Ended, UnitHeld, UnitRetried
 from curation.listing import Todo
 from curation.manifest import Reason
+from curation.metrics import CurationMetrics
 from curation.observability import PORT_VARIABLE, RunObservability, offered
+from curation.standing import Stage, Standing
 from tests.curation.test_workers import listed, make, work
+
+PACE = "cleanplate_curation_rows_per_second"
 
 
 def told(output: Path, kind: type[Any]) -> list[Any]:
@@ -86,6 +90,14 @@ def _registry(found: Any, todo: Sequence[Todo], items: list[Any]) -> Any:
         recorded.rows({("kept", "captions", "passed"): 3})
         recorded.recorder.progress("measure", 2, 3)
     return recorded._metrics.registry
+
+
+def test_a_stage_that_is_done_has_no_pace_any_more() -> None:
+    metrics = CurationMetrics()
+    stages = {"measure": Stage(9, 9, 2.0), "decide": Stage(1, 9, 3.0)}
+    metrics.standing(Standing(0.0, "one", stages, 1, {}, {}))
+    paces = {stage: metrics.registry.get_sample_value(PACE, {"stage": stage}) for stage in stages}
+    assert paces == {"measure": 0.0, "decide": 3.0}
 
 
 def test_who_asks_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,21 @@ def test_a_cluster_that_does_not_answer_and_an_observer_that_fails_stop_nobody(t
     assert [type(event) for event in told(tmp_path)] == [Begun, Ended]
 
 
+def test_a_stage_that_stands_still_is_told_of_as_slower(tmp_path: Path) -> None:
+    times = [0.0]
+    recorder = Recorder(str(tmp_path), clock=lambda: times[-1])
+    recorder.progress("measure", 0, 100)
+    times.append(10.0)
+    recorder.progress("measure", 20, 100)
+    for now, pace in ((10.0, 2.0), (20.0, 2.0), (50.0, 0.5), (410.0, 0.05)):
+        times.append(now)
+        assert recorder._standing().stages["measure"].per_second == pytest.approx(pace)
+    recorder.progress("measure", 100, 100)
+    times.append(1_000_000.0)
+    done_with = recorder._standing().stages["measure"]
+    assert (done_with.done, done_with.per_second) == (100, pytest.approx(80 / 400)), "what it had, once it is done"
+
+
 def test_the_time_that_is_left_follows_the_pace() -> None:
     assert Stage(2, 10, 4.0).eta_seconds == 2.0
     assert Stage(2, 10).eta_seconds is None
