@@ -95,6 +95,16 @@ def estimate(
 
 def told(spent: Spent) -> str:
     """What a run took, in a line."""
-    nodes = ", ".join(f"{seconds / 3600:.3g} h of {kind}" for kind, seconds in spent.node_s.items())
-    price = f"; at the prices given {sum(spent.price.values()):,.4g}" if spent.price else ""
-    return f"took {spent.wall_s / 3600:.3g} h: {nodes}; {spent.cpu_s / 3600:.3g} h of CPU{price}"
+    nodes = ", ".join(f"{_span(seconds)} of {kind}" for kind, seconds in spent.node_s.items())
+    price = f"; at the prices given {_short(sum(spent.price.values()))}" if spent.price else ""
+    return f"took {_span(spent.wall_s)}: {nodes}; {_span(spent.cpu_s)} of CPU{price}"
+
+
+def _span(seconds: float) -> str:
+    """A time in its largest unit that there is one of, seconds where there is none."""
+    size, unit = next(((size, unit) for size, unit in ((3600, "h"), (60, "min")) if seconds >= size), (1, "s"))
+    return f"{_short(seconds / size)} {unit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -46,5 +46,8 @@ def test_what_is_not_known_is_not_made_up() -> None:
 
 def test_what_it_took_in_a_line() -> None:
     spent = Spent(3600.0, {"cpu_node": 7200.0}, {"cpu_node": 5000.0}, 1800.0, {"cpu_node": 0.5})
-    assert told(spent) == "took 1 h: 2 h of cpu_node; 0.5 h of CPU; at the prices given 0.5"
-    assert told(Spent(36.0, {"cpu_node": 36.0}, {}, 18.0)) == "took 0.01 h: 0.01 h of cpu_node; 0.005 h of CPU"
+    assert told(spent) == "took 1 h: 2 h of cpu_node; 30 min of CPU; at the prices given 0.5"
+    assert told(Spent(90.0, {"cpu_node": 180.0}, {}, 20.25)) == "took 1.5 min: 3 min of cpu_node; 20.2 s of CPU"
+    long = Spent(3.6e6, {"gpu_node": 4.5e7}, {}, 0.0, {"gpu_node": 31_250.0})
+    assert told(long) == "took 1,000 h: 12,500 h of gpu_node; 0 s of CPU; at the prices given 31,250"
+    assert told(Spent(59.0, {"cpu_node": 59.0}, {}, 0.0)) == "took 59 s: 59 s of cpu_node; 0 s of CPU"
