@@ -87,8 +87,8 @@ class Writer:
             Exception: what the one before failed with.
         """
         began = time.monotonic()
-        self._waited = 0.0
         self.flush()
+        self._waited = 0.0  # not before: the one before says itself what was waited for it
         on_gpu = next((local(t).device for part in state.values() for t in part.values() if t.is_cuda), None)
         stream = None if on_gpu is None else torch.cuda.Stream(on_gpu)
         if stream is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 
 from tests.training.test_checkpoint import OWN, info
 from training import checkpoint
+from training.checkpoint import CheckpointInfo
 from training.writer import Writer
 
 
@@ -86,6 +88,30 @@ def test_what_takes_time_is_said_by_the_thread_that_writes(tmp_path: Path) -> No
     writer.flush()
     assert checkpoint.read_info(f"{tmp_path}/images-000000000008").seen_sha256 == "ab"
     writer.close()
+
+
+def test_what_was_waited_for_one_is_not_forgotten_when_the_next_is_given(tmp_path: Path) -> None:
+    asked, told = Event(), dict[str, float]()
+
+    class Asked(Writer):
+        def flush(self) -> None:
+            if self._under_way is not None:
+                asked.set()
+            super().flush()
+
+    def known() -> CheckpointInfo:
+        asked.wait(60)  # for the next to be given
+        return info(8)
+
+    writer = Asked(str(tmp_path), keep=2, written=lambda path, seconds, stalled: told.update({path[-2:]: stalled}))
+    state = {"weights": {"a": torch.zeros(2)}}
+    writer.save(state, known)
+    waited = writer._waited
+    writer.save(state, info(16))
+    writer.flush()
+    writer.close()
+    assert told["08"] == waited > 0
+    assert set(told) == {"08", "16"}
 
 
 def test_no_checkpoint_is_written_after_one_that_it_goes_with_and_that_failed(tmp_path: Path) -> None:
