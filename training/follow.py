@@ -155,9 +155,9 @@ class Follower:
             logger.warning("the last points could not be logged; the run's folder has them", exc_info=True)
 
     def _take(self, told: list[Told]) -> None:
+        self._pending += [each for each in told if isinstance(each, Point)]
         for each in told:
             self._record(each)
-        self._pending += [each for each in told if isinstance(each, Point)]
         self._run.log(self._pending)
         for point in self._pending:
             if point.grid is not None:

@@ -118,4 +118,6 @@ def like(job: TrainJob) -> str:
     """Tells jobs whose workers do the same work for an image: whose pace may be compared."""
     of = {"network", "image_size", "autoencoder", "patch_size", "precision", "compile", "gradient_checkpointing"}
     told = job.model_dump(mode="json", include=of | {"strategy", "gpus_per_worker"})
+    if told["autoencoder"] is not None:
+        del told["autoencoder"]["sha256"]  # which a job has once it is prepared
     return hashlib.sha256(json.dumps([told, job.micro_batch], sort_keys=True).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import generate_latest
 
 from curation import events, standing
@@ -22,6 +23,7 @@ from curation.events import (
 )
 from curation.running import Recorder
 from pipelines.train import plan as dry_run
+from training.follow import Follower, Told
 from training.job import TrainJob
 from training.launch import launch
 from training.metrics import TrainingMetrics
@@ -140,6 +142,30 @@ def test_how_it_is_watched_trains_no_other_model(make_job: MakeJob) -> None:
     assert watched.identity() == plain.identity()
     assert watched.public() == plain.public()
     assert like(watched) == like(plain) != like(make_job(precision="fp32" if plain.precision == "bf16" else "bf16"))
+
+
+def test_a_path_s_autoencoder_is_known_again_before_it_was_looked_at(make_job: MakeJob) -> None:
+    planned, prepared = (make_job(autoencoder={"path": "/vae", "sha256": known}) for known in (None, "0" * 64))
+    assert like(planned) == like(prepared) != like(make_job(autoencoder={"path": "/other"})) != like(make_job())
+
+
+def test_points_are_logged_though_they_cannot_be_recorded() -> None:
+    logged: list[Point] = []
+
+    class Run:
+        def log(self, points: list[Point]) -> None:
+            logged.extend(points)
+
+    def fails(told: Told) -> None:
+        raise ZeroDivisionError
+
+    run: Any = Run()
+    told = iter([[point(8, 0.5)], []])
+    follower = Follower(run, 100, None, record=fails)
+    with pytest.raises(ZeroDivisionError):
+        follower._take(next(told))
+    follower._take(next(told))
+    assert logged == [point(8, 0.5)]
 
 
 def test_what_is_no_training_event_is_told_all_the_same(tmp_path: Path) -> None:
