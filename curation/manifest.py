@@ -361,6 +361,12 @@ class Manifest:
         return self.info.id
 
     @property
+    def work(self) -> WorkInfo | None:
+        """The units that it was made of, where they lie in the folder that it was published in: no other is its own."""
+        work, folder = self.info.work, storage.absolute(self.uri).rstrip("/").rpartition("/")[0]
+        return work if work is not None and storage.inside(folder, storage.absolute(work.folder)) else None
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of its rows, as they stand in its files: an older manifest has fewer than `schema` names."""
         with self._part(self.info.files[0]) as file:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from curation import events
 from curation.errors import UserError
 from curation.events import Published
-from curation.manifest import InputsInfo, Manifest
+from curation.manifest import InputsInfo, Manifest, Reason
 from pipelines.happenings import explained
 
 
@@ -24,6 +24,7 @@ class Inspection(BaseModel):
     counts: dict[str, int]
     reasons: dict[str, dict[str, int]]  # by decision, then by reason
     licences: dict[str, int]  # of kept rows
+    refused_licences: dict[str, int] = {}  # of rows that were dropped for theirs
     captions: dict[str, int]  # of kept rows, by captioner
     clip: str | None
     reconciled: bool
@@ -44,14 +45,17 @@ def run(path: str) -> Inspection:
     counts: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = {}
     licences: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
     captions: Counter[str] = Counter()
-    for batch in manifest.batches(["decision", "reason", "licence", "caption_source"]):
+    for batch in manifest.batches(["decision", "reason", "licence", "licence_url", "caption_source"]):
         for row in batch.to_pylist():
             counts[row["decision"]] += 1
             reasons.setdefault(row["decision"], Counter())[row["reason"]] += 1
             if row["decision"] == "kept":
                 licences[row["licence"] or "unstated"] += 1
                 captions[row["caption_source"] or "none"] += 1
+            elif row["reason"] == Reason.LICENCE_NOT_ALLOWED:
+                refused[row["licence"] or row["licence_url"] or "unstated"] += 1
     stated = {decision: n for decision, n in info.counts.items() if n}
     by_reason = dict(sum(reasons.values(), Counter()))
     if dict(counts) != stated or by_reason != info.reasons or listed != info.inputs:
@@ -68,6 +72,7 @@ def run(path: str) -> Inspection:
         counts=info.counts,
         reasons={decision: dict(found.most_common()) for decision, found in sorted(reasons.items())},
         licences=dict(licences.most_common(10)),
+        refused_licences=dict(refused.most_common(10)),
         captions=dict(captions.most_common()),
         clip=info.clip.name if info.clip else None,
         reconciled=True,
@@ -77,7 +82,7 @@ def run(path: str) -> Inspection:
 
 def _happened(manifest: Manifest) -> list[str]:
     """What the log of the attempt that published a manifest explains, where it is still there."""
-    work = manifest.info.work
+    work = manifest.work
     if work is None:
         return []
     entries = events.read(work.folder.rpartition("/")[0])
@@ -101,7 +106,7 @@ def show(found: Inspection) -> None:
         table.add_section()
     console = Console()
     console.print(table)
-    sums = " + ".join(f"{found.counts[d]:,} {d}" for d in ("kept", "dropped", "held", "failed"))
+    sums = " + ".join(f"{found.counts.get(d, 0):,} {d}" for d in ("kept", "dropped", "held", "failed"))
     console.print(f"{found.rows:,} inputs = {sums}: reconciled, every file's hash agrees", highlight=False)
     for line in found.happened:
         console.print(line, highlight=False, markup=False)
@@ -109,6 +114,9 @@ def show(found: Inspection) -> None:
         parts: dict[str, Any] = counted
         text = ", ".join(f"{name} {n:,}" for name, n in parts.items()) or "none"
         console.print(f"{title} of kept rows: {text}", highlight=False, markup=False)
+    if found.refused_licences:
+        text = ", ".join(f"{name} {n:,}" for name, n in found.refused_licences.items())
+        console.print(f"licences that were not allowed: {text}", highlight=False, markup=False)
     console.print(
         f"embeddings by {found.clip}" if found.clip else "no embeddings: curated without CLIP", highlight=False
     )

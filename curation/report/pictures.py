@@ -228,14 +228,9 @@ class Album:
         return None
 
     def _from_work(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, bytes]:
-        """Pictures out of the run's measured units, as long as those are there and are of the same inputs.
-
-        Only out of the folder that the manifest itself was published in: another may be anybody's.
-        """
-        work, found = getattr(self.manifest.info, "work", None), dict[int, bytes]()
+        """Pictures out of the run's measured units, as long as those are there and are of the same inputs."""
+        work, found = self.manifest.work, dict[int, bytes]()
         if work is None or len(work.units) != len(self.manifest.info.files):
-            return found
-        if not storage.inside(storage.absolute(self.manifest.uri).rpartition("/")[0], storage.absolute(work.folder)):
             return found
         for part, start, own in _by_part(self.manifest, rows):
             try:
