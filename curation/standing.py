@@ -75,7 +75,7 @@ def read(folder: str) -> Standing | None:
         told = json.loads(storage.read_bytes(storage.join(folder, events.FOLDER, FILE)))
         stages = {name: Stage(**stage) for name, stage in told.pop("stages").items()}
         return Standing(stages=stages, **told)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -23,13 +23,16 @@ from curation.events import (
     WorkerLost,
 )
 
+_CENTURY = 100 * 365.25 * 86_400.0
+
 
 def told(event: Event) -> str:
     """An event in a line."""
     match event:
         case Begun():
-            again = f" for the {event.attempt}. time" if event.attempt > 1 else ""
-            return f"{event.verb} {event.name} began{again}: {event.done:,} of {event.total:,} {event.of} were done"
+            again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+            before = f", {event.done:,} of them done before" if event.done else ""
+            return f"{event.verb} {event.name} began{again}: {event.total:,} {event.of}{before}"
         case UnitRetried():
             what = "was done again" if event.rows is None else f"had {event.rows:,} rows asked again"
             return f"unit {event.unit[:12]} {what} (attempt {event.attempt}): {event.why}"
@@ -92,4 +95,4 @@ def listed(counts: Mapping[str, int]) -> str:
 
 def duration(seconds: float) -> str:
     """A time span for a person."""
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if seconds < _CENTURY else "more than a century"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,9 +122,14 @@ def run(subject: str | None = None, *, address: str | None = None) -> Status:
     subject = subject or "runs"
     if subject.startswith(("http://", "https://")):
         return found.model_copy(update={"served": served(subject)})
-    if subject.endswith((".yaml", ".yml")):
-        return _of_job(subject, found)
-    runs = runs_in(subject)
+    try:
+        if subject.endswith((".yaml", ".yml")):
+            return _of_job(subject, found)
+        runs = runs_in(subject)
+    except OSError as error:
+        raise UserError(
+            f"{subject} cannot be looked into: {error}", field="status", remedy="name a folder that you may read"
+        ) from None
     if not runs:
         raise UserError(f"no run is known in {subject}", field="status", remedy="name its output, or its job file")
     return found.model_copy(update={"runs": [run_status(folder) for folder in runs]})
@@ -149,9 +155,10 @@ def folders_of(job: Any) -> list[str]:
     if output is None:
         return []
     if job.kind == "curate":
-        return [folder for folder in (storage.join(output, ".work"),) if events.read(folder)]
-    names = [name for name in storage.list_folders(output) if name.startswith(f"{job.name}-")]
-    return [folder for folder in (storage.join(output, name) for name in names) if events.read(folder)]
+        return [folder for folder in (storage.join(output, ".work"),) if _began(folder)]
+    mine = re.compile(re.escape(job.name) + "-[0-9a-f]{8}")  # another job's name may begin with this one's
+    names = [name for name in storage.list_folders(output) if mine.fullmatch(name)]
+    return [folder for folder in (storage.join(output, name) for name in names) if _began(folder)]
 
 
 def _of_pipeline(job: PipelineJob) -> dict[str, Any]:
@@ -184,7 +191,12 @@ def runs_in(folder: str) -> list[str]:
             else:
                 below += [storage.join(each, name) for name in names if name == ".work" or not name.startswith(".")]
         level = below
-    return [each for each in found if events.read(each)]
+    return [each for each in found if _began(each)]
+
+
+def _began(folder: str) -> bool:
+    """Whether a log tells of an attempt; one without its first line tells nobody what it is of."""
+    return any(isinstance(entry.event, Begun) for entry in events.read(folder))
 
 
 def run_status(folder: str) -> RunStatus:

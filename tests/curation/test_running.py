@@ -156,5 +156,6 @@ def test_prices_are_those_that_were_given() -> None:
 def test_what_cannot_be_read_is_no_standing(tmp_path: Path) -> None:
     assert standing.read(str(tmp_path)) is None
     (tmp_path / "events").mkdir()
-    (tmp_path / "events" / standing.FILE).write_text('{"stages": {"a": {"odd": 1}}}')
-    assert standing.read(str(tmp_path)) is None
+    for text in ('{"stages": {"a": {"odd": 1}}}', "[]", '{"stages": [', "7"):
+        (tmp_path / "events" / standing.FILE).write_text(text)
+        assert standing.read(str(tmp_path)) is None

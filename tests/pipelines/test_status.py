@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import threading
@@ -23,7 +24,7 @@ from curation.running import Recorder
 from curation.standing import Stage, Standing
 from pipelines import curate, status, status_page
 from pipelines.cli import app
-from pipelines.happenings import explained, told
+from pipelines.happenings import duration, explained, told
 from serving.standing import ModelEntry, ModelList, RolloutStanding, VersionState
 from tests.curation.test_workers import listed, make
 
@@ -90,6 +91,20 @@ def test_a_folder_without_runs_is_a_mistake(tmp_path: Path) -> None:
         status.run(str(tmp_path))
 
 
+def test_a_place_that_cannot_be_looked_into_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be looked into"):
+        status.run(str(tmp_path / "file"))
+
+
+def test_a_log_without_its_first_line_is_no_run(tmp_path: Path) -> None:
+    EventLog(str(tmp_path / "headless")).write(NodeLost("b", "cpu_node", "it went"))
+    with pytest.raises(UserError, match="no run is known"):
+        status.run(str(tmp_path))
+    leave(tmp_path / "whole")
+    assert [Path(run.folder).name for run in status.run(str(tmp_path)).runs] == ["whole"]
+
+
 def test_by_its_job_file(tmp_path: Path) -> None:
     job = {"kind": "curate", "source": {"kind": "folder", "path": str(tmp_path)}, "output": str(tmp_path / "out")}
     path = tmp_path / "curate.yaml"
@@ -102,6 +117,7 @@ def test_by_its_job_file(tmp_path: Path) -> None:
     train.write_text(yaml.safe_dump({"kind": "train", "manifest": "m", "output": str(tmp_path / "runs")}))
     leave(tmp_path / "runs" / "model-12345678", verb="train")
     leave(tmp_path / "runs" / "another-12345678", verb="train")
+    leave(tmp_path / "runs" / "model-larger-12345678", verb="train")
     assert [Path(run.folder).name for run in status.run(str(train)).runs] == ["model-12345678"]
 
 
@@ -192,8 +208,13 @@ def test_watching_elsewhere_than_on_a_terminal_says_what_changed(capsys: pytest.
     ]
 
 
-def test_nothing_is_explained_where_all_went_well() -> None:
+def test_what_happened_in_words() -> None:
     assert explained([]) == []
+    begun = Begun("train", "m", 1, "images", 64, 0, {}, 1, "here", 7)
+    assert told(begun) == "train m began: 64 images"
+    again = dataclasses.replace(begun, attempt=2, done=32)
+    assert told(again) == "train m began, attempt 2: 64 images, 32 of them done before"
+    assert (duration(61.4), duration(1e15)) == ("0:01:01", "more than a century")
     assert told(UnitRetried("u", "timeout 2", 3, 2)) == "unit u had 2 rows asked again (attempt 3): timeout 2"
 
 
