@@ -65,7 +65,7 @@ class JsonLines(logging.Formatter):
 
     def clean(self, text: str) -> str:
         """A text with what no log may say hidden."""
-        text = self._hide(text[:_LONGEST])
+        text = self._hide(text[: 2 * _LONGEST])[:_LONGEST]  # a secret that was cut is not known for one
         tracked = current()
         if tracked is not None and not self._log_prompts:
             for private in tracked.private:

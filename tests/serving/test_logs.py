@@ -88,6 +88,12 @@ def test_secrets_stand_in_no_line(text: str) -> None:
         assert logs.HIDDEN in told
 
 
+def test_a_secret_at_the_end_of_a_long_line_is_hidden_too() -> None:
+    for shown in range(1, len(S3_SECRET) + 1):
+        told = formatted("." * (2_000 - shown) + S3_SECRET)["message"]
+        assert set(told) <= set("." + logs.HIDDEN), told[-40:]
+
+
 def test_an_exception_is_told_with_where_and_without_the_clients_words() -> None:
     class Body(BaseModel):
         steps: int
