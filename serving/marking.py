@@ -113,7 +113,8 @@ class Marker:
         """Four bytes that are the same for the same request to the same version."""
         asked = [self._card.name, self._card.version, self._card.manifest_id, plan.prompt, plan.negative_prompt]
         drawn = [plan.seeds[index], plan.steps, plan.sampler, plan.guidance_scale]
-        return hmac.digest(self._marks.secret, b"payload\0" + json.dumps(asked + drawn).encode(), "sha256")[:4]
+        shape = [] if plan.size == self._card.size else [plan.size]  # so that marks from before there were shapes count
+        return hmac.digest(self._marks.secret, b"payload\0" + json.dumps(asked + drawn + shape).encode(), "sha256")[:4]
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from serving.api import GenerationRequest
 from serving.credentials import commitment, read
 from serving.generator import Generation, Generator
 from serving.identity import CredentialsConfig, WatermarkConfig
-from serving.marking import pixels_sha256
+from serving.marking import Marker, pixels_sha256
 from serving.watermark import Watermark
 from tests.serving import tiny
 from tests.serving.test_watermark import drawing
@@ -88,6 +89,16 @@ def test_the_same_request_gives_the_same_pixels_and_another_one_another_payload(
     assert first.pixels_sha256 == again.pixels_sha256
     assert first.watermark == again.watermark != other.watermark
     assert np.array_equal(decoded(first.data), decoded(again.data))
+
+
+def test_another_shape_is_another_request(generator: Generator, config: CredentialsConfig) -> None:
+    marks = marking.build(config, WatermarkConfig())
+    assert marks is not None
+    plan, marker = generator.plan(GenerationRequest(**ASKED)), Marker(marks, generator.card)
+    marked = [marker.pixels(replace(plan, size=size), 0, drawing(64)).watermark for size in ("64x64", "80x48", "48x80")]
+    assert None not in marked
+    assert len(set(marked)) == 3
+    assert marked[0] == drawn(generator).pictures[0].watermark
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
