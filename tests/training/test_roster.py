@@ -103,8 +103,7 @@ def test_the_file_comes_back_and_is_plain(base: Manifest) -> None:
 def test_a_damaged_file_is_refused(base: Manifest) -> None:
     roster = Roster.of_manifest(base)
     table = pq.read_table(io.BytesIO(roster.to_parquet()))
-    told = {**roster.info.model_dump(), "digest": "0" * 64}
-    other = Roster(roster.ids, roster.slots, roster.info.model_copy(update=told)).to_parquet()
+    other = Roster(roster.ids, roster.slots, roster.info.model_copy(update={"digest": "0" * 64})).to_parquet()
     slots = Roster(roster.ids, roster.slots[::-1], roster.info).to_parquet()
     bare = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), bare)
