@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 
+REGISTRY = "registry"
+_NO_GUARD = "the server's job sets no `safety`"
+
+
 class Generated(BaseModel):
     """What came of a prompt."""
 
@@ -26,7 +30,7 @@ class Generated(BaseModel):
     withheld: list[dict[str, Any]]
     model: str
     model_version: str
-    source: str  # the endpoint's URL, or "registry"
+    source: str  # the endpoint's URL, or REGISTRY
     guarded: bool  # whether something looked at the pictures, as far as is known here
 
 
@@ -89,7 +93,7 @@ def run(
         withheld=withheld,
         model=response.model,
         model_version=response.model_version,
-        source=server or "registry",
+        source=server or REGISTRY,
         guarded=any(datum.safety or datum.moderation for datum in response.data),
     )
 
@@ -128,5 +132,6 @@ def summary(result: Generated) -> list[str]:
         why = ", ".join(sorted({said["category"] for said in entry["moderation"]}))
         lines.append(f"one picture withheld: {why or entry['finish_reason']}  (seed {entry['seed']})")
     if not result.guarded:
-        lines.append("nothing looked at the pictures: --job FILE draws as a serve job says, with its guards")
+        guards = "--job FILE draws as a serve job says, with its guards"
+        lines.append(f"nothing looked at the pictures: {guards if result.source == REGISTRY else _NO_GUARD}")
     return [*lines, f"by {result.model} version {result.model_version}, from {result.source}"]

@@ -46,7 +46,7 @@ def told(event: Event) -> str:
             return f"worker {event.worker} was lost: {event.why}"
         case Resumed():
             where = f"went on at {event.images:,} images" if event.images else "began with the first image"
-            return f"training {where} on {event.workers} workers"
+            return f"training {where} on {event.workers} worker{'' if event.workers == 1 else 's'}"
         case Resized():
             return f"training went on with {event.after} workers instead of {event.before}"
         case CheckpointWritten():

@@ -96,8 +96,9 @@ def _run(run: RunStatus) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{run.verb} {run.name}: {run.state}, attempt {run.attempt}, {run.workers} workers"
-    table = Table(title=Text(title), title_justify="left")
+    workers = f"{run.workers} worker{'' if run.workers == 1 else 's'}"
+    title = Text(f"{run.verb} {run.name}: {run.state}, attempt {run.attempt}, {workers}")
+    table = Table()
     table.add_column("stage")
     for name in ("done", "of", f"{run.of}/s", "left"):
         table.add_column(name, justify="right")
@@ -113,4 +114,4 @@ def _run(run: RunStatus) -> list[RenderableType]:
     if run.checkpoint is not None:
         lines.append(f"checkpoint at {run.checkpoint.images:,} images, {duration(run.checkpoint.age_seconds)} ago")
     lines += [*run.explained, *(f"· {line}" for line in run.last)]
-    return [table, Text("\n".join(lines)), Text("")]
+    return [title, table, Text("\n".join(lines)), Text("")]
