@@ -146,7 +146,7 @@ def manifest(parts: int = 2_000) -> dict[str, float]:
         job={},
         clip=None,
         inputs=InputsInfo(rows=0, sha256="0" * 64),
-        rows=0,
+        rows=1024 * parts,
         counts={},
         reasons={},
         rights=[],
