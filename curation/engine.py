@@ -292,7 +292,7 @@ def _info(found: Listing, parts: Sequence[dict[str, Any]], removed: Counter[tupl
         name=job.name,
         created_at=now(),
         code_version=code_version(),
-        job=job.model_dump(mode="json"),
+        job=job.public(),
         clip=None if job.clip is None else ClipInfo(name=job.clip.name(), dim=parts[0]["dim"]),
         inputs=found.inputs(),
         rows=sum(part["rows"] for part in parts),

@@ -118,6 +118,10 @@ class CurateJob(BaseModel):
         wanted = [name for name in OPTIONAL.names if name not in of_sizes] if self.frames is not None else []
         return (*wanted, *(of_sizes if self.buckets is not None else ()))
 
+    def public(self) -> dict[str, Any]:
+        """The job as it is put on record: without who watched its run, and what nodes cost."""
+        return self.model_dump(mode="json", exclude={"observability"})
+
     def identity(self) -> dict[str, Any]:
         """What of the job the manifest's id depends on: not where things lie, nor how many hands do the work."""
         paths = {"path", "metadata"}

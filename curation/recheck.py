@@ -157,7 +157,7 @@ def derive(found: Sources, seen: Mapping[str, Sequence[Observation]] | None, out
             name=base.info.name,
             created_at=at,
             code_version=code_version(),
-            job=policy.job.model_dump(mode="json"),
+            job=policy.job.public(),
             clip=base.info.clip,
             inputs=base.info.inputs,
             rows=start,

@@ -123,6 +123,7 @@ def test_how_it_is_watched_makes_no_other_manifest(tmp_path: Path) -> None:
     make(tmp_path, 1)
     watched = listed(tmp_path, observability={"metrics_port": 9, "prices": {"cpu_node": 1.0}})
     assert watched.job.identity() == listed(tmp_path).job.identity()
+    assert watched.job.public() == listed(tmp_path).job.public(), "prices are nobody else's business"
 
 
 class DiesOnce(workers.Worker):
