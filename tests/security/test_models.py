@@ -14,13 +14,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from curation import clip as clips
 from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.storage import sha256_of
 from tests.security.planted import Program, secret
 from tests.serving import tiny
 from tests.training.test_checkpoint import OWN, STATE, info
-from training import checkpoint, exported
+from training import checkpoint, exported, foreign
 from training.bundle import load_bundle
 from training.latents import AutoencoderConfig, LatentSpace, settled
 from training.neighbours.index import IndexInfo
@@ -154,6 +155,12 @@ def test_a_clip_s_folder_brings_no_code(clip: Path, tower: str, change: dict[str
     edit(clip / "open_clip_config.json", lambda raw: raw["model_cfg"][tower].update(change))
     with pytest.raises(UserError, match="asks for"):
         ClipConfig(model=str(clip)).build()
+
+
+def test_both_who_read_descriptions_refuse_the_same() -> None:
+    """Training's may not import the CLIP of curation, which is why each has its own."""
+    assert foreign._TOKENIZER_OPTIONS == clips._TOKENIZER_OPTIONS
+    assert foreign._HUB_ID == clips._HUB_ID
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.pth"])
