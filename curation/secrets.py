@@ -13,7 +13,7 @@ _SECRETS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|(?<=\bBearer )\S+"
     r"|(?<=:/)/?[^/\s@]+(?=@)"
-    r"|(?<=[?&])(?:X-Amz-(?:Signature|Credential|Security-Token)|token|key|signature|sig)=[^&\s]+"
+    r"|(?<=[?&])(?:[\w-]*(?:token|key|signature|credential|secret|password|passwd)|sig|auth)=[^&\s]+"
     r"|\b(?:sk|cp)[-_][\w-]{16,}",
     re.S | re.I,
 )

@@ -55,12 +55,14 @@ def test_half_a_line_and_events_of_a_later_version_are_passed_over(tmp_path: Pat
 
 def test_secrets_do_not_stand_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
-    why = "s3 refused wJalrXUtnFEMI; postgres://me:hunter2@db/x; Bearer abcdefg " + "long " * 500
+    why = "s3 refused wJalrXUtnFEMI; postgres://me:hunter2@db/x; Bearer abcdefg https://a/b?w=3&access_token=mnopq "
+    why += "https://a/?api_key=rstuv&X-Amz-Credential=xyzzy " + "long " * 500
     EventLog(str(tmp_path)).write(UnitRetried("u", why, 2))
     (path,) = (tmp_path / "events").iterdir()
     text = path.read_text()
     assert "[hidden]" in text
-    assert not any(secret in text for secret in ("wJalrXUtnFEMI", "hunter2", "abcdefg"))
+    assert "?w=3" in text
+    assert not any(secret in text for secret in ("wJalrXUtnFEMI", "hunter2", "abcdefg", "mnopq", "rstuv", "xyzzy"))
     assert len(text) < 1_000
 
 
