@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation import storage
-from curation.containers import broken_member
+from curation.containers import broken_member, is_member
 from curation.errors import UserError
 from curation.manifest import Reason
 from curation.sources.inputs import rows_table, stated
@@ -108,16 +108,17 @@ class Shard:
     modified: datetime | None
 
 
-def shards(path: str, endings: Sequence[str]) -> list[Shard]:
+def shards(path: str, endings: Sequence[str], *, outside: bool = False) -> list[Shard]:
     """The containers that a path stands for: a file, a folder's files with such endings, or a pattern of names.
 
     Args:
         path: a file, a folder or prefix, or a pattern like `s3://bucket/shard-{000..010}.tar` or
             `{train,test}.parquet`, in whose order they come.
         endings: of the files that count in a folder, in lower case.
+        outside: whether a folder's links may lead out of it.
 
     Raises:
-        UserError: naming `source.path`, when there are none, or one that is named is not there.
+        UserError: naming `source.path`, when there are none, or one that is named is not there, or a link leads out.
     """
     if "{" in path and not storage.info(path).is_file:
         names = _expanded(path)
@@ -128,11 +129,17 @@ def shards(path: str, endings: Sequence[str]) -> list[Shard]:
         return [_shard(path, path.rpartition("/")[0], info)]
     if not storage.is_dir(path):
         raise _absent(path)
-    root, found = _files_below(path, "source.path")
+    root, found = _files_below(path, "source.path", outside=outside)
     chosen = {name: file for name, file in sorted(found.items()) if name.lower().endswith(tuple(endings))}
     if not chosen:
         raise UserError(
             f"no {' or '.join(endings)} files below {path}", field="source.path", remedy="give the folder they are in"
+        )
+    if away := [name for name, file in chosen.items() if is_member(file["location"])]:
+        raise UserError(
+            f"{away[0]} is a link that leads out of {path}",
+            field="source.path",
+            remedy="name what you trust by a pattern, as in shard-{000..010}.tar, or give the folder that it lies in",
         )
     remote = storage.is_remote(path)
     return [Shard(storage.join(root, name) if remote else name, **file) for name, file in chosen.items()]

@@ -39,10 +39,12 @@ class ParquetSource(BaseModel):
         None, description=f"column with the bytes; when not given, a struct with bytes, or one of {', '.join(_NAMES)}"
     )
     dataset: str = Field("parquet", description="name of the collection, for the manifest's `dataset` column")
-    outside: bool = Field(False, description="whether a row may name a file of any folder; yes only for your own")
+    outside: bool = Field(
+        False, description="whether a row or a link may name a file of any folder; yes only for your own"
+    )
 
     def inputs(self) -> pa.Table:
-        found = shards(self.path, (".parquet", ".pq"))
+        found = shards(self.path, (".parquet", ".pq"), outside=self.outside)
         tables, complaints = [], []
         for shard in found:
             try:

@@ -81,6 +81,20 @@ def test_a_row_of_parquet_without_bytes_names_files_of_its_own_folder(folder: Pa
     assert found == [(None, b"own"), *[("refused_address", None)] * 5]
 
 
+def test_a_shard_that_is_a_link_out_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({"image": [{"bytes": b"own", "path": None}]}), tmp_path / "elsewhere" / "blob")
+    (tmp_path / "shards" / "0.parquet").symlink_to("../elsewhere/blob")
+    (tmp_path / "shards" / "0.tar").symlink_to("../elsewhere/blob")
+    source = {"kind": "parquet", "path": str(tmp_path / "shards")}
+    for kind in ("parquet", "webdataset"):
+        with pytest.raises(UserError, match="is a link that leads out"):
+            fetched({**source, "kind": kind})
+    assert fetched({**source, "outside": True}) == [(None, b"own")]
+    assert fetched({**source, "path": str(tmp_path / "shards" / "{0,0}.parquet")})[0] == (None, b"own")
+
+
 def test_lists_of_urls_name_no_files(tmp_path: Path) -> None:
     outside = secret(tmp_path)
     (tmp_path / "urls.txt").write_text(f"{outside}\nfile://{outside}\n../{outside.name}\n")
