@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from curation.containers import frame_folder
+from curation.containers import frame_folder, is_member
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)(\.[A-Za-z0-9]+)", re.DOTALL)
 
@@ -35,8 +35,9 @@ def gathered(files: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str
             found |= {name: dict(files[name]) for name in names}
             continue
         frames = [files[name] for name in order]
+        refused = [f["location"] for f in frames if is_member(f["location"])]  # which says itself why it is not read
         found[f"{folder}/"] = {
-            "location": frame_folder([(f["location"], f["size"], f["modified"]) for f in frames]),
+            "location": (refused or [frame_folder([(f["location"], f["size"], f["modified"]) for f in frames])])[0],
             "size": _joined(sum, [f["size"] for f in frames]),
             "modified": _joined(max, [f["modified"] for f in frames]),
         }
