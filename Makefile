@@ -22,13 +22,13 @@ demo: setup   ## the whole road on real drawings, at most ten minutes on two cor
 
 test: setup   ## the unit tests, then those that start a Ray cluster
 	$(BIN)/pytest -m "not ray and not slow and not gpu"
-	$(BIN)/pytest -m "(ray or slow) and not gpu" --timeout 600
+	$(BIN)/pytest -m "(ray or slow) and not gpu and not long" --timeout 600
 
 test-unit: setup
 	$(BIN)/pytest -m "not ray and not slow and not gpu"
 
 test-all: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --timeout 900
 
 check: setup  ## format, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

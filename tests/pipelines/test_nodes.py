@@ -77,10 +77,11 @@ def test_a_node_is_lost_while_pictures_are_curated(cluster: Nodes, tmp_path: Pat
     assert (lost["id"], lost["counts"]["kept"]) == (peace["id"], 240)
 
 
+@pytest.mark.long
 def test_a_node_is_lost_while_two_train(cluster: Nodes, tmp_path: Path) -> None:
     raw = {
         "kind": "train", "name": "noise", "manifest": write_manifest(tmp_path / "manifests", many(32)).uri,
-        "workers": 2, "patch_size": 1, "conditioning": {"kind": "none"}, "images": 1_200, "batch_size": 8,
+        "workers": 2, "patch_size": 1, "conditioning": {"kind": "none"}, "images": 480, "batch_size": 8,
         "network": {"block_out_channels": [32, 32], "layers_per_block": 1, "attention_heads": 2},
         "checkpoint_every": 80, "max_failures": 5, "sample": {"steps": 2},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
