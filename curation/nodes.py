@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 CPU_NODE, GPU_NODE = "cpu_node", "gpu_node"
@@ -40,7 +41,9 @@ def where() -> tuple[str, int]:
     context = ray.get_runtime_context()
     first, _asked = not _asked, True
     try:
-        restarted = first and context.was_current_actor_reconstructed
+        with warnings.catch_warnings():  # it asks Ray in a way that Ray itself deprecates
+            warnings.simplefilter("ignore")
+            restarted = first and context.was_current_actor_reconstructed
     except Exception:  # no actor, or nobody who would know
         restarted = False
     return context.get_node_id(), int(restarted)
