@@ -46,6 +46,7 @@ from curation.standing import Spent
 from curation.units import Stage, Unit
 
 _DESKS = 4  # that ask sites at a time, at most
+_WRITTEN_HERE = 4_096  # rows up to which the driver writes the manifest: actors start for longer than that takes
 
 
 class OnProgress(Protocol):
@@ -219,19 +220,11 @@ def _publish(
         told = {"key": unit.key, "unwanted": unit.unwanted, "name": f"part-{index:05d}.parquet"}
         items.append({"index": index, "unit": json.dumps(told), "settled": rows})
         start = end
-    data = workers.ray_data()
-    dataset = data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _PartWriter,
-        batch_size=1,
-        compute=data.ActorPoolStrategy(size=min(job.workers, len(items))),
-        fn_constructor_args=[found.policy, found.stages, staging],
-        num_cpus=job.cpus_per_worker,
-    )
     written: dict[int, dict[str, Any]] = {}
     removed: Counter[tuple[str, str, str]] = Counter()
     on_progress("publish", 0, found.rows)
     try:
-        for row in dataset.iter_rows():
+        for row in _written(found, items, staging):
             written[row["index"]] = row
             counts = {(d, s, r): n for d, s, r, n in json.loads(row["counts"])}
             removed.update(counts)
@@ -249,18 +242,37 @@ def _publish(
         raise
 
 
+def _written(found: Listing, items: Sequence[dict[str, Any]], staging: str) -> Iterator[dict[str, Any]]:
+    """Writes the parts of a manifest and tells of each, in any order: here where they are few, else on the cluster."""
+    if found.rows <= _WRITTEN_HERE:
+        writer = _PartWriter(found.policy, found.stages, staging)
+        for item in items:
+            yield writer.write(**item)
+        return
+    data = workers.ray_data()
+    dataset = data.from_items(list(items), override_num_blocks=len(items)).map_batches(
+        _PartWriter,
+        batch_size=1,
+        compute=data.ActorPoolStrategy(size=min(found.job.workers, len(items))),
+        fn_constructor_args=[found.policy, found.stages, staging],
+        num_cpus=found.job.cpus_per_worker,
+    )
+    yield from dataset.iter_rows()
+
+
 class _PartWriter:
-    """A Ray actor that writes the parts of a manifest: it takes the lists of opt-outs once, not with every unit."""
+    """Writes the parts of a manifest, in the driver or as a Ray actor, which takes the lists of opt-outs once."""
 
     def __init__(self, policy: Policy, stages: dict[str, Stage], staging: str) -> None:
         self._policy, self._stages, self._staging = policy, stages, staging
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         columns = (batch[name] for name in ("index", "unit", "settled"))
-        written = [self._write(*row) for row in zip(*columns, strict=True)]
+        written = [self.write(*row) for row in zip(*columns, strict=True)]
         return {name: [part[name] for part in written] for name in written[0]}
 
-    def _write(self, index: int, unit: str, settled: bytes) -> dict[str, Any]:
+    def write(self, index: int, unit: str, settled: bytes) -> dict[str, Any]:
+        """Writes one part, and tells of it."""
         told = json.loads(unit)
         stored = stored_unit(self._stages, Unit(told["key"], pa.table({}), told["unwanted"]))
         rows = manifest_rows(self._policy, *stored, pa.ipc.open_stream(settled).read_all())
