@@ -49,9 +49,14 @@ def cause_of(error: BaseException, *kinds: type[_E]) -> _E | None:
     """The first of these kinds among an error and what lies behind it; Ray wraps what its workers raise."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, kinds):
-        wrapped = getattr(seen, "cause", None) or getattr(seen, "_base_exc", None)  # RayTaskError; Ray Train's own
-        seen = wrapped if isinstance(wrapped, BaseException) else seen.__cause__
+        seen = wrapped(seen) or seen.__cause__
     return seen
+
+
+def wrapped(error: BaseException) -> BaseException | None:
+    """What Ray has put an error of its own around; None where it has not."""
+    inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)  # RayTaskError; Ray Train's own
+    return inner if isinstance(inner, BaseException) else None
 
 
 def _rebuild(message: str, field: str | None, remedy: str | None) -> UserError:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
 
+from curation.errors import wrapped
 from curation.events import WorkerLost
 from training.notice import Notice, Terminated, on_sigterm
 
@@ -133,7 +134,7 @@ def losses(mailbox: Any) -> Any:
 def _why(error: Exception) -> str:
     """An exception in a line: what a worker raised, of what Ray made of it."""
     cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or getattr(cause, "_base_exc", None)) is not None:
+    while (inner := wrapped(cause)) is not None:
         cause = inner
     lines = [line for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
