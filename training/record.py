@@ -73,8 +73,7 @@ class Record:
             self.recorder.at_pace(STAGE, point.images, self._images, point.values["images_per_second"])
 
     def _resumed(self, resumed: Resumed) -> None:
-        if self._workers not in (None, resumed.workers):
-            assert self._workers is not None
+        if self._workers is not None and self._workers != resumed.workers:
             self.recorder.tell(Resized(resumed.images, self._workers, resumed.workers))
         self._workers, self._seen = resumed.workers, resumed.images
         self._cpu_s_before, self._cpu_s = self._cpu_s_before + self._cpu_s, 0.0
