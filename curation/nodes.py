@@ -31,6 +31,11 @@ def _kind(node: dict[str, Any]) -> str:
     return str(named) if named else GPU_NODE if node.get("Resources", {}).get("GPU") else CPU_NODE
 
 
+def kind_of(gpus_per_worker: float) -> str:
+    """The kind of node that such workers are on, where nobody says."""
+    return GPU_NODE if gpus_per_worker else CPU_NODE
+
+
 def where() -> tuple[str, int]:
     """The node that this worker is on, and 1 where it goes on with what another process of its actor had in its hands,
     else 0; outside of Ray ("", 0). To be asked once for each unit."""

@@ -11,7 +11,6 @@ from curation import events, nodes, running, storage
 from curation.events import Published, UnitHeld, UnitRetried
 from curation.listing import Listing, Todo, may_pass
 from curation.manifest import Manifest
-from curation.observability import offered
 from curation.running import Recorder
 from curation.units import fingerprint
 
@@ -79,34 +78,27 @@ def recording(found: Listing, todo: Sequence[Todo]) -> Iterator[Record]:
     """
     job, folder = found.job, folder_of(found.job.output)
     missing = Counter(name for each in todo for name in each.stages)
-    metrics = None
-    with contextlib.ExitStack() as stack:
-        if job.observability.port is not None:
-            from curation.metrics import CurationMetrics
 
-            metrics = CurationMetrics()
-            stack.enter_context(offered(job.observability, metrics.registry))
-        recorder = Recorder(
-            folder,
-            nodes=nodes.alive,
-            prices=job.observability.prices,
-            observers=() if metrics is None else (metrics,),
-            workers_kind=nodes.GPU_NODE if job.gpus_per_worker else nodes.CPU_NODE,
-        )
-        begun = running.begun(
-            folder,
-            "curate",
-            job.name,
-            of="inputs",
-            total=found.rows,
-            done=found.rows - sum(each.unit.inputs.num_rows for each in todo if "measure" in each.stages),
-            todo=dict(missing),
-            workers=job.workers + job.scorers,
-            like=like(found),
-        )
-        stack.enter_context(recorder.running(begun))
+    def metrics() -> CurationMetrics:
+        from curation.metrics import CurationMetrics
+
+        return CurationMetrics()
+
+    begun = running.begun(
+        folder,
+        "curate",
+        job.name,
+        of="inputs",
+        total=found.rows,
+        done=found.rows - sum(each.unit.inputs.num_rows for each in todo if "measure" in each.stages),
+        todo=dict(missing),
+        workers=job.workers + job.scorers,
+        like=like(found),
+    )
+    kind = nodes.kind_of(job.gpus_per_worker)
+    with running.recorded(folder, job.observability, metrics, begun, workers_kind=kind) as (recorder, observer):
         recorder.look()
-        yield Record(recorder, events.attempts_of(events.read(folder)), metrics)
+        yield Record(recorder, events.attempts_of(events.read(folder)), observer)
 
 
 def like(found: Listing) -> str:

@@ -15,12 +15,16 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from curation import events, standing, storage
+from curation import events, nodes, standing, storage
 from curation.errors import UserError
 from curation.events import Begun, Ended, Event, EventLog, NodeJoined, NodeLost
+from curation.observability import RunObservability, offered
 from curation.standing import Spent, Stage, Standing, priced
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,15 @@ class Observer(Protocol):
     def event(self, event: Event) -> None: ...
 
     def standing(self, standing: Standing) -> None: ...
+
+
+class Metrics(Observer, Protocol):
+    """An observer that counts for Prometheus."""
+
+    registry: CollectorRegistry
+
+
+M = TypeVar("M", bound=Metrics)
 
 
 class Recorder:
@@ -261,6 +274,29 @@ class Recorder:
             done = {name: stage.done - self._first[name] for name, stage in self._stages.items()}
         self._write(now=True)
         self.tell(Ended(how, why, done, self._log.left_out, dataclasses.asdict(self.spent())))
+
+
+@contextlib.contextmanager
+def recorded(
+    folder: str, observability: RunObservability, metrics: Callable[[], M], begun: Begun, **how: Any
+) -> Iterator[tuple[Recorder, M | None]]:
+    """Records an attempt for the duration of a `with` block, and offers its metrics where the job wants them.
+
+    Args:
+        metrics: makes an observer with a `registry`; it is imported only then.
+        how: more of `Recorder`.
+
+    Raises:
+        UserError: metrics cannot be offered where the job wants them.
+    """
+    with contextlib.ExitStack() as stack:
+        observer = None
+        if observability.port is not None:
+            observer = metrics()
+            stack.enter_context(offered(observability, observer.registry))
+        observers = () if observer is None else (observer,)
+        recorder = Recorder(folder, nodes=nodes.alive, prices=observability.prices, observers=observers, **how)
+        yield stack.enter_context(recorder.running(begun)), observer
 
 
 def begun(folder: str, verb: str, name: str, *, of: str, total: int, done: int, workers: int, **more: Any) -> Begun:

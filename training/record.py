@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from curation import nodes, running
 from curation.events import Event, Resized, Resumed
-from curation.observability import offered
 from curation.running import Recorder
 from training.job import TrainJob
 from training.progress import Point, Timing
@@ -91,26 +90,18 @@ def recording(job: TrainJob, folder: str, images: int) -> Iterator[Record]:
     Raises:
         UserError: metrics cannot be offered where the job wants them.
     """
-    metrics = None
-    with contextlib.ExitStack() as stack:
-        if job.observability.port is not None:
-            from training.metrics import TrainingMetrics
 
-            metrics = TrainingMetrics()
-            stack.enter_context(offered(job.observability, metrics.registry))
-        recorder = Recorder(
-            folder,
-            nodes=nodes.alive,
-            prices=job.observability.prices,
-            observers=() if metrics is None else (metrics,),
-            workers_kind=nodes.GPU_NODE if job.gpus_per_worker else nodes.CPU_NODE,
-            always_busy=True,
-        )
-        begun = running.begun(
-            folder, "train", job.name, of="images", total=images, done=0, workers=job.most_workers, like=like(job)
-        )
-        stack.enter_context(recorder.running(begun))
-        yield Record(recorder, images, metrics, apart=bool(job.workers))
+    def metrics() -> TrainingMetrics:
+        from training.metrics import TrainingMetrics
+
+        return TrainingMetrics()
+
+    begun = running.begun(
+        folder, "train", job.name, of="images", total=images, done=0, workers=job.most_workers, like=like(job)
+    )
+    how = {"workers_kind": nodes.kind_of(job.gpus_per_worker), "always_busy": True}
+    with running.recorded(folder, job.observability, metrics, begun, **how) as (recorder, observer):
+        yield Record(recorder, images, observer, apart=bool(job.workers))
 
 
 def like(job: TrainJob) -> str:
