@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from curation import events, standing, storage
 from curation.errors import UserError
-from curation.events import Begun, CheckpointWritten, Ended, Entry
+from curation.events import Begun, CheckpointWritten, Ended
 from pipelines.happenings import explained, told
 from pipelines.submit import Submitted
 
@@ -125,14 +125,18 @@ def run(subject: str | None = None, *, address: str | None = None) -> Status:
     try:
         if subject.endswith((".yaml", ".yml")):
             return _of_job(subject, found)
-        runs = runs_in(subject)
+        runs = _runs(folders_in(subject))
     except OSError as error:
         raise UserError(
             f"{subject} cannot be looked into: {error}", field="status", remedy="name a folder that you may read"
         ) from None
     if not runs:
         raise UserError(f"no run is known in {subject}", field="status", remedy="name its output, or its job file")
-    return found.model_copy(update={"runs": [run_status(folder) for folder in runs]})
+    return found.model_copy(update={"runs": runs})
+
+
+def _runs(folders: list[str]) -> list[RunStatus]:
+    return [run for folder in folders if (run := run_status(folder)) is not None]
 
 
 def _of_job(path: str, found: Status) -> Status:
@@ -141,24 +145,23 @@ def _of_job(path: str, found: Status) -> Status:
     job: Any = config.load_job(path, [])
     if job.kind == "pipeline":
         return found.model_copy(update=_of_pipeline(job))
-    folders = folders_of(job)
-    if not folders:
+    runs = _runs(folders_of(job))
+    if not runs:
         raise UserError(
             f"nothing is known of the runs of {path}", field="status", remedy="run it, or name another folder"
         )
-    return found.model_copy(update={"runs": [run_status(folder) for folder in folders]})
+    return found.model_copy(update={"runs": runs})
 
 
 def folders_of(job: Any) -> list[str]:
-    """Where the runs of a job have their logs, those that there are."""
+    """Where the runs of a job have their logs, if they have any."""
     output = getattr(job, "output", None)
     if output is None:
         return []
     if job.kind == "curate":
-        return [folder for folder in (storage.join(output, ".work"),) if _began(folder)]
+        return [storage.join(output, ".work")]
     mine = re.compile(re.escape(job.name) + "-[0-9a-f]{8}")  # another job's name may begin with this one's
-    names = [name for name in storage.list_folders(output) if mine.fullmatch(name)]
-    return [folder for folder in (storage.join(output, name) for name in names) if _began(folder)]
+    return [storage.join(output, name) for name in storage.list_folders(output) if mine.fullmatch(name)]
 
 
 def _of_pipeline(job: PipelineJob) -> dict[str, Any]:
@@ -173,13 +176,13 @@ def _of_pipeline(job: PipelineJob) -> dict[str, Any]:
         before = there
         try:
             merged = config.merged(step.raw, step.set, unless=lambda value: isinstance(value, str) and "${" in value)
-            runs += [run_status(folder) for folder in folders_of(merged)]
+            runs += _runs(folders_of(merged))
         except UserError:
             continue  # what it is about is only known when the steps before it have ended
     return {"steps": steps, "runs": runs}
 
 
-def runs_in(folder: str) -> list[str]:
+def folders_in(folder: str) -> list[str]:
     """The folders at or below one that have an event log."""
     found, level = [], [folder]
     for _ in range(_DEEPEST + 1):
@@ -191,21 +194,22 @@ def runs_in(folder: str) -> list[str]:
             else:
                 below += [storage.join(each, name) for name in names if name == ".work" or not name.startswith(".")]
         level = below
-    return [each for each in found if _began(each)]
+    return found
 
 
-def _began(folder: str) -> bool:
-    """Whether a log tells of an attempt; one without its first line tells nobody what it is of."""
-    return any(isinstance(entry.event, Begun) for entry in events.read(folder))
+def run_status(folder: str) -> RunStatus | None:
+    """How the newest attempt at a run stands, by its log; None where that tells of none, or there is none.
 
-
-def run_status(folder: str) -> RunStatus:
-    """How the newest attempt at a run stands, by its log."""
+    A log without its first line tells nobody what it is of.
+    """
     entries = events.read(folder)
-    begun, mine = _newest(entries)
-    assert isinstance(begun.event, Begun)
+    began = [(entry, entry.event) for entry in entries if isinstance(entry.event, Begun)]
+    if not began:
+        return None
+    first, begun = began[-1]
+    mine = [entry for entry in entries if entry.attempt == first.attempt]
     now, stands = time.time(), standing.read(folder)
-    if stands is not None and stands.attempt != begun.attempt:
+    if stands is not None and stands.attempt != first.attempt:
         stands = None
     ended = next((entry.event for entry in reversed(mine) if isinstance(entry.event, Ended)), None)
     written = next((entry for entry in reversed(entries) if isinstance(entry.event, CheckpointWritten)), None)
@@ -214,19 +218,19 @@ def run_status(folder: str) -> RunStatus:
         checkpoint = Checkpoint(images=written.event.images, path=written.event.path, age_seconds=now - written.at)
     return RunStatus(
         folder=folder,
-        verb=begun.event.verb,
-        name=begun.event.name,
-        state=_state(begun.event, ended, stands, now),
-        attempt=begun.event.attempt,
-        began=begun.at,
-        of=begun.event.of,
+        verb=begun.verb,
+        name=begun.name,
+        state=_state(begun, ended, stands, now),
+        attempt=begun.attempt,
+        began=first.at,
+        of=begun.of,
         stages=[]
         if stands is None
         else [
             StageStatus(name=name, done=s.done, total=s.total, per_second=s.per_second, eta_seconds=s.eta_seconds)
             for name, s in stands.stages.items()
         ],
-        workers=begun.event.workers if stands is None else stands.workers,
+        workers=begun.workers if stands is None else stands.workers,
         nodes={} if stands is None else stands.nodes,
         values={} if stands is None else stands.values,
         checkpoint=checkpoint,
@@ -235,11 +239,6 @@ def run_status(folder: str) -> RunStatus:
         last=[told(entry.event) for entry in mine[-_LAST:]],
         spent=None if ended is None else ended.spent,
     )
-
-
-def _newest(entries: list[Entry]) -> tuple[Entry, list[Entry]]:
-    begun = [entry for entry in entries if isinstance(entry.event, Begun)][-1]
-    return begun, [entry for entry in entries if entry.attempt == begun.attempt]
 
 
 def _state(begun: Begun, ended: Ended | None, stands: standing.Standing | None, now: float) -> State:
