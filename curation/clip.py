@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from curation.errors import UserError
+from curation.hub import HUB_ID, TOKENIZER_OPTIONS
 from curation.images import centre
 
 if TYPE_CHECKING:
@@ -31,10 +32,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 _HUB = "hf-hub:"
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-# What a folder's description may have open_clip load by name, and the options of tokenizers that run nothing.
+# What a folder's description may have open_clip load by name.
 _NAMED = (("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"), ("vision_cfg", "timm_model_name"))
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens"}
 # Entries of a classic open_clip CLIP that belong to its text tower; a CustomTextCLIP keeps its own under `.text`.
 _CLASSIC_TEXT = ("token_embedding.", "transformer.", "ln_final.", "positional_embedding", "text_projection")
 
@@ -349,10 +348,10 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(
             f"{folder / _CONFIG_FILE} is damaged ({type(error).__name__})", field="clip.model", remedy="Restore it."
         ) from None
-    odd = [name for name in names if name and not (isinstance(name, str) and _HUB_ID.fullmatch(name))]
-    if odd or not options <= _TOKENIZER_OPTIONS:
+    odd = [name for name in names if name and not (isinstance(name, str) and HUB_ID.fullmatch(name))]
+    if odd or not options <= TOKENIZER_OPTIONS:
         raise UserError(
-            f"{folder / _CONFIG_FILE} asks for {', '.join(map(repr, [*odd, *sorted(options - _TOKENIZER_OPTIONS)]))}",
+            f"{folder / _CONFIG_FILE} asks for {', '.join(map(repr, [*odd, *sorted(options - TOKENIZER_OPTIONS)]))}",
             field="clip.model",
             remedy="Take it out: a model's folder may name models of the hub, and neither paths nor code of its own.",
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from curation import storage
+from curation.hub import HUB_ID, TOKENIZER_OPTIONS
 
 NETWORKS = ("UNet2DConditionModel", "UNet3DConditionModel", "PixArtTransformer2DModel")
 """What a bundle's network may be: those of `training.network`."""
@@ -23,8 +23,6 @@ _CONFIG_FILE = "config.json"
 _SHARDS_FILE = "diffusion_pytorch_model.safetensors.index.json"
 _NEVER = ("quantization_config", "auto_map", "quantization_config_dict")
 _PROGRAMS = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".py", ".pyc", ".so")
-_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens"}
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def refuse_programs(folder: Path) -> None:
@@ -77,7 +75,7 @@ def refuse_text(text_cfg: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> No
     if text_cfg.get("hf_model_name"):
         raise ValueError(f"it is the Hugging Face model {text_cfg['hf_model_name']!r}, not a tower of open_clip's")
     for name in (tokenizer.get("architecture"), tokenizer.get("hf_tokenizer_name")):
-        if name is not None and (not isinstance(name, str) or not _HUB_ID.fullmatch(name) or os.path.exists(name)):
+        if name is not None and (not isinstance(name, str) or not HUB_ID.fullmatch(name) or os.path.exists(name)):
             raise ValueError(f"its tokenizer {name!r} is neither an architecture nor a model of the hub")
-    if more := set(tokenizer.get("tokenizer_kwargs") or ()) - _TOKENIZER_OPTIONS:
+    if more := set(tokenizer.get("tokenizer_kwargs") or ()) - TOKENIZER_OPTIONS:
         raise ValueError(f"its tokenizer has the options {', '.join(sorted(more))}")

@@ -158,9 +158,9 @@ def test_a_clip_s_folder_brings_no_code(clip: Path, tower: str, change: dict[str
 
 
 def test_both_who_read_descriptions_refuse_the_same() -> None:
-    """Training's may not import the CLIP of curation, which is why each has its own."""
-    assert foreign._TOKENIZER_OPTIONS == clips._TOKENIZER_OPTIONS
-    assert foreign._HUB_ID == clips._HUB_ID
+    """Training may not import the CLIP of curation; both read `curation.hub`."""
+    assert foreign.TOKENIZER_OPTIONS is clips.TOKENIZER_OPTIONS
+    assert foreign.HUB_ID is clips.HUB_ID
 
 
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.pth"])
