@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from pipelines import index as training_pictures
 from pipelines.pictures import METADATA, OPTOUT, PICTURES, PROMPTS, prepare
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
     from curation.manifest import Manifest
@@ -239,6 +240,26 @@ def _ask(url: str) -> tuple[list[dict[str, Any]], dict[str, list[Image.Image]]]:
             answers.append({"prompt": prompt, **said})
         report("generate", len(PROMPTS), len(PROMPTS))
     return answers, drawn
+
+
+def draw(bundle: str, prompts: Sequence[str], seed: int) -> np.ndarray:
+    """A picture, or a film, of each prompt, drawn without a server: uint8 (N, …, H, W, 3)."""
+    from pipelines.progress import progress
+    from training.bundle import load_bundle
+    from training.sampling import sample
+
+    model = load_bundle(bundle)
+    with progress("steps") as report:
+        seeds = [seed] * len(prompts)
+        return sample(model, prompts, seeds, model.info.sampling, on_step=lambda done, of: report("draw", done, of))
+
+
+def nearest(drawn: np.ndarray, known: np.ndarray) -> list[int]:
+    """The row of `known`, uint8 (M, …), nearest by pixels to each of `drawn`, uint8 (N, …)."""
+    import numpy as np
+
+    flat = known.reshape(len(known), -1).astype(np.float32)
+    return [int(((flat - each.reshape(-1).astype(np.float32)) ** 2).mean(axis=1).argmin()) for each in drawn]
 
 
 def _judge(

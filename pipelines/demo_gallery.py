@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from pipelines import curate, register, train
-from pipelines.demo import Clock, by_job, job_of, needs_extra
-from pipelines.pictures import METADATA, PICTURES, draw, write_table
+from pipelines.demo import Clock, by_job, draw, job_of, nearest, needs_extra
+from pipelines.pictures import METADATA, PICTURES, render, write_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,16 +98,18 @@ def run(out: str, sets: list[str]) -> GalleryResult:
         paths = {"bundle": trained.bundle, "run_id": trained.run_id}
         version = register.run(job_of("gallery", "register", overrides, paths))
     with clock.step("draw", "drawing every caption and what it never saw, and looking for the drawing nearest to each"):
+        from training.bundle import read_info
         from training.data import load
 
         known = load(Manifest.open(curated.manifest))
         originals = known.pictures.movedim(1, -1).numpy()
         captions = sorted(set(known.captions))
-        parameters, drawn = _draw(trained.bundle, [*captions, *NEW])
-        nearest = [_nearest(picture, originals) for picture in drawn.values()]
-        right = sum(known.captions[row] == caption for row, caption in zip(nearest, captions, strict=False))
+        prompts, parameters = [*captions, *NEW], read_info(trained.bundle).parameters
+        pictures = draw(trained.bundle, prompts, _SEED)
+        drawn, rows = dict(zip(prompts, pictures, strict=True)), nearest(pictures, originals)
+        right = sum(known.captions[row] == caption for row, caption in zip(rows, captions, strict=False))
         gallery = folder / "gallery.png"
-        beside = {new: originals[row] for new, row in zip(NEW, nearest[len(captions) :], strict=True)}
+        beside = {new: originals[row] for new, row in zip(NEW, rows[len(captions) :], strict=True)}
         _show(gallery, drawn, beside, _caption(len(captions), parameters, trained.images_seen, hours))
     result = GalleryResult(
         inputs=inputs,
@@ -155,7 +156,7 @@ def prepare(folder: Path, *, drawings: str = DRAWINGS, size: int = 256) -> int:
     """Renders drawings into `folder/pictures`, with `pictures.csv` beside it, and says how many."""
     pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
-    write_table(folder / METADATA, [draw(pictures, symbol, (), size) for symbol in drawings])
+    write_table(folder / METADATA, [render(pictures, symbol, (), size) for symbol in drawings])
     return len(drawings)
 
 
@@ -181,26 +182,6 @@ def _cost(path: Path, trained: TrainResult, seconds: float) -> float:
     hours = seconds / 3600 * trained.images_seen / max(trained.images_seen - trained.resumed_from, 1)
     path.write_text(json.dumps({"run_id": trained.run_id, "cpu_hours": hours}) + "\n")
     return hours
-
-
-def _draw(bundle: str, prompts: Sequence[str]) -> tuple[int, dict[str, np.ndarray]]:
-    """The network's parameters, and a picture of each prompt, uint8 (H, W, 3)."""
-    from pipelines.progress import progress
-    from training.bundle import load_bundle
-    from training.sampling import sample
-
-    model = load_bundle(bundle)
-    with progress("steps") as report:
-        seeds = [_SEED] * len(prompts)
-        drawn = sample(model, prompts, seeds, model.info.sampling, on_step=lambda done, of: report("draw", done, of))
-    return sum(weight.numel() for weight in model.unet.parameters()), dict(zip(prompts, drawn, strict=True))
-
-
-def _nearest(picture: np.ndarray, known: np.ndarray) -> int:
-    """The row of `known`, uint8 (M, H, W, 3), nearest by pixels to a picture, uint8 (H, W, 3)."""
-    import numpy as np
-
-    return int(((known.astype(np.float32) - picture.astype(np.float32)) ** 2).mean(axis=(1, 2, 3)).argmin())
 
 
 def _caption(drawings: int, parameters: int, images_seen: int, hours: float) -> str:

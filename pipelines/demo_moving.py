@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipelines import curate, moving, register, train
-from pipelines.demo import Clock, by_job, job_file, job_of, needs_extra
+from pipelines.demo import Clock, by_job, draw, job_file, job_of, nearest, needs_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,11 +79,12 @@ def run(out: str, sets: list[str]) -> MovingResult:
         from training.data import load
 
         known = load(Manifest.open(curated.manifest))
-        prompts, films = _draw(trained.bundle, known.captions)
-        nearest = _nearest(films, known.pictures.movedim(2, -1).numpy())
+        prompts = _asked(known.captions)
+        films = draw(trained.bundle, prompts, _SEED)
+        rows = nearest(films, known.pictures.movedim(2, -1).numpy())
         film, strip = folder / "moving.webp", folder / "moving.png"
         _show(prompts, films, film, strip)
-    right = sum(known.captions[row] == prompt for row, prompt in zip(nearest, prompts, strict=True))
+    right = sum(known.captions[row] == prompt for row, prompt in zip(rows, prompts, strict=True))
     result = MovingResult(
         inputs=inputs,
         counts=curated.counts,
@@ -138,27 +139,10 @@ def _curate_job(folder: Path, overrides: dict[str, list[str]]) -> Any:
     return job_of("moving", "curate", overrides, paths)
 
 
-def _draw(bundle: str, captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Prompts, captions of the training set, and a film of each, uint8 (N, F, H, W, 3)."""
-    from pipelines.progress import progress
-    from training.bundle import load_bundle
-    from training.sampling import sample
-
+def _asked(captions: Sequence[str]) -> list[str]:
+    """Prompts: captions of the training set, spread over it."""
     texts = sorted(set(captions))
-    prompts = texts[:: max(1, len(texts) // _ASKED)][:_ASKED]
-    model = load_bundle(bundle)
-    with progress("steps") as report:
-        seeds = [_SEED] * len(prompts)
-        films = sample(model, prompts, seeds, model.info.sampling, on_step=lambda done, of: report("draw", done, of))
-    return prompts, films
-
-
-def _nearest(films: np.ndarray, known: np.ndarray) -> list[int]:
-    """The row of `known`, uint8 (M, F, H, W, 3), nearest by pixels to each film, uint8 (N, F, H, W, 3)."""
-    import numpy as np
-
-    flat = known.reshape(len(known), -1).astype(np.float32)
-    return [int(((flat - film.reshape(-1).astype(np.float32)) ** 2).mean(axis=1).argmin()) for film in films]
+    return texts[:: max(1, len(texts) // _ASKED)][:_ASKED]
 
 
 def _show(prompts: Sequence[str], films: np.ndarray, film: Path, strip: Path) -> None:

@@ -52,15 +52,15 @@ def prepare(folder: Path, *, size: int = 256) -> int:
     pictures.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, str]] = []
     for symbol in _DRAWINGS + _HANDS:
-        rows.append(draw(pictures, symbol, (), size))
+        rows.append(render(pictures, symbol, (), size))
     for symbol in _HANDS:
-        rows += [draw(pictures, symbol, (tone,), size) for tone in _SKIN_TONES]
+        rows += [render(pictures, symbol, (tone,), size) for tone in _SKIN_TONES]
     for symbol in _OPTED_OUT_DRAWINGS:
-        rows.append(draw(pictures, symbol, (), size) | {"creator": _OPTED_OUT_CREATOR})
+        rows.append(render(pictures, symbol, (), size) | {"creator": _OPTED_OUT_CREATOR})
     for symbol in "🧊🧵":
-        rows.append(draw(pictures, symbol, (), size) | {"licence": "", "licence_url": ""})
+        rows.append(render(pictures, symbol, (), size) | {"licence": "", "licence_url": ""})
     for symbol in "🧦🧸":
-        rows.append(draw(pictures, symbol, (), size) | {"licence": "All rights reserved", "licence_url": ""})
+        rows.append(render(pictures, symbol, (), size) | {"licence": "All rights reserved", "licence_url": ""})
     _break(pictures)
     write_bytes(pictures / "copy of a red apple.png", (pictures / rows[0]["path"]).read_bytes())
     rows.append(rows[0] | {"path": "copy of a red apple.png"})
@@ -70,7 +70,7 @@ def prepare(folder: Path, *, size: int = 256) -> int:
     return sum(1 for _ in pictures.iterdir())
 
 
-def draw(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> dict[str, str]:
+def render(folder: Path, symbol: str, modifiers: tuple[str, ...], size: int) -> dict[str, str]:
     """Renders one drawing over white and returns its metadata row."""
     code = "-".join([f"{ord(symbol):X}", *modifiers])
     name = f"{code}.png"

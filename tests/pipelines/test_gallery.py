@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from curation.errors import UserError
-from pipelines import demo_gallery
+from pipelines import demo, demo_gallery
 from pipelines.cli import app
 from pipelines.pictures import METADATA, PICTURES, title
 from training.prepare import TrainResult
@@ -63,7 +63,7 @@ def test_known_and_new_stand_apart_with_the_nearest_drawing_below(tmp_path: Path
 def test_its_nearest_drawing_is_found_by_pixels() -> None:
     known = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     near = np.clip(known[3].astype(int) + 3, 0, 255).astype(np.uint8)
-    assert [demo_gallery._nearest(picture, known) for picture in (known[4], near)] == [4, 3]
+    assert demo.nearest(np.stack([known[4], near]), known) == [4, 3]
 
 
 def test_its_jobs_are_resolved_and_two_demos_refused() -> None:

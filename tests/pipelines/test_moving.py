@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import demo_moving
+from pipelines import demo, demo_moving
 from pipelines.moving import FRAMES, METADATA, MOTIONS, MOVING, plan, write
 
 
@@ -39,8 +39,8 @@ def test_every_drawing_moves_in_every_way_before_any_comes_again() -> None:
 def test_the_nearest_training_film_is_found_by_all_of_its_frames() -> None:
     known = np.random.default_rng(0).integers(0, 256, (5, 4, 8, 8, 3), np.uint8)
     reversed_, near = known[2, ::-1], np.clip(known[3].astype(int) + 3, 0, 255).astype(np.uint8)
-    assert demo_moving._nearest(np.stack([known[4], near]), known) == [4, 3]
-    assert demo_moving._nearest(reversed_[None], np.stack([known[2], reversed_])) == [1]
+    assert demo.nearest(np.stack([known[4], near]), known) == [4, 3]
+    assert demo.nearest(reversed_[None], np.stack([known[2], reversed_])) == [1]
 
 
 def test_films_are_shown_moving_and_side_by_side(tmp_path: Path) -> None:
