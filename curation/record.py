@@ -84,8 +84,9 @@ def recording(found: Listing, todo: Sequence[Todo]) -> Iterator[Record]:
 
         return CurationMetrics()
 
+    before = events.read(folder)
     begun = running.begun(
-        folder,
+        before,
         "curate",
         job.name,
         of="inputs",
@@ -98,7 +99,7 @@ def recording(found: Listing, todo: Sequence[Todo]) -> Iterator[Record]:
     kind = nodes.kind_of(job.gpus_per_worker)
     with running.recorded(folder, job.observability, metrics, begun, workers_kind=kind) as (recorder, observer):
         recorder.look()
-        yield Record(recorder, events.attempts_of(events.read(folder)), observer)
+        yield Record(recorder, events.attempts_of(before), observer)
 
 
 def like(found: Listing) -> str:

@@ -14,12 +14,12 @@ import platform
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from curation import events, nodes, standing, storage
+from curation import nodes, standing, storage
 from curation.errors import UserError
-from curation.events import Begun, Ended, Event, EventLog, NodeJoined, NodeLost
+from curation.events import Begun, Ended, Entry, Event, EventLog, NodeJoined, NodeLost
 from curation.observability import RunObservability, offered
 from curation.standing import Spent, Stage, Standing, priced
 
@@ -299,17 +299,19 @@ def recorded(
         yield stack.enter_context(recorder.running(begun)), observer
 
 
-def begun(folder: str, verb: str, name: str, *, of: str, total: int, done: int, workers: int, **more: Any) -> Begun:
-    """What is told of an attempt when it begins; reads how many there were before.
+def begun(
+    before: Sequence[Entry], verb: str, name: str, *, of: str, total: int, done: int, workers: int, **more: Any
+) -> Begun:
+    """What is told of an attempt when it begins.
 
     Args:
+        before: the log of earlier ones.
         more: further fields of `Begun`.
     """
-    before = [entry for entry in events.read(folder) if isinstance(entry.event, Begun)]
     return Begun(
         verb=verb,
         name=name,
-        attempt=len(before) + 1,
+        attempt=1 + sum(isinstance(entry.event, Begun) for entry in before),
         of=of,
         total=total,
         done=done,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from curation import nodes, running
+from curation import events, nodes, running
 from curation.events import Event, Resized, Resumed
 from curation.running import Recorder
 from training.job import TrainJob
@@ -97,7 +97,14 @@ def recording(job: TrainJob, folder: str, images: int) -> Iterator[Record]:
         return TrainingMetrics()
 
     begun = running.begun(
-        folder, "train", job.name, of="images", total=images, done=0, workers=job.most_workers, like=like(job)
+        events.read(folder),
+        "train",
+        job.name,
+        of="images",
+        total=images,
+        done=0,
+        workers=job.most_workers,
+        like=like(job),
     )
     how = {"workers_kind": nodes.kind_of(job.gpus_per_worker), "always_busy": True}
     with running.recorded(folder, job.observability, metrics, begun, **how) as (recorder, observer):

@@ -14,7 +14,7 @@ from curation.standing import Stage, priced
 
 
 def begun(folder: Path) -> Begun:
-    return running.begun(str(folder), "curate", "heap", of="inputs", total=10, done=0, workers=2)
+    return running.begun(events.read(str(folder)), "curate", "heap", of="inputs", total=10, done=0, workers=2)
 
 
 def told(folder: Path) -> list[Event]:

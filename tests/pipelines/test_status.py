@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from curation import record, running, standing
+from curation import events, record, running, standing
 from curation.errors import UserError
 from curation.events import Begun, CheckpointWritten, EventLog, NodeLost, UnitHeld, UnitRetried
 from curation.running import Recorder
@@ -31,7 +31,7 @@ from tests.curation.test_workers import listed, make
 
 def leave(folder: Path, *, verb: str = "curate", ends: bool = True) -> None:
     """What a run leaves behind, or one that is under way in this process."""
-    begun = running.begun(str(folder), verb, "heap", of="inputs", total=10, done=2, workers=3)
+    begun = running.begun(events.read(str(folder)), verb, "heap", of="inputs", total=10, done=2, workers=3)
     recorder = Recorder(str(folder))
     if ends:
         with recorder.running(begun):
@@ -81,7 +81,7 @@ def test_who_died_and_who_is_silent_is_not_running(tmp_path: Path, monkeypatch: 
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    begun = running.begun(str(tmp_path), "curate", "heap", of="inputs", total=1, done=0, workers=1)
+    begun = running.begun(events.read(str(tmp_path)), "curate", "heap", of="inputs", total=1, done=0, workers=1)
     EventLog(str(tmp_path)).write(Begun(**{**vars(begun), "pid": child}))
     assert status.run(str(tmp_path)).runs[0].state == "gone"
 
