@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines.cluster import authenticate
+from tests.browser import CHROMIUM, Browser
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 _credentials = tempfile.TemporaryDirectory(prefix="credentials-")  # certificate and keys of every server of the tests
@@ -23,3 +24,12 @@ def ray_cluster() -> Iterator[None]:
 
     with connect(cpus=4):
         yield
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here: apt-get install chromium")
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()

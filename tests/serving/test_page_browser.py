@@ -30,7 +30,7 @@ from serving.job import ServeJob
 from serving.keys import KeysConfig
 from serving.service import Preview
 from serving.standing import Vocabulary
-from tests.curation.test_report_browser import CHROMIUM, Browser, complaints
+from tests.browser import Browser, complaints
 from tests.ports import free_port
 from tests.serving.local import LocalBackend
 
@@ -122,15 +122,6 @@ def text_of(browser: Browser, selector: str) -> str:
         f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText).join('|')"
     )
     return found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here: apt-get install chromium")
-    found = Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")
