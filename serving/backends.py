@@ -24,7 +24,7 @@ import numpy as np
 
 from curation.errors import UserError
 from serving.job import BackendName, EngineConfig
-from training.bundle import BundleInfo, read_info
+from training.bundle import read_info
 from training.cached_graph import cached_graph, make_apart, random_rows
 from training.exported import FOLDER, REPORT_FILE, exported_file
 from training.onnx_denoiser import AsUnet, Denoiser, OnnxDenoiser, Rows, TorchDenoiser, with_unet
@@ -86,7 +86,7 @@ def build(config: EngineConfig, bundle: Path, model: DiffusionModel) -> Backend:
     Raises:
         UserError: a backend that this machine, this bundle or this precision has not.
     """
-    name = _choose(config.backend, model.info, model.device.type)
+    name = _choose(config.backend, model.space.frames, model.info.sizes, model.device.type)
     if config.precision not in PRECISIONS[name]:
         raise UserError(
             f"backend {name} does not compute in {config.precision}",
@@ -110,7 +110,8 @@ def build(config: EngineConfig, bundle: Path, model: DiffusionModel) -> Backend:
 
 def prepare(config: EngineConfig, bundle: Path) -> None:
     """Does ahead, in another process, what would hold up those who draw while `build` does it."""
-    name = _choose(config.backend, read_info(bundle), "cpu")
+    info = read_info(bundle)
+    name = _choose(config.backend, info.frames, info.sizes, "cpu")
     on_the_spot = config.precision != "int8" and not (bundle / FOLDER / REPORT_FILE).is_file()
     if name in ("onnx", "openvino") and on_the_spot and importlib.util.find_spec("onnx"):
         make_apart(bundle)
@@ -138,10 +139,10 @@ def shares_exactly(denoiser: Denoiser, model: DiffusionModel, max_rows: int) -> 
     return True
 
 
-def _choose(asked: str, info: BundleInfo, device: str) -> BackendName:
+def _choose(asked: str, frames: int | None, sizes: Sequence[tuple[int, int]], device: str) -> BackendName:
     if asked != "auto":
         return cast(BackendName, asked)
-    if info.frames is not None or info.sizes:
+    if frames is not None or sizes:
         return "torch"  # a graph is of one shape; that of films takes minutes to make
     known = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
     return "onnx" if known and device == "cpu" else "torch"

@@ -66,4 +66,6 @@ def test_frames_count_towards_the_limit(version: ModelVersion, moving: Diffusion
 
 
 def test_torch_is_chosen_for_films(moving: DiffusionModel) -> None:
-    assert backends._choose(EngineConfig().backend, moving.info, moving.device.type) == "torch"
+    assert (
+        backends._choose(EngineConfig().backend, moving.space.frames, moving.info.sizes, moving.device.type) == "torch"
+    )

@@ -73,7 +73,9 @@ def test_two_shapes_share_no_pass(generator: Generator) -> None:
 
 
 def test_what_runs_a_graph_of_one_shape_draws_that_one(version: ModelVersion, shaped: DiffusionModel) -> None:
-    assert backends._choose(EngineConfig().backend, shaped.info, shaped.device.type) == "torch"
+    assert (
+        backends._choose(EngineConfig().backend, shaped.space.frames, shaped.info.sizes, shaped.device.type) == "torch"
+    )
     graph = Backend(TorchDenoiser(shaped), "onnx-fp32", False, True, 1)
     one = Generator(version, shaped, None, Limits(), backend=graph)
     assert one.card.entry().sizes == ("16x16",)
